@@ -1,0 +1,1 @@
+"""The ledger: the one part that writes the books."""

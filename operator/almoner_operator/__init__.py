@@ -1,0 +1,1 @@
+"""The operator: watches the custom resources, decides admission, runs pods, writes status."""

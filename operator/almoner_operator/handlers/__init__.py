@@ -1,0 +1,1 @@
+"""kopf handlers, one file a kind: bodies validate, delegate, return."""

@@ -1,0 +1,1 @@
+"""PURE: which executions may start now, and why the others wait."""

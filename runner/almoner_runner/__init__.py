@@ -1,0 +1,1 @@
+"""What runs in a runner pod: the meter and the agent loop."""

@@ -1,0 +1,1 @@
+"""The proxy that holds the provider keys and meters every call."""

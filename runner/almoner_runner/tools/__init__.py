@@ -1,0 +1,1 @@
+"""Tools of the agent loop, one file a tool."""
