@@ -1,0 +1,1 @@
+"""The API types of almoner.dev/v1alpha1, one file a kind."""

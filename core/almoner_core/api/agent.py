@@ -1,0 +1,221 @@
+"""Agent: what may run."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from almoner_core.api.base import (
+    AnyObject,
+    APIModel,
+    Condition,
+    LocalObjectReference,
+    ModelName,
+    ObjectName,
+    ShortText,
+    Timestamp,
+)
+from almoner_core.api.runner import Runner
+from almoner_core.api.usage import Usage
+from almoner_core.money import Money
+
+
+class AgentType(StrEnum):
+    """What an agent is for. A type has teeth: see the reference."""
+
+    SIMULATION = "Simulation"
+    EVALUATION = "Evaluation"
+    RESEARCH = "Research"
+    REAL_DEPLOYMENT = "RealDeployment"
+
+
+class ModelAPI(StrEnum):
+    """The dialect in which a model is called."""
+
+    OPENAI = "OpenAI"
+    ANTHROPIC = "Anthropic"
+
+
+class AgentReason(StrEnum):
+    """Reasons of an Agent's Ready condition."""
+
+    READY = "Ready"
+    """Everything that the agent needs is there."""
+    PROVIDER_NOT_FOUND = "ProviderNotFound"
+    """A ModelProvider that the agent names does not exist in its namespace."""
+    PROVIDER_NOT_READY = "ProviderNotReady"
+    """A ModelProvider that the agent names is not Ready."""
+    MODEL_NOT_ALLOWED = "ModelNotAllowed"
+    """The provider does not list the model."""
+    MODEL_UNPRICED = "ModelUnpriced"
+    """The model has no price, so no budget could bound it."""
+    HANDOFF_NOT_FOUND = "HandoffNotFound"
+    """A handoff names an Agent that does not exist."""
+    SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105 - a reason, not a password
+    """A Secret that the runner's environment names does not exist, or lacks the key."""
+    SECRET_NOT_READABLE = "SecretNotReadable"  # noqa: S105 - likewise
+    """A Secret lacks the label almoner.dev/agent-readable, or is one that a provider uses."""
+    UNSAFE_DEPLOYMENT = "UnsafeDeployment"
+    """A RealDeployment without a hard budget or a safety policy, or on a provider that can be walked past."""
+    INVALID_SPEC = "InvalidSpec"
+    """The stored object does not fit the schema of this version."""
+
+
+class ModelSettings(APIModel):
+    """Settings of a model call. Decimal numbers are strings: the API has no floats."""
+
+    max_output_tokens: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="Most output tokens of one call, sent as the request's maximum."
+    )
+    temperature: str | None = Field(
+        default=None, max_length=8, pattern=r"^[0-2](\.[0-9]{1,4})?$", description="Sampling temperature, '0' to '2'."
+    )
+    top_p: str | None = Field(
+        default=None, max_length=8, pattern=r"^(0(\.[0-9]{1,4})?|1(\.0{1,4})?)$", description="Nucleus, '0' to '1'."
+    )
+    seed: int | None = Field(default=None, ge=0, le=2147483647, description="Sampling seed where the provider has one.")
+
+
+class ModelChoice(APIModel):
+    """One model of one provider."""
+
+    provider: ObjectName = Field(description="Name of a ModelProvider in the same namespace.")
+    name: ModelName = Field(description="The model's name as the provider knows it.")
+
+
+class AgentModel(ModelChoice):
+    """The model that an agent talks to."""
+
+    api: ModelAPI | None = Field(
+        default=None, description="Dialect in which our agent loop calls the model; the provider's first where absent."
+    )
+    settings: ModelSettings = Field(default=ModelSettings(), description="Settings of every call.")
+    fallbacks: list[ModelChoice] = Field(
+        default=[], max_length=8, description="Models to try in this order when the provider fails."
+    )
+
+
+class Tool(APIModel):
+    """A tool that the agent may call."""
+
+    name: str = Field(
+        min_length=1, max_length=64, pattern=r"^[a-z][a-z0-9_]*$", description="Name of a built-in tool: calculator."
+    )
+    config: AnyObject | None = Field(default=None, description="Settings of the tool; its own page lists them.")
+    calls_per_minute: int | None = Field(default=None, ge=1, le=100_000, description="Most calls a minute in one run.")
+    timeout_seconds: int = Field(default=30, ge=1, le=3600, description="Seconds after which a call has failed.")
+
+
+class Handoff(APIModel):
+    """Another agent that may take the conversation over."""
+
+    agent: ObjectName = Field(description="Name of an Agent in the same namespace.")
+    description: ShortText = Field(default="", description="When to hand over, in words for the model.")
+
+
+class GuardrailAction(StrEnum):
+    """What a tripped guardrail does."""
+
+    TRIP = "Trip"
+    RETRY = "Retry"
+    REDACT = "Redact"
+
+
+class Guardrail(APIModel):
+    """A check of input or output: exactly one of pattern, maxLength, jsonSchema, agent."""
+
+    name: str = Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", description="Its name.")
+    action: GuardrailAction = Field(default=GuardrailAction.TRIP, description="What happens when it trips.")
+    pattern: str | None = Field(default=None, max_length=1024, description="Regular expression that must not match.")
+    max_length: int | None = Field(default=None, ge=1, le=1_048_576, description="Most characters of the text.")
+    json_schema: AnyObject | None = Field(default=None, description="JSON Schema that the text must satisfy.")
+    agent: ObjectName | None = Field(default=None, description="An Agent that answers whether the text passes.")
+
+
+class Guardrails(APIModel):
+    """Checks of what comes in and of what goes out."""
+
+    input: list[Guardrail] = Field(default=[], max_length=16, description="Checks of the input.")
+    output: list[Guardrail] = Field(default=[], max_length=16, description="Checks of the output.")
+
+
+class Output(APIModel):
+    """The shape of the answer."""
+
+    json_schema: AnyObject = Field(description="JSON Schema that the answer must satisfy.")
+
+
+class Limits(APIModel):
+    """Hard limits of one execution, checked before the call that would break them."""
+
+    max_turns: int | None = Field(default=None, ge=1, le=10_000, description="Most turns of the agent loop.")
+    max_cost: Money | None = Field(default=None, description="Most US dollars, such as '0.25'.")
+    max_tokens: int | None = Field(
+        default=None, ge=1, le=1_000_000_000_000, description="Most tokens, input and output together."
+    )
+    max_tool_calls: int | None = Field(default=None, ge=0, le=1_000_000_000, description="Most calls of tools.")
+    timeout_seconds: int | None = Field(
+        default=None, ge=1, le=2_592_000, description="Most seconds of running, over all attempts."
+    )
+
+
+class Safety(APIModel):
+    """What a RealDeployment must declare."""
+
+    budget_enforced: bool = Field(default=False, description="The owner asserts that a hard budget governs this agent.")
+    allowed_domains: list[Annotated[str, Field(min_length=1, max_length=253)]] = Field(
+        default=[], max_length=128, description="Domains that Almoner's own tools may reach."
+    )
+    approval_required: list[Annotated[str, Field(min_length=1, max_length=64)]] = Field(
+        default=[], max_length=64, description="Tools whose calls wait for a person's approval."
+    )
+
+
+class AgentSpec(APIModel):
+    """Desired state of an Agent."""
+
+    type: AgentType = Field(description="What the agent is for: Simulation, Evaluation, Research or RealDeployment.")
+    description: ShortText = Field(default="", description="What the agent does, for people.")
+    model: AgentModel = Field(description="The model that the agent talks to.")
+    instructions: str = Field(default="", max_length=65536, description="System instructions of the agent loop.")
+    tools: list[Tool] = Field(
+        default=[],
+        max_length=64,
+        description="Tools that the agent may call.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    handoffs: list[Handoff] = Field(default=[], max_length=32, description="Agents that may take over.")
+    guardrails: Guardrails = Field(default=Guardrails(), description="Checks of input and output.")
+    output: Output | None = Field(default=None, description="The shape of the answer; free text where absent.")
+    limits: Limits = Field(default=Limits(), description="Hard limits of every execution of this agent.")
+    runner: Runner = Field(default=Runner(), description="How the agent's container runs.")
+    safety: Safety | None = Field(default=None, description="What a RealDeployment must declare.")
+
+
+class ExecutionCounts(APIModel):
+    """Executions of this agent by phase."""
+
+    pending: int = Field(default=0, ge=0, description="Seen, not yet accepted.")
+    queued: int = Field(default=0, ge=0, description="Waiting for quota or budget.")
+    running: int = Field(default=0, ge=0, description="Admitted or running.")
+    succeeded: int = Field(default=0, ge=0, description="Finished well.")
+    failed: int = Field(default=0, ge=0, description="Finished badly.")
+    cancelled: int = Field(default=0, ge=0, description="Cancelled.")
+
+
+class AgentStatus(APIModel):
+    """Observed state of an Agent."""
+
+    observed_generation: int | None = Field(default=None, ge=0, description="Generation that this status speaks of.")
+    conditions: list[Condition] = Field(
+        default=[],
+        max_length=16,
+        description="Observations of the agent's state: Ready, Reconciling, Stalled.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
+    executions: ExecutionCounts = Field(default=ExecutionCounts(), description="Executions by phase.")
+    usage: Usage = Field(default=Usage(), description="What all executions of this agent used, deleted ones included.")
+    last_execution: LocalObjectReference | None = Field(default=None, description="The newest execution.")
+    last_execution_time: Timestamp | None = Field(default=None, description="When it was created.")

@@ -1,0 +1,277 @@
+"""Execution: one run of an agent."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from almoner_core.api.agent import Limits
+from almoner_core.api.base import (
+    AnyJSON,
+    APIModel,
+    Condition,
+    ConfigMapKeyReference,
+    LocalObjectReference,
+    ObjectName,
+    OwnerName,
+    Timestamp,
+)
+from almoner_core.api.usage import Usage
+
+
+class ExecutionPhase(StrEnum):
+    """Where an execution stands, for people."""
+
+    PENDING = "Pending"
+    QUEUED = "Queued"
+    ADMITTED = "Admitted"
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    CANCELLED = "Cancelled"
+
+
+TERMINAL_PHASES = frozenset({ExecutionPhase.SUCCEEDED, ExecutionPhase.FAILED, ExecutionPhase.CANCELLED})
+
+
+class ExecutionCondition(StrEnum):
+    """Conditions of an Execution besides Ready, Reconciling and Stalled."""
+
+    ACCEPTED = "Accepted"
+    ADMITTED = "Admitted"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+    SUSPENDED = "Suspended"
+
+
+class WaitReason(StrEnum):
+    """Why an execution waits."""
+
+    WAITING_FOR_QUOTA = "WaitingForQuota"
+    """A ResourceQuota's executions, cpu, memory or gpu are in use."""
+    BUDGET_EXHAUSTED = "BudgetExhausted"
+    """A budget has no room for the first allotment."""
+    NO_BUDGET = "NoBudget"
+    """No enforced money limit governs the execution; limits fail closed."""
+    RATE_LIMITED = "RateLimited"
+    """A rate has no room now."""
+    WAITING_FOR_PREEMPTION = "WaitingForPreemption"
+    """Less important executions are being stopped to make room."""
+    QUEUE_FULL = "QueueFull"
+    """The quota's `pending` is reached."""
+    ON_HOLD = "OnHold"
+    """The quota's stopPolicy holds its queue."""
+    SUSPENDED = "Suspended"
+    """The execution itself is suspended."""
+    AGENT_NOT_FOUND = "AgentNotFound"
+    """The Agent does not exist (yet)."""
+    AGENT_NOT_READY = "AgentNotReady"
+    """The Agent is not Ready; its condition says why."""
+    PROVIDER_NOT_READY = "ProviderNotReady"
+    """A ModelProvider is not Ready."""
+    QUOTA_NOT_READY = "QuotaNotReady"
+    """A ResourceQuota that selects the execution is not in force yet, or asks for what this version cannot enforce."""
+    INPUT_NOT_FOUND = "InputNotFound"
+    """The ConfigMap or key that holds the input does not exist (yet)."""
+    BACKOFF = "Backoff"
+    """A failed attempt is retried after a while."""
+    LEDGER_UNAVAILABLE = "LedgerUnavailable"
+    """The ledger does not answer, so nothing may be spent."""
+    QUEUED = "Queued"
+    """It was not looked at yet."""
+
+
+class FailureReason(StrEnum):
+    """Why an attempt or an execution failed. The user can name those that are worth a retry in `retry.on`."""
+
+    AGENT_FAILED = "AgentFailed"
+    """The agent container exited with a code other than 0."""
+    RUNNER_FAILED = "RunnerFailed"
+    """The meter or the pod could not start or went wrong."""
+    START_TIMEOUT = "StartTimeout"
+    """The pod did not start within the start deadline."""
+    EVICTED = "Evicted"
+    """The node evicted the pod."""
+    NODE_LOST = "NodeLost"
+    """The pod vanished, or its node stopped answering."""
+    PROVIDER_FAILED = "ProviderFailed"
+    """The model provider failed, over all tries and fallbacks."""
+    BUDGET_EXHAUSTED = "BudgetExhausted"
+    """A call did not fit the budget."""
+    LIMIT_EXCEEDED = "LimitExceeded"
+    """A limit of the execution itself (tokens, tool calls, turns) was reached."""
+    TIMEOUT = "Timeout"
+    """timeoutSeconds ran out."""
+    GUARDRAIL_TRIPPED = "GuardrailTripped"
+    """A guardrail refused the input or the output."""
+    INVALID_INPUT = "InvalidInput"
+    """The input cannot be used."""
+    INVALID_OUTPUT = "InvalidOutput"
+    """The output is not of the declared shape."""
+    PREEMPTED = "Preempted"
+    """It made room for something more important; not a failure, it queues again."""
+    REJECTED = "Rejected"
+    """A quota rejects what does not fit."""
+    INVALID_SPEC = "InvalidSpec"
+    """The stored object does not fit the schema of this version."""
+
+
+class ExecutionReason(StrEnum):
+    """Reasons of an Execution's conditions besides those of waiting and failing."""
+
+    ACCEPTED = "Accepted"
+    """The spec is valid and the agent is pinned or awaited."""
+    QUEUED = "Queued"
+    """It waits; the Admitted condition says for what."""
+    ADMITTED = "Admitted"
+    """Quota and allotment are held for it."""
+    RUNNING = "Running"
+    """The agent container runs."""
+    SUCCEEDED = "Succeeded"
+    """The agent finished with exit code 0."""
+    CANCELLED = "Cancelled"
+    """A person cancelled it."""
+    SUSPENDED = "Suspended"
+    """A person suspended it."""
+    RESUMED = "Resumed"
+    """It is not suspended any more."""
+    FAILED = "Failed"
+    """It failed; the Failed condition says why."""
+    NOT_ADMITTED = "NotAdmitted"
+    """It ended before it was admitted."""
+    NOT_FINISHED = "NotFinished"
+    """It has not ended yet."""
+
+
+class ExecutionInput(APIModel):
+    """What the agent is given: exactly one of text, json, configMapKeyRef."""
+
+    text: str | None = Field(default=None, max_length=32768, description="Input as text.")
+    json_: AnyJSON | None = Field(default=None, alias="json", description="Input as any JSON value.")
+    config_map_key_ref: ConfigMapKeyReference | None = Field(
+        default=None, description="A key of a ConfigMap that holds the input (at most 96 KiB)."
+    )
+
+
+class Retry(APIModel):
+    """What happens after a failed attempt."""
+
+    limit: int = Field(default=0, ge=0, le=100, description="Most further attempts after the first.")
+    backoff_seconds: int = Field(default=10, ge=1, le=3600, description="Base of the exponential backoff.")
+    backoff_max_seconds: int = Field(default=300, ge=1, le=86400, description="Cap of the backoff.")
+    on: list[FailureReason] = Field(
+        default=[],
+        max_length=16,
+        description="Reasons that are retried; where empty: AgentFailed, RunnerFailed, StartTimeout, Evicted, NodeLost, "
+        "ProviderFailed.",
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+
+
+class ExecutionSpec(APIModel):
+    """Desired state of an Execution. Immutable but for suspend, cancel and priority."""
+
+    agent_ref: LocalObjectReference = Field(description="The Agent to run, in the same namespace.")
+    input: ExecutionInput = Field(default=ExecutionInput(), description="What the agent is given.")
+    owner: OwnerName | None = Field(
+        default=None, description="Whose budget pays, such as a team; the namespace where absent."
+    )
+    priority: int = Field(default=5, ge=1, le=10, description="1 (least) to 10 (most important).")
+    preemptible: bool = Field(
+        default=False, description="Whether it may be stopped to make room for a higher priority."
+    )
+    limits: Limits = Field(default=Limits(), description="Tightens the agent's limits, never widens them.")
+    retry: Retry = Field(default=Retry(), description="What happens after a failed attempt.")
+    timeout_seconds: int | None = Field(
+        default=None, ge=1, le=2_592_000, description="Most seconds of running, over all attempts."
+    )
+    ttl_seconds_after_finished: int | None = Field(
+        default=None,
+        ge=0,
+        le=31_536_000,
+        description="Seconds after its end until the object is deleted; kept where absent. Not honoured on an object "
+        "that Argo CD or Flux tracks, which would create it and run it again.",
+    )
+    suspend: bool = Field(default=False, description="Hold it back, or stop it where it runs, until set to false.")
+    cancel: bool = Field(default=False, description="End it for good. A terminal state latches.")
+
+
+class PinnedAgent(APIModel):
+    """The Agent as it was at admission; retries run what was pinned."""
+
+    name: ObjectName = Field(description="Name of the Agent.")
+    uid: str = Field(max_length=64, description="Its uid.")
+    generation: int = Field(ge=0, description="Its generation.")
+    hash: str = Field(max_length=64, description="SHA-256 of its spec, in hexadecimal.")
+
+
+class QueueStatus(APIModel):
+    """Where it stands in the queue."""
+
+    position: int | None = Field(
+        default=None, ge=1, description="Place in the queue: exact for the first 100, rounded up to hundreds beyond."
+    )
+    waiting_for: str | None = Field(default=None, max_length=1024, description="What it waits for, with the numbers.")
+    since: Timestamp | None = Field(default=None, description="When it began to wait.")
+    next_change_time: Timestamp | None = Field(
+        default=None, description="When this can next change without anyone acting, such as a budget's reset."
+    )
+
+
+class AttemptOutcome(StrEnum):
+    """How an attempt ended."""
+
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    CANCELLED = "Cancelled"
+    PREEMPTED = "Preempted"
+    SUSPENDED = "Suspended"
+
+
+class Attempt(APIModel):
+    """One try at running the execution, in one pod."""
+
+    number: int = Field(ge=1, description="Counts from 1.")
+    pod: str = Field(max_length=253, description="Name of the pod.")
+    pod_uid: str | None = Field(default=None, alias="podUID", max_length=64, description="Uid of the pod.")
+    allotment: str | None = Field(default=None, max_length=64, description="Id of its allotment in the ledger.")
+    admitted_time: Timestamp | None = Field(default=None, description="When it was admitted.")
+    start_time: Timestamp | None = Field(default=None, description="When the agent container started.")
+    finish_time: Timestamp | None = Field(default=None, description="When it ended.")
+    outcome: AttemptOutcome = Field(default=AttemptOutcome.RUNNING, description="How it ended.")
+    reason: str | None = Field(default=None, max_length=128, description="Why it ended so.")
+    message: str | None = Field(default=None, max_length=1024, description="What a person needs to know.")
+    exit_code: int | None = Field(default=None, description="Exit code of the agent container.")
+    usage: Usage | None = Field(default=None, description="What the attempt used.")
+
+
+class ExecutionStatus(APIModel):
+    """Observed state of an Execution."""
+
+    observed_generation: int | None = Field(default=None, ge=0, description="Generation that this status speaks of.")
+    phase: ExecutionPhase | None = Field(default=None, description="Where the execution stands, for people.")
+    conditions: list[Condition] = Field(
+        default=[],
+        max_length=16,
+        description="Accepted, Admitted, Complete, Failed, Suspended, and kstatus' Ready, Reconciling, Stalled.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
+    agent: PinnedAgent | None = Field(default=None, description="The Agent as pinned at admission.")
+    owner: str | None = Field(default=None, max_length=253, description="Whose budget pays.")
+    quotas: list[Annotated[str, Field(max_length=253)]] = Field(
+        default=[], max_length=64, description="ResourceQuotas that govern it."
+    )
+    queue: QueueStatus | None = Field(default=None, description="Where it stands in the queue.")
+    attempts: list[Attempt] = Field(default=[], max_length=101, description="Attempts, oldest first.")
+    usage: Usage = Field(default=Usage(), description="What it used, over all attempts.")
+    output: str | None = Field(default=None, max_length=4096, description="The answer, or its beginning.")
+    output_truncated: bool | None = Field(
+        default=None, description="Whether `output` is only the beginning; the ledger serves the whole."
+    )
+    message: str | None = Field(default=None, max_length=1024, description="One line on where it stands.")
+    admitted_time: Timestamp | None = Field(default=None, description="When the first attempt was admitted.")
+    start_time: Timestamp | None = Field(default=None, description="When the first attempt started.")
+    completion_time: Timestamp | None = Field(default=None, description="When it ended.")

@@ -1,0 +1,119 @@
+"""ModelProvider: where models come from, and what they cost."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from almoner_core.api.agent import ModelAPI
+from almoner_core.api.base import APIModel, Condition, ModelName, SecretKeyReference
+from almoner_core.money import Money
+
+
+class ProviderType(StrEnum):
+    """Kinds of providers."""
+
+    OPENAI = "OpenAI"
+    ANTHROPIC = "Anthropic"
+    OPENAI_COMPATIBLE = "OpenAICompatible"
+
+
+class ProviderReason(StrEnum):
+    """Reasons of a ModelProvider's conditions."""
+
+    READY = "Ready"
+    """The provider can be used."""
+    SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105 - a reason, not a password
+    """The Secret or its key does not exist."""
+    CREDENTIALS_MISSING = "CredentialsMissing"
+    """The provider's type needs credentials and the spec has none."""
+    NO_CREDENTIALS = "NoCredentials"
+    """The model server asks for no credential, so an agent can walk past the meter (condition Bypassable)."""
+    CREDENTIALS_HELD = "CredentialsHeld"
+    """The meter alone holds the credential (condition Bypassable is False)."""
+    INVALID_SPEC = "InvalidSpec"
+    """The stored object does not fit the schema of this version."""
+
+
+class ModelPrice(APIModel):
+    """Prices of one model in US dollars per million tokens; they override the public price data."""
+
+    model: ModelName = Field(description="The model's name as the provider knows it.")
+    input_per_million: Money = Field(description="US dollars per million input tokens.")
+    output_per_million: Money = Field(description="US dollars per million output tokens.")
+    cached_input_per_million: Money | None = Field(
+        default=None, description="US dollars per million input tokens read from the cache; input's where absent."
+    )
+    cache_write_per_million: Money | None = Field(
+        default=None, description="US dollars per million input tokens written to the cache; input's where absent."
+    )
+    per_request: Money | None = Field(default=None, description="US dollars per call, besides the tokens.")
+
+
+class ProviderModel(APIModel):
+    """One model that may be used."""
+
+    name: ModelName = Field(description="The model's name as the provider knows it.")
+    context_window: int | None = Field(
+        default=None, ge=1, le=100_000_000, description="Most tokens of input and output together."
+    )
+    max_output_tokens: int | None = Field(
+        default=None, ge=1, le=10_000_000, description="Most output tokens of a call."
+    )
+
+
+class ProviderRateLimits(APIModel):
+    """How fast the provider may be called, over all runs."""
+
+    requests_per_minute: int | None = Field(default=None, ge=1, le=10_000_000, description="Calls a minute.")
+    tokens_per_minute: int | None = Field(default=None, ge=1, le=1_000_000_000_000, description="Tokens a minute.")
+
+
+class ModelProviderSpec(APIModel):
+    """Desired state of a ModelProvider."""
+
+    type: ProviderType = Field(description="OpenAI, Anthropic, or OpenAICompatible for anything that speaks OpenAI.")
+    base_url: str | None = Field(
+        default=None,
+        alias="baseURL",
+        min_length=8,
+        max_length=2048,
+        pattern=r"^https?://[^\s?#@]+$",
+        description="What an SDK takes as its base URL (OpenAI: with /v1; Anthropic: without); the provider's public one "
+        "where absent. Needed for OpenAICompatible.",
+    )
+    apis: list[ModelAPI] = Field(
+        default=[],
+        max_length=2,
+        description="Dialects that an OpenAICompatible server speaks; [OpenAI] where empty.",
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
+    credentials: SecretKeyReference | None = Field(
+        default=None, description="The key, mounted into meters alone. Needed for OpenAI and Anthropic."
+    )
+    models: list[ProviderModel] = Field(
+        default=[],
+        max_length=256,
+        description="Models that may be used; any where empty.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    prices: list[ModelPrice] = Field(
+        default=[],
+        max_length=256,
+        description="Prices that override or supply what the public price data lacks.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["model"]},
+    )
+    rate_limits: ProviderRateLimits | None = Field(default=None, description="How fast the provider may be called.")
+
+
+class ModelProviderStatus(APIModel):
+    """Observed state of a ModelProvider."""
+
+    observed_generation: int | None = Field(default=None, ge=0, description="Generation that this status speaks of.")
+    conditions: list[Condition] = Field(
+        default=[],
+        max_length=16,
+        description="Ready, Reconciling, Stalled, and Bypassable: whether an agent could walk past the meter.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )

@@ -1,0 +1,99 @@
+"""How an agent's container runs: image, command, environment, resources. Shared by Agent and TrainingJob."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from almoner_core.api.base import (
+    APIModel,
+    ConfigMapKeyReference,
+    SecretKeyReference,
+)
+from almoner_core.quantity import QUANTITY_PATTERN
+
+Quantity = Annotated[
+    str | int,
+    Field(json_schema_extra={"x-kubernetes-int-or-string": True, "pattern": QUANTITY_PATTERN, "maxLength": 32}),
+]
+
+
+class EnvVarSource(APIModel):
+    """Where the value of an environment variable comes from: exactly one of the two."""
+
+    secret_key_ref: SecretKeyReference | None = Field(
+        default=None,
+        description='A key of a Secret that carries the label almoner.dev/agent-readable: "true".',
+    )
+    config_map_key_ref: ConfigMapKeyReference | None = Field(default=None, description="A key of a ConfigMap.")
+
+
+class EnvVar(APIModel):
+    """One environment variable of the agent container."""
+
+    name: str = Field(
+        min_length=1,
+        max_length=128,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="Name of the variable. Names that begin with ALMONER_ are the runner's own.",
+    )
+    value: str | None = Field(default=None, max_length=8192, description="The value as text.")
+    value_from: EnvVarSource | None = Field(default=None, description="Where the value comes from.")
+
+
+class ResourceAmounts(APIModel):
+    """Amounts of machine resources."""
+
+    cpu: Quantity | None = Field(default=None, description="Processor cores, such as '500m' or 2.")
+    memory: Quantity | None = Field(default=None, description="Memory, such as '512Mi'.")
+    gpu: int | None = Field(default=None, ge=0, le=1024, description="Whole GPUs.")
+
+
+class Resources(APIModel):
+    """Requests and limits of the agent container."""
+
+    requests: ResourceAmounts = Field(
+        default=ResourceAmounts(), description="What the pod reserves, and what counts against a ResourceQuota."
+    )
+    limits: ResourceAmounts = Field(default=ResourceAmounts(), description="What the container may use at most.")
+
+
+class Runner(APIModel):
+    """The container that does the work: our agent loop where `image` is absent, else any image of the user's."""
+
+    image: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=512,
+        description="Image to run instead of Almoner's own agent loop. It gets OPENAI_BASE_URL, ANTHROPIC_BASE_URL and "
+        "placeholder keys, so unmodified SDKs run metered.",
+    )
+    command: list[Annotated[str, Field(max_length=4096)]] | None = Field(
+        default=None, max_length=64, description="Command of the container; the image's own where absent."
+    )
+    args: list[Annotated[str, Field(max_length=4096)]] | None = Field(
+        default=None, max_length=64, description="Arguments of the command."
+    )
+    env: list[EnvVar] = Field(
+        default=[],
+        max_length=64,
+        description="Environment variables of the agent container.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    resources: Resources = Field(default=Resources(), description="Machine resources of the agent container.")
+    gpu_resource_name: str = Field(
+        default="nvidia.com/gpu",
+        max_length=253,
+        pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$",
+        description="Extended resource that a GPU is requested as.",
+    )
+    node_selector: dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=63)]] = Field(
+        default={}, max_length=16, description="Labels that the node must carry."
+    )
+    run_as_user: int = Field(
+        default=10001, ge=1, le=2147483647, description="Numeric user of the agent container; root is not allowed."
+    )
+    termination_grace_period_seconds: int = Field(
+        default=30, ge=1, le=3600, description="Seconds between SIGTERM and SIGKILL, for writing a last checkpoint."
+    )
