@@ -1,8 +1,8 @@
 """What operator, meter and agent agree on: labels, environment, paths, ports, and the meter's configuration.
 
 The operator writes these into pods, the meter and the agent read them. A container finds everything through the
-environment variables named here; the literal paths are only what the operator puts into them, so that a node that cannot
-give every pod its own mounts may rewrite them.
+environment variables named here; the literal paths are only what the operator puts into them, so that a node that
+cannot give every pod its own mounts may rewrite them.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class ContractModel(BaseModel):
 
 
 class PriceTier(ContractModel):
-    """Rates in nano-dollars per million tokens that apply to a call whose input reaches `input_tokens_min` tokens."""
+    """Rates in nano-dollars per million tokens, for a call whose input reaches `input_tokens_min` tokens."""
 
     input_tokens_min: int = Field(default=0, ge=0)
     input: int = Field(ge=0)

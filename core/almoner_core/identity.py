@@ -16,7 +16,7 @@ _POD_PREFIX_LENGTH_MAX: Final = 46
 
 
 def pod_name(name: str, uid: str, attempt: int) -> str:
-    """Give the runner pod's name: readable, at most 63 characters, unique for an execution's uid and attempt (from 1)."""
+    """Give the runner pod's name: readable, at most 63 characters, unique for a uid and attempt (from 1)."""
     digest = hashlib.sha256(f"{uid}/{attempt}".encode()).hexdigest()[:10]
     prefix = name[:_POD_PREFIX_LENGTH_MAX].rstrip("-.").replace(".", "-")
     return f"{prefix}-{attempt}-{digest}"

@@ -200,8 +200,9 @@ class ExecutionRef(WireModel):
 class OpenAllotment(WireModel):
     """Ask for an allotment for one attempt, on every account that governs it, all or nothing.
 
-    `limits` are the execution's own (its maxCost, maxTokens, maxToolCalls), over all its attempts: the ledger keeps them
-    as an account too. `need` must be granted; `want` may be. A higher attempt supersedes lower ones that are only offered.
+    `limits` are the execution's own (its maxCost, maxTokens, maxToolCalls), over all its attempts: the ledger keeps
+    them as an account too. `need` must be granted; `want` may be. A higher attempt supersedes lower ones that are only
+    offered.
     """
 
     operation_id: Id
@@ -261,9 +262,9 @@ class CloseAllotment(WireModel):
 class CloseBatch(WireModel):
     """Allotments to void or to close; each is decided on its own.
 
-    `allotments:close` on an active allotment: if the meter returned everything it is closed already; otherwise what the
-    attempt could still have spent is charged off as one `unaccounted` entry. The operator calls it only once the pod has
-    terminated, or lease + longest call + margin have passed.
+    `allotments:close` on an active allotment: if the meter returned everything it is closed already; otherwise what
+    the attempt could still have spent is charged off as one `unaccounted` entry. The operator calls it only once the
+    pod has terminated, or lease + longest call + margin have passed.
     """
 
     epoch: int = Field(ge=1)
@@ -313,7 +314,7 @@ class AllotmentPage(WireModel):
 
 
 class UsageTotals(WireModel):
-    """Totals of an execution, an attempt or an agent. Money in nano-dollars; `unpriced` counts records of unknown cost."""
+    """Totals of an execution, an attempt or an agent. Money in nano-dollars; `unpriced`: records of unknown cost."""
 
     cost_nanos: int = 0
     unaccounted_nanos: int = 0
