@@ -1,0 +1,61 @@
+# Almoner's entry points. `make help` lists them; every target does its own set-up.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+TESTS ?= tests
+PYTEST_FLAGS ?=
+
+.PHONY: help setup demo demo-down test test-unit verify generate lint types layers bench clean
+
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Create .venv and install Almoner with its development tools
+
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: apt-get install python3 python3-venv"; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; $(PYTHON) is $$("$(PYTHON)" --version). Set PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "==> setting up $(VENV) with $$("$(PYTHON)" --version)"
+	@test -x $(PY) || "$(PYTHON)" -m venv $(VENV) || { echo "venv is missing: apt-get install python3-venv"; exit 1; }
+	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP) ## Run the main job on a real control plane (KEEP=1 leaves it running)
+	@$(PY) -m almoner_dev demo $(if $(KEEP),--keep)
+
+demo-down: $(STAMP) ## Stop what `make demo KEEP=1` left running
+	@$(PY) -m almoner_dev demo --down
+
+test: $(STAMP) ## Run all tests (TESTS=tests/unit for some of them)
+	@$(PY) -m pytest $(TESTS) $(PYTEST_FLAGS)
+
+test-unit: $(STAMP) ## Run the unit tests: seconds, no network
+	@$(PY) -m pytest tests/unit $(PYTEST_FLAGS)
+
+generate: $(STAMP) ## Regenerate crds/ and docs/reference/ from the API types
+	@$(PY) -m almoner_dev.generate
+
+lint: $(STAMP) ## Lint and check the formatting
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+
+types: $(STAMP) ## Check the types
+	@$(VENV)/bin/mypy
+
+layers: $(STAMP) ## Check who may import whom
+	@$(VENV)/bin/lint-imports
+
+verify: generate lint types layers ## Regenerate, lint, check types and layers, and demand a clean tree
+	@git diff --exit-code -- crds docs/reference || { echo "generated files were stale: commit what 'make generate' wrote"; exit 1; }
+	@test -z "$$(git status --porcelain)" || { git status --short; echo "the tree is not clean"; exit 1; }
+
+bench: $(STAMP) ## Run a benchmark: make bench NAME=admission|ledger|meter
+	@$(PY) -m almoner_dev.bench $(or $(NAME),--help) $(if $(NAME),--json)
+
+clean: ## Remove the virtual environment and caches of this checkout
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
