@@ -14,9 +14,11 @@ binaries come from is binaries.py's business.
 from __future__ import annotations
 
 import atexit
+import base64
 import contextlib
 import ipaddress
 import json
+import os
 import secrets
 import shutil
 import ssl
@@ -436,8 +438,6 @@ class ControlPlane:
 
 def _environment_with_this_package() -> dict[str, str]:
     """The environment, such that a child Python finds this package as this process does."""
-    import os
-
     folder = str(Path(__file__).resolve().parent.parent)
     path = os.environ.get("PYTHONPATH")
     return {**os.environ, "PYTHONPATH": folder if not path else f"{folder}{os.pathsep}{path}"}
@@ -448,6 +448,4 @@ def _bracketed(address: str) -> str:
 
 
 def _base64(content: bytes) -> str:
-    import base64
-
     return base64.b64encode(content).decode()

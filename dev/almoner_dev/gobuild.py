@@ -20,8 +20,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from almoner_dev import binaries, processes
-from almoner_dev.binaries import COMPONENTS, KUBERNETES_VERSION, PROGRESS_EVERY_S, Say
+from almoner_dev import cache, processes
+from almoner_dev.cache import COMPONENTS, KUBERNETES_VERSION, PROGRESS_EVERY_S, Say
 
 GO_MINIMUM = (1, 24)
 GO_FETCHING_MINIMUM = (1, 21)
@@ -63,7 +63,7 @@ def sources() -> Path:
 
 def cache_key() -> str:
     """Returns the name of the cache folder: it changes whenever what would be built changes."""
-    digest = hashlib.sha256(f"{KUBERNETES_VERSION} {binaries.platform_name()}".encode())
+    digest = hashlib.sha256(f"{KUBERNETES_VERSION} {cache.platform_name()}".encode())
     for name in ("go.mod", "go.sum", "main.go"):
         path = sources() / name
         digest.update(path.read_bytes() if path.exists() else b"absent")
@@ -117,7 +117,7 @@ def this_machine(environ: Mapping[str, str] = os.environ) -> Machine:
     )
 
 
-def build(root: Path, *, environ: Mapping[str, str] = os.environ, tell: Say = binaries.say) -> Path:
+def build(root: Path, *, environ: Mapping[str, str] = os.environ, tell: Say = cache.say) -> Path:
     """Builds into the cache and returns the folder. About six minutes on two cores, eight GB of scratch.
 
     Raises CannotBuild when the machine lacks something, or with the end of Go's output when it fails.
@@ -129,7 +129,7 @@ def build(root: Path, *, environ: Mapping[str, str] = os.environ, tell: Say = bi
         raise CannotBuild(reasons)
     tell(f"building the control plane of Kubernetes {KUBERNETES_VERSION} with Go: 5 to 10 minutes, this once")
     with (
-        binaries.fresh_directory(root, cache_key()) as target,
+        cache.fresh_directory(root, cache_key()) as target,
         tempfile.TemporaryDirectory(prefix="almoner-go-build-") as scratch,
     ):
         _compile(Path(scratch), target / BINARY, environ, tell)
@@ -206,9 +206,8 @@ def _memory_gb() -> float | None:
     """Available memory: the machine's, or the control group's limit where that is smaller."""
     found: list[float] = []
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                found.append(int(line.split()[1]) * 1024 / 1e9)
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found += [int(line.split()[1]) * 1024 / 1e9 for line in lines if line.startswith("MemAvailable:")]
     except OSError:
         return None
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):

@@ -25,8 +25,8 @@ from pathlib import Path, PurePosixPath
 
 import yaml
 
-from almoner_dev import binaries
-from almoner_dev.binaries import KUBERNETES_VERSION, PROGRESS_EVERY_S, Say
+from almoner_dev import cache
+from almoner_dev.cache import KUBERNETES_VERSION, PROGRESS_EVERY_S, Say
 
 ENVTEST_INDEX = "https://raw.githubusercontent.com/kubernetes-sigs/controller-tools/HEAD/envtest-releases.yaml"
 KUBERNETES_RELEASES = "https://dl.k8s.io/release"
@@ -45,12 +45,12 @@ class NotAvailable(RuntimeError):  # noqa: N818 - the name says what is the matt
 def cached(root: Path) -> list[Path]:
     """Returns the folders of earlier downloads for this platform, newest version first."""
     minor = KUBERNETES_VERSION.rpartition(".")[0]
-    found = root.glob(f"{DIRECTORY_PREFIX}{minor}.*-{binaries.platform_name()}")
+    found = root.glob(f"{DIRECTORY_PREFIX}{minor}.*-{cache.platform_name()}")
     return sorted(found, key=lambda path: _patch(path.name), reverse=True)
 
 
 def download(
-    names: Sequence[str], root: Path, *, environ: Mapping[str, str] = os.environ, tell: Say = binaries.say
+    names: Sequence[str], root: Path, *, environ: Mapping[str, str] = os.environ, tell: Say = cache.say
 ) -> Path:
     """Downloads the newest patch release of our minor version into the cache; returns the folder.
 
@@ -62,9 +62,9 @@ def download(
     index = environ.get("ALMONER_ENVTEST_INDEX") or ENVTEST_INDEX
     releases = (environ.get("ALMONER_KUBERNETES_RELEASES") or KUBERNETES_RELEASES).rstrip("/")
     version, archive, digest = choose(_fetch(index, INDEX_BYTES_MAX))
-    operating_system, architecture = binaries.platform_name().split("-")
+    operating_system, architecture = cache.platform_name().split("-")
     archive = urllib.parse.urljoin(index, archive)
-    with binaries.fresh_directory(root, f"{DIRECTORY_PREFIX}{version}-{binaries.platform_name()}") as target:
+    with cache.fresh_directory(root, f"{DIRECTORY_PREFIX}{version}-{cache.platform_name()}") as target:
         packed = target / "envtest.tar.gz"
         _download(archive, packed, digest, tell)
         _unpack(packed, target)
@@ -74,11 +74,11 @@ def download(
             published = _fetch(f"{url}.sha512", 4096).decode(errors="replace").split()
             _download(url, target / name, published[0] if published else "", tell)
             (target / name).chmod(0o755)
-        lacking = binaries.missing_in(target, names)
+        lacking = cache.missing_in(target, names)
         if lacking:
             raise NotAvailable(f"release {version} lacks {', '.join(lacking)}")
     tell(f"downloaded Kubernetes {version}")
-    return root / f"{DIRECTORY_PREFIX}{version}-{binaries.platform_name()}"
+    return root / f"{DIRECTORY_PREFIX}{version}-{cache.platform_name()}"
 
 
 def choose(index: bytes) -> tuple[str, str, str]:
@@ -94,10 +94,10 @@ def choose(index: bytes) -> tuple[str, str, str]:
     minor = KUBERNETES_VERSION.rpartition(".")[0]
     fitting = [v for v in releases if re.fullmatch(rf"{re.escape(minor)}\.\d+", str(v))]
     for version in sorted(fitting, key=_patch, reverse=True):
-        entry = (releases[version] or {}).get(f"envtest-{version}-{binaries.platform_name()}.tar.gz")
+        entry = (releases[version] or {}).get(f"envtest-{version}-{cache.platform_name()}.tar.gz")
         if isinstance(entry, dict) and {"selfLink", "hash"} <= entry.keys():
             return version, str(entry["selfLink"]), str(entry["hash"])
-    raise NotAvailable(f"the index has no {minor} release for {binaries.platform_name()}")
+    raise NotAvailable(f"the index has no {minor} release for {cache.platform_name()}")
 
 
 def _patch(name: str) -> int:
