@@ -60,8 +60,8 @@ class ControlPlane:
     `directory` is its scratch folder; None makes a temporary one that `stop()` removes. A folder given
     is kept, and what it holds (keys, etcd's data) is used again. `bind_addresses` are further addresses
     of this machine, such as a bridge's, on which the API server answers under the same port number, for
-    pods in network namespaces. `detached` lets the components outlive this process. `apiserver_args`
-    are further flags of the API server.
+    pods in network namespaces. `detached` lets the components outlive this process; `on_start` is
+    told of each one at once, to record it. `apiserver_args` are further flags of the API server.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class ControlPlane:
         with_scheduler: bool = True,
         bind_addresses: Sequence[str] = (),
         detached: bool = False,
+        on_start: Callable[[Child], None] | None = None,
         fsync: bool = False,
         apiserver_args: Sequence[str] = (),
         ready_seconds: float = READY_SECONDS,
@@ -82,6 +83,7 @@ class ControlPlane:
         self.detached = detached
         self.children: dict[str, Child] = {}
         self.binaries: binaries.Binaries | None = None
+        self._on_start = on_start
         self._fsync = fsync
         self._apiserver_args = list(apiserver_args)
         self._ready_seconds = ready_seconds
@@ -164,6 +166,8 @@ class ControlPlane:
                 for address in self.bind_addresses:
                     self._relay(address)
                 self._wait(needed)
+                for address in self.bind_addresses:
+                    self._wait_for_address(address)
             except BaseException:
                 # ^C included: whatever was started is stopped before anybody hears of it.
                 if self.detached:
@@ -276,13 +280,20 @@ class ControlPlane:
             CONTROLLER_MANAGER: self._controller_manager_arguments,
             SCHEDULER: self._scheduler_arguments,
         }[name]()
-        self.children[name] = processes.start(
+        self._begin(name, [self.binaries.path(name), *arguments])
+
+    def _begin(self, name: str, argv: Sequence[str | Path], env: dict[str, str] | None = None) -> None:
+        child = processes.start(
             name,
-            [self.binaries.path(name), *arguments],
-            log_path=self.directory / "logs" / f"{name}.log",
+            argv,
+            log_path=self.directory / "logs" / f"{name.replace(' ', '-').replace(':', '-')}.log",
             cwd=self.directory,
+            env=env,
             detached=self.detached,
         )
+        self.children[name] = child
+        if self._on_start is not None:
+            self._on_start(child)
 
     def _etcd_arguments(self) -> list[str]:
         client, peer = (f"http://{LOOPBACK}:{self._ports[name]}" for name in (ETCD, "etcd-peer"))
@@ -358,14 +369,8 @@ class ControlPlane:
         ]
 
     def _relay(self, address: str) -> None:
-        name = f"{RELAY} {address}"
-        self.children[name] = processes.start(
-            name,
-            [sys.executable, "-m", "almoner_dev.relay", address, str(self.port), LOOPBACK, str(self.port)],
-            log_path=self.directory / "logs" / f"{RELAY}-{address.replace(':', '-')}.log",
-            env=_environment_with_this_package(),
-            detached=self.detached,
-        )
+        command = [sys.executable, "-m", "almoner_dev.relay", address, str(self.port), LOOPBACK, str(self.port)]
+        self._begin(f"{RELAY} {address}", command, _environment_with_this_package())
 
     # -- waiting and stopping ------------------------------------------------------------------------
 
