@@ -1,0 +1,80 @@
+"""Constants that operator, meter and agent agree on: labels, environment variables, paths, ports, bounds.
+
+Standard library alone, so that the meter, which must start fast and stay small, can have them without pydantic;
+everyone else finds them in `almoner_core.contract`, which hands all of them on. The operator writes these into pods,
+the meter and the agent read them. A container finds everything through the environment variables named here; the
+literal paths are only what the operator puts into them, so that a node that cannot give every pod its own mounts may
+rewrite them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# --- labels and annotations -------------------------------------------------------------------------------------------
+LABEL_COMPONENT: Final = "app.kubernetes.io/component"  # value RUNNER_COMPONENT on runner pods
+LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"  # value "almoner"
+RUNNER_COMPONENT: Final = "runner"
+LABEL_EXECUTION_UID: Final = "almoner.dev/execution-uid"  # uid of the Execution or TrainingJob that the pod runs
+LABEL_KIND: Final = "almoner.dev/kind"  # Execution or TrainingJob
+LABEL_ATTEMPT: Final = "almoner.dev/attempt"
+LABEL_AGENT: Final = "almoner.dev/agent"
+ANNOTATION_NAME: Final = "almoner.dev/name"  # full name of the Execution or TrainingJob
+LABEL_AGENT_READABLE: Final = "almoner.dev/agent-readable"  # "true" on Secrets that agents may read
+
+# --- containers -------------------------------------------------------------------------------------------------------
+METER_CONTAINER: Final = "meter"
+AGENT_CONTAINER: Final = "agent"
+METER_USER: Final = 10002
+SHARED_GROUP: Final = 10000  # fsGroup: both containers may use the shared volumes
+
+# --- environment ------------------------------------------------------------------------------------------------------
+# Of both containers. host:port of the meter's loopback listener. Every other variable refers to it as
+# $(ALMONER_METER_ADDRESS), so it is the one variable that a node without network namespaces rewrites.
+ENV_METER_ADDRESS: Final = "ALMONER_METER_ADDRESS"
+# Of the meter.
+ENV_METER_CONFIG: Final = "ALMONER_METER_CONFIG"  # MeterConfig as JSON
+ENV_POD_IP: Final = "ALMONER_POD_IP"  # downward API; the health listener binds it
+ENV_HEALTH_PORT: Final = "ALMONER_HEALTH_PORT"
+ENV_SPOOL_DIR: Final = "ALMONER_SPOOL_DIR"
+ENV_LEDGER_TOKEN_FILE: Final = "ALMONER_LEDGER_TOKEN_FILE"  # noqa: S105 - a path
+ENV_PROVIDERS_DIR: Final = "ALMONER_PROVIDERS_DIR"  # <dir>/<provider>/<key file>
+# Of both: where input lies and where output goes.
+ENV_INPUT_FILE: Final = "ALMONER_INPUT_FILE"
+ENV_OUTPUT_FILE: Final = "ALMONER_OUTPUT_FILE"
+# Of the agent.
+ENV_EXECUTION: Final = "ALMONER_EXECUTION"  # namespace/name
+ENV_ATTEMPT: Final = "ALMONER_ATTEMPT"
+ENV_AGENT_SPEC: Final = "ALMONER_AGENT_SPEC"  # the pinned AgentSpec as JSON, for our agent loop alone
+ENV_METER_URL: Final = "ALMONER_METER_URL"  # http://$(ALMONER_METER_ADDRESS)
+ENV_OPENAI_BASE_URL: Final = "OPENAI_BASE_URL"
+ENV_OPENAI_API_KEY: Final = "OPENAI_API_KEY"
+ENV_ANTHROPIC_BASE_URL: Final = "ANTHROPIC_BASE_URL"
+ENV_ANTHROPIC_API_KEY: Final = "ANTHROPIC_API_KEY"
+PLACEHOLDER_KEY: Final = "almoner-metered"
+# The model that the Agent names, so that a plain SDK script need not repeat it.
+ENV_MODEL: Final = "ALMONER_MODEL"
+
+# --- paths and ports --------------------------------------------------------------------------------------------------
+METER_ADDRESS: Final = "127.0.0.1:8790"
+HEALTH_PORT: Final = 8791
+INPUT_DIR: Final = "/almoner/input"  # meter writes, agent reads
+OUTPUT_DIR: Final = "/almoner/output"  # agent writes, meter reads
+SPOOL_DIR: Final = "/almoner/spool"  # meter alone
+TOKEN_DIR: Final = "/almoner/token"  # noqa: S105 - a path; meter alone
+PROVIDERS_DIR: Final = "/almoner/providers"  # meter alone
+SCRATCH_DIR: Final = "/almoner/scratch"  # agent alone; its HOME and TMPDIR
+INPUT_FILE: Final = f"{INPUT_DIR}/input"  # text as it is, JSON as JSON
+OUTPUT_FILE: Final = f"{OUTPUT_DIR}/output"
+LEDGER_TOKEN_FILE: Final = f"{TOKEN_DIR}/token"
+LEDGER_AUDIENCE: Final = "almoner-ledger"
+
+# --- bounds -----------------------------------------------------------------------------------------------------------
+METER_CONFIG_BYTES_MAX: Final = 120_000  # an environment string is at most 128 KiB on Linux
+OUTPUT_BYTES_MAX: Final = 1_048_576
+STATUS_OUTPUT_CHARS_MAX: Final = 4096
+TERMINATION_MESSAGE_BYTES_MAX: Final = 4096
+LEASE_SECONDS: Final = 60
+PROGRESS_INTERVAL_SECONDS: Final = 1
+DEFAULT_MAX_OUTPUT_TOKENS: Final = 1024  # set by the meter where neither request nor agent bounds the output
+DEFAULT_CONTEXT_WINDOW: Final = 128_000  # where provider and price data do not say
