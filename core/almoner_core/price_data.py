@@ -1,0 +1,174 @@
+"""Where prices come from: a ModelProvider's own first, then the public price data of genai-prices, else unknown.
+
+Apart from `pricing` because genai-prices is heavy (imported inside the functions, where it is used): the operator
+resolves prices and hands the meter finished cards. Pure: the data is a table inside the package, and the date at which
+dated prices are read is an argument.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from decimal import ROUND_CEILING, Decimal
+from typing import Any, Final
+
+from almoner_core.api.model_provider import ModelPrice, ModelProviderSpec, ProviderType
+from almoner_core.contract import DEFAULT_CONTEXT_WINDOW, MeterModel, PriceCard, PriceTier
+from almoner_core.money import NANOS_PER_DOLLAR
+
+_PROVIDER_IDS: Final = {ProviderType.OPENAI: "openai", ProviderType.ANTHROPIC: "anthropic"}
+_KINDS: Final = ("input_mtok", "cache_read_mtok", "cache_write_mtok", "output_mtok")
+# Priced things that the meter refuses under a budget, by name, so that they need no place in a card: hosted tools,
+# and cache entries that live for an hour.
+_REFUSED: Final = frozenset({"web_searches_kcount", "storage_searches_kcount", "cache_write_1h_mtok"})
+_VERSION_CHARS_MAX: Final = 128
+
+
+def price_card(
+    provider: ModelProviderSpec, provider_key: str, model: str, generation: int, *, at: datetime | None = None
+) -> PriceCard | None:
+    """Give what a model costs, or None where that is not known (which is not zero).
+
+    provider_key: namespace/name of the ModelProvider; with `generation` it names the override in the card's version.
+    at: the moment at which dated prices are read; None reads the newest ones. Where a price depends on the time of day,
+    or on anything that a call does not say before it is made, the dearest of them counts.
+    """
+    for price in provider.prices:
+        if price.model == model:
+            return _override(price, f"override {provider_key} generation {generation}"[:_VERSION_CHARS_MAX])
+    info = _find(provider, model)
+    if info is None:
+        return None
+    # Imported here: see the module.
+    import genai_prices  # noqa: PLC0415
+
+    return _card(info, f"genai-prices {genai_prices.__version__}", at)
+
+
+def context_window(provider: ModelProviderSpec, model: str) -> int | None:
+    """Give the most tokens of input: the ModelProvider's word, then the public data's, else None."""
+    for entry in provider.models:
+        if entry.name == model and entry.context_window is not None:
+            return entry.context_window
+    info = _find(provider, model)
+    window: int | None = getattr(info, "context_window", None)
+    return window
+
+
+def meter_model(
+    provider: ModelProviderSpec, provider_key: str, model: str, generation: int, *, at: datetime | None = None
+) -> MeterModel:
+    """Give all that the meter is told about one model."""
+    listed = next((entry for entry in provider.models if entry.name == model), None)
+    return MeterModel(
+        name=model,
+        price=price_card(provider, provider_key, model, generation, at=at),
+        context_window=context_window(provider, model) or DEFAULT_CONTEXT_WINDOW,
+        max_output_tokens=listed.max_output_tokens if listed is not None else None,
+    )
+
+
+def _override(price: ModelPrice, version: str) -> PriceCard:
+    plain = price.input_per_million.nanos
+    cached, write = price.cached_input_per_million, price.cache_write_per_million
+    tier = PriceTier(
+        input=plain,
+        cached_input=plain if cached is None else cached.nanos,
+        cache_write=plain if write is None else write.nanos,
+        output=price.output_per_million.nanos,
+    )
+    per_request = 0 if price.per_request is None else price.per_request.nanos
+    return PriceCard(version=version, tiers=(tier,), per_request=per_request)
+
+
+def _find(provider: ModelProviderSpec, model: str) -> Any | None:
+    """Find genai-prices' entry: by the base URL where it is a known provider's, else by the type."""
+    from genai_prices.data_snapshot import get_snapshot  # noqa: PLC0415 - see the module
+
+    snapshot = get_snapshot()
+    questions: list[tuple[str | None, str | None]] = []
+    if provider.base_url is not None:
+        questions.append((None, provider.base_url))
+    if provider.type in _PROVIDER_IDS:
+        questions.append((_PROVIDER_IDS[provider.type], None))
+    for provider_id, url in questions:
+        try:
+            return snapshot.find_provider_model(model, None, provider_id, url)[1]
+        except LookupError:
+            continue
+    return None
+
+
+def _card(info: Any, version: str, at: datetime | None) -> PriceCard | None:
+    """Make a card of genai-prices' entry; None where its prices have parts that a card cannot hold."""
+    alternatives = [_rates(prices) for prices in _in_force(info.prices, at)]
+    known = [rates for rates in alternatives if rates is not None]
+    if not known or len(known) != len(alternatives):
+        return None
+    starts = sorted({0} | {start for rates in known for kind in rates.values() for start, _ in kind if start})
+    tiers = tuple(
+        PriceTier(
+            input_tokens_min=start,
+            input=max(_at(rates["input_mtok"], start) for rates in known),
+            cached_input=max(_at(rates["cache_read_mtok"], start) for rates in known),
+            cache_write=max(_at(rates["cache_write_mtok"], start) for rates in known),
+            output=max(_at(rates["output_mtok"], start) for rates in known),
+        )
+        for start in starts
+    )
+    per_request = max(rates["requests"][0][1] for rates in known)
+    return PriceCard(version=version, tiers=tiers, per_request=per_request) if len(tiers) <= 8 else None
+
+
+def _in_force(prices: Any, at: datetime | None) -> list[Any]:
+    """Give the prices that may apply: the newest by date, and every one that depends on the time of day."""
+    if not isinstance(prices, list):
+        return [prices]
+    chosen: list[Any] = []
+    for conditional in reversed(prices):
+        constraint = conditional.constraint
+        if constraint is None:
+            return [*chosen, conditional.prices]
+        if hasattr(constraint, "start_date"):
+            if at is None or constraint.active(at):
+                return [*chosen, conditional.prices]
+        else:
+            chosen.append(conditional.prices)
+    return chosen
+
+
+Steps = tuple[tuple[int, int], ...]
+
+
+def _rates(prices: Any) -> dict[str, Steps] | None:
+    """Read one set of prices as steps (first input token of the step, nano-dollars per million) by kind."""
+    given = {key: value for key, value in prices.__dict__.items() if value is not None}
+    for key in list(given):
+        if key in _REFUSED:
+            del given[key]
+    per_request = given.pop("requests_kcount", None)
+    if "input_mtok" not in given or not set(given) <= set(_KINDS) or hasattr(per_request, "tiers"):
+        return None  # audio, images, pages, hours: no bound by text tokens holds for these
+    plain = _steps(given["input_mtok"])
+    return {
+        "input_mtok": plain,
+        "cache_read_mtok": _steps(given["cache_read_mtok"]) if "cache_read_mtok" in given else plain,
+        "cache_write_mtok": _steps(given["cache_write_mtok"]) if "cache_write_mtok" in given else plain,
+        # Embedding models have no output.
+        "output_mtok": _steps(given["output_mtok"]) if "output_mtok" in given else ((0, 0),),
+        "requests": ((0, 0 if per_request is None else _nanos(per_request / 1000)),),
+    }
+
+
+def _steps(price: Any) -> Steps:
+    if isinstance(price, Decimal):
+        return ((0, _nanos(price)),)
+    # genai-prices' tier applies above its start, ours from a number of tokens on.
+    return ((0, _nanos(price.base)), *((tier.start + 1, _nanos(tier.price)) for tier in price.tiers))
+
+
+def _at(steps: Steps, tokens: int) -> int:
+    return next(rate for start, rate in reversed(steps) if start <= tokens)
+
+
+def _nanos(dollars: Decimal) -> int:
+    return int((dollars * NANOS_PER_DOLLAR).to_integral_value(rounding=ROUND_CEILING))

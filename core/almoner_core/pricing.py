@@ -1,0 +1,196 @@
+"""What a call costs, and the most that it can cost before it is made. Exact: integers all the way.
+
+Pure and light (standard library at run time), because the meter does this on its hot path. Amounts are integer
+nano-dollars, rates are nano-dollars per million tokens; the sum of a call is rounded up once, to the nano-dollar, so
+that a thousand small calls are never billed at less than their price. Where a price comes from is `price_data`'s
+business.
+
+Subsets: `cached_input` and `cache_write` are part of `input`, `reasoning` is part of `output`; none is billed twice.
+The tier of a call is chosen by its total input and applies to all of its tokens, as the providers do it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+TOKENS_PER_RATE: Final = 1_000_000
+# The smallest output maximum worth a call: what an admission needs, and where lowering an output maximum stops.
+MIN_OUTPUT_TOKENS: Final = 16
+
+# What a request costs in tokens beyond the bytes of its text, see `input_tokens_bound`.
+MESSAGE_OVERHEAD_TOKENS: Final = 16
+REQUEST_OVERHEAD_TOKENS: Final = 64
+TOOLS_OVERHEAD_TOKENS: Final = 1024
+
+
+class TierLike(Protocol):
+    """A contract.PriceTier, or the meter's own light copy of one."""
+
+    @property
+    def input_tokens_min(self) -> int:
+        """Tokens of input from which the tier applies."""
+
+    @property
+    def input(self) -> int:
+        """Nano-dollars per million tokens of plain input."""
+
+    @property
+    def cached_input(self) -> int:
+        """Nano-dollars per million tokens read from the cache."""
+
+    @property
+    def cache_write(self) -> int:
+        """Nano-dollars per million tokens written to the cache."""
+
+    @property
+    def output(self) -> int:
+        """Nano-dollars per million tokens of output."""
+
+
+class CardLike(Protocol):
+    """A contract.PriceCard, or the meter's own light copy of one."""
+
+    @property
+    def tiers(self) -> Sequence[TierLike]:
+        """Ascending by input_tokens_min, the first from 0."""
+
+    @property
+    def per_request(self) -> int:
+        """Nano-dollars per request."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCounts:
+    """Tokens of one call by kind; the subsets are as the module says."""
+
+    input: int = 0
+    cached_input: int = 0
+    cache_write: int = 0
+    output: int = 0
+    reasoning: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.input, self.cached_input, self.cache_write, self.output, self.reasoning) < 0:
+            raise ValueError(f"token counts must not be negative: {self}")
+
+    @property
+    def total(self) -> int:
+        """Input and output together: what the dimension `tokens` counts."""
+        return self.input + self.output
+
+
+def tier_for(card: CardLike, input_tokens: int) -> TierLike:
+    """Give the tier that a call with so many input tokens (cached ones included) falls into."""
+    chosen = card.tiers[0]
+    for tier in card.tiers:
+        if tier.input_tokens_min > input_tokens:
+            break
+        chosen = tier
+    return chosen
+
+
+def cost_nanos(card: CardLike, tokens: TokenCounts) -> int:
+    """Give a call's cost in nano-dollars, rounded up once.
+
+    Where a provider reports more cached and written tokens than input tokens, the subsets are believed and plain input
+    counts as zero: the call is never cheaper than its parts.
+    """
+    tier = tier_for(card, max(tokens.input, tokens.cached_input + tokens.cache_write))
+    plain = max(0, tokens.input - tokens.cached_input - tokens.cache_write)
+    scaled = (
+        plain * tier.input
+        + tokens.cached_input * tier.cached_input
+        + tokens.cache_write * tier.cache_write
+        + tokens.output * tier.output
+    )
+    return -(-scaled // TOKENS_PER_RATE) + card.per_request
+
+
+def bound_nanos(card: CardLike, input_tokens: int, output_tokens: int) -> int:
+    """Give the most that a call can cost: at most so much input of the dearest kind, so much output (all choices).
+
+    Every tier that the input may reach counts, with the dearest rate of each kind among them: a tier for larger
+    inputs need not be the dearer one.
+    """
+    input_rate = output_rate = 0
+    for tier in card.tiers:
+        if tier.input_tokens_min > input_tokens:
+            break
+        input_rate = max(input_rate, tier.input, tier.cached_input, tier.cache_write)
+        output_rate = max(output_rate, tier.output)
+    scaled = input_tokens * input_rate + output_tokens * output_rate
+    return -(-scaled // TOKENS_PER_RATE) + card.per_request
+
+
+def output_tokens_within(card: CardLike, input_tokens: int, nanos: int) -> int:
+    """Give the largest output bound whose call stays within `nanos`; -1 where even no output does not fit.
+
+    Unlimited output (a price of zero) is a billion tokens: callers take the smaller of this and their own maximum.
+    """
+    left = nanos - bound_nanos(card, input_tokens, 0)
+    if left < 0:
+        return -1
+    rate = max(tier.output for tier in card.tiers if tier.input_tokens_min <= input_tokens)
+    if rate == 0:
+        return 1_000_000_000
+    # The input's own rounding may leave up to one nano-dollar, so look one token further and step back.
+    guess = left * TOKENS_PER_RATE // rate + 1
+    while guess > 0 and bound_nanos(card, input_tokens, guess) > nanos:
+        guess -= 1
+    return guess
+
+
+def input_tokens_bound(text_bytes: int, messages: int, *, tool_bytes: int = 0, schema: bool = False) -> int:
+    """Give the most tokens that a request of inline text can have.
+
+    text_bytes: bytes of the request's JSON. A token of any tokenizer in use (byte-level BPE, SentencePiece with byte
+    fallback, Unigram) stands for at least one byte of text, and JSON never writes text in fewer bytes than it has. What
+    a model's chat template adds is bounded by constants: the markers and role of a message are 5 to 10 tokens in the
+    known templates (16 here), a system prompt that a template puts in by itself and the turn that it opens are up to
+    about 40 (64 here); tools and output schemas bring instructions of up to 700 tokens (1,024 here) and are written out
+    again, indented, in some templates, so their bytes count twice.
+    """
+    tokens = text_bytes + messages * MESSAGE_OVERHEAD_TOKENS + REQUEST_OVERHEAD_TOKENS
+    if tool_bytes or schema:
+        tokens += tool_bytes + TOOLS_OVERHEAD_TOKENS
+    return tokens
+
+
+def call_bound(card: CardLike | None, input_tokens: int, output_tokens: int) -> dict[str, int]:
+    """Give the amounts that a call can use at most, by dimension. `usd` is absent where the price is unknown."""
+    amounts = {"tokens": input_tokens + output_tokens, "requests": 1}
+    if card is not None:
+        amounts["usd"] = bound_nanos(card, input_tokens, output_tokens)
+    return amounts
+
+
+@dataclass(frozen=True, slots=True)
+class FirstCall:
+    """Amounts by dimension for an allotment's opening: without `need` no call fits; `want` is to start well."""
+
+    need: dict[str, int]
+    want: dict[str, int]
+
+
+def first_call_bound(
+    card: CardLike | None,
+    *,
+    text_bytes: int,
+    max_output_tokens: int,
+    tool_bytes: int = 0,
+    schema: bool = False,
+) -> FirstCall:
+    """Bound a run's first call before there is a request: instructions and input as one system and one user message.
+
+    text_bytes: UTF-8 bytes of instructions and input as JSON; a margin for the request around them is added here.
+    need: the input and 16 tokens of output. want: the input and `max_output_tokens`. The meter bounds the real request
+    again; where that is more, it asks for more.
+    """
+    envelope_bytes = 512
+    tokens = input_tokens_bound(text_bytes + envelope_bytes, 2, tool_bytes=tool_bytes, schema=schema)
+    return FirstCall(
+        need=call_bound(card, tokens, min(MIN_OUTPUT_TOKENS, max_output_tokens)),
+        want=call_bound(card, tokens, max_output_tokens),
+    )
