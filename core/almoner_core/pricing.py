@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 TOKENS_PER_RATE: Final = 1_000_000
+UNBOUNDED_TOKENS: Final = 1_000_000_000
 # The smallest output maximum worth a call: what an admission needs, and where lowering an output maximum stops.
 MIN_OUTPUT_TOKENS: Final = 16
 
@@ -114,32 +115,32 @@ def bound_nanos(card: CardLike, input_tokens: int, output_tokens: int) -> int:
     Every tier that the input may reach counts, with the dearest rate of each kind among them: a tier for larger
     inputs need not be the dearer one.
     """
+    input_rate, output_rate = _dearest_rates(card, input_tokens)
+    scaled = input_tokens * input_rate + output_tokens * output_rate
+    return -(-scaled // TOKENS_PER_RATE) + card.per_request
+
+
+def _dearest_rates(card: CardLike, input_tokens: int) -> tuple[int, int]:
+    """Give the dearest input and output rates among the tiers that so much input may reach."""
     input_rate = output_rate = 0
     for tier in card.tiers:
         if tier.input_tokens_min > input_tokens:
             break
         input_rate = max(input_rate, tier.input, tier.cached_input, tier.cache_write)
         output_rate = max(output_rate, tier.output)
-    scaled = input_tokens * input_rate + output_tokens * output_rate
-    return -(-scaled // TOKENS_PER_RATE) + card.per_request
+    return input_rate, output_rate
 
 
 def output_tokens_within(card: CardLike, input_tokens: int, nanos: int) -> int:
     """Give the largest output bound whose call stays within `nanos`; -1 where even no output does not fit.
 
-    Unlimited output (a price of zero) is a billion tokens: callers take the smaller of this and their own maximum.
+    Where output costs nothing it is UNBOUNDED_TOKENS: callers take the smaller of this and their own maximum.
     """
-    left = nanos - bound_nanos(card, input_tokens, 0)
+    input_rate, output_rate = _dearest_rates(card, input_tokens)
+    left = (nanos - card.per_request) * TOKENS_PER_RATE - input_tokens * input_rate
     if left < 0:
         return -1
-    rate = max(tier.output for tier in card.tiers if tier.input_tokens_min <= input_tokens)
-    if rate == 0:
-        return 1_000_000_000
-    # The input's own rounding may leave up to one nano-dollar, so look one token further and step back.
-    guess = left * TOKENS_PER_RATE // rate + 1
-    while guess > 0 and bound_nanos(card, input_tokens, guess) > nanos:
-        guess -= 1
-    return guess
+    return UNBOUNDED_TOKENS if output_rate == 0 else min(left // output_rate, UNBOUNDED_TOKENS)
 
 
 def input_tokens_bound(text_bytes: int, messages: int, *, tool_bytes: int = 0, schema: bool = False) -> int:
