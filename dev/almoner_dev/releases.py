@@ -110,7 +110,7 @@ def _fetch(url: str, bytes_max: int) -> bytes:
         with urllib.request.urlopen(url, timeout=CONNECT_SECONDS) as response:
             content: bytes = response.read(bytes_max + 1)
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise NotAvailable(f"{_host(url)} does not answer: {_reason(error)}") from error
+        raise NotAvailable(f"{_host(url)} does not give it: {_reason(error)}") from error
     if len(content) > bytes_max:
         raise NotAvailable(f"{url} is longer than {bytes_max} bytes")
     return content
@@ -157,4 +157,6 @@ def _host(url: str) -> str:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"{error.code} {error.reason} for {error.url}"
     return str(error.reason if isinstance(error, urllib.error.URLError) else error) or type(error).__name__
