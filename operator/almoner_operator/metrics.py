@@ -1,0 +1,24 @@
+"""What Prometheus may know about the operator. Labels are bounded: no name of a user's object is one."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_FAST: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+
+QUEUE_DEPTH: Final = Gauge("almoner_queue_depth", "Executions and jobs that wait.")
+RUNNING: Final = Gauge("almoner_running", "Executions and jobs that are admitted and have not ended.")
+KNOWN: Final = Gauge("almoner_known_objects", "Objects in the operator's cache.", ["kind"])
+ADMISSIONS: Final = Counter("almoner_admissions_total", "Attempts admitted.")
+ADMISSION_FAILURES: Final = Counter("almoner_admission_failures_total", "Admissions undone, by reason.", ["reason"])
+FINISHED: Final = Counter("almoner_finished_total", "Executions and jobs that ended, by phase.", ["phase"])
+DECIDE_SECONDS: Final = Histogram("almoner_decide_seconds", "Time to decide on one snapshot.", buckets=_FAST)
+ROUND_SECONDS: Final = Histogram("almoner_round_seconds", "Time of one round of the scheduling loop.", buckets=_FAST)
+PATCHES: Final = Counter("almoner_status_patches_total", "Status patches sent.", ["kind"])
+PATCHES_SKIPPED: Final = Counter("almoner_status_patches_skipped_total", "Status patches that would change nothing.")
+API_RETRIES: Final = Counter("almoner_api_retries_total", "Requests to the API server that were sent again.")
+LEDGER_ERRORS: Final = Counter("almoner_ledger_errors_total", "Answers of the ledger that were errors.", ["code"])
+EVENTS_DROPPED: Final = Counter("almoner_events_dropped_total", "Kubernetes events not sent, to spare the API server.")
+LEADER: Final = Gauge("almoner_leader", "1 where this process leads.")
