@@ -23,7 +23,6 @@ import secrets
 import shutil
 import ssl
 import sys
-import tempfile
 import threading
 import urllib.error
 import urllib.request
@@ -157,7 +156,7 @@ class ControlPlane:
             needed += [SCHEDULER] if self.with_scheduler else []
             self.binaries = binaries.find(needed)
             if self._directory is None:
-                self._directory = Path(tempfile.mkdtemp(prefix="almoner-controlplane-"))
+                self._directory = processes.scratch_directory("almoner-controlplane-")
             atexit.register(self.stop)
             try:
                 self._prepare()

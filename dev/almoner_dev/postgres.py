@@ -21,7 +21,6 @@ import secrets
 import shutil
 import signal
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -138,7 +137,7 @@ class Postgres:
                 self._binaries = find_binaries(self._environ)
                 self._user = _unprivileged()
             if self._directory is None:
-                self._directory = Path(tempfile.mkdtemp(prefix="almoner-postgres-"))
+                self._directory = processes.scratch_directory("almoner-postgres-")
             atexit.register(self.close)
             try:
                 self._initialize()

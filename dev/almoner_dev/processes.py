@@ -13,13 +13,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import json
 import os
 import queue
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +34,7 @@ PR_SET_PDEATHSIG = 1
 TAIL_BYTES_MAX = 64 * 1024
 TAIL_LINE_CHARACTERS_MAX = 2000
 POLL_S = 0.02
+OWNER_FILE = "owner.json"
 
 # Below the ephemeral range, so that an outgoing connection cannot take a port between our asking
 # for it and the child's binding it.
@@ -193,6 +197,25 @@ def tail(path: Path, lines: int = 20) -> str:
         return f"(cannot read {path}: {error.strerror})"
     last = text.splitlines()[-lines:]
     return "\n".join(line[:TAIL_LINE_CHARACTERS_MAX] for line in last) or "(empty)"
+
+
+def scratch_directory(prefix: str) -> Path:
+    """Makes a temporary folder that belongs to this process, and clears those of processes that were killed.
+
+    Who makes one removes it; only the folders of a process that could not are left for the next to clear.
+    """
+    parent = Path(tempfile.gettempdir())
+    for left in parent.glob(f"{prefix}*"):
+        try:
+            owner = ProcessId(**json.loads((left / OWNER_FILE).read_bytes()))
+        except (OSError, ValueError, TypeError):
+            continue  # Not ours, or made this very moment.
+        if not owner.alive():
+            shutil.rmtree(left, ignore_errors=True)
+    directory = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    owner = ProcessId.of(os.getpid()) or ProcessId(os.getpid(), "unknown")
+    (directory / OWNER_FILE).write_text(json.dumps({"pid": owner.pid, "started": owner.started}))
+    return directory
 
 
 _handed_out: set[int] = set()

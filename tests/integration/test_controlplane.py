@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import secrets
 import shutil
 import signal
 import ssl
@@ -175,6 +176,47 @@ def test_it_answers_on_further_addresses_with_a_certificate_for_them_and_on_no_o
     document = yaml.safe_load(bare.kubeconfig_text(address="127.0.0.3", token="another"))
     assert document["clusters"][0]["cluster"]["server"] == bare.url_at("127.0.0.3")
     assert document["users"][0]["user"] == {"token": "another"}
+
+
+ASK_FROM_POD = """
+import ssl, sys, urllib.request
+url, token, ca = sys.argv[1:]
+request = urllib.request.Request(url + "/readyz", headers={"Authorization": "Bearer " + token})
+print(urllib.request.urlopen(request, context=ssl.create_default_context(cafile=ca), timeout=10).read().decode())
+"""
+
+
+@pytest.fixture
+def pod_network() -> Iterator[tuple[str, str]]:
+    """A network namespace behind a bridge, as a pod has it; gives its name and the bridge's address."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("making a network namespace needs root and iproute2")
+    tag = secrets.token_hex(3)
+    prefix = f"10.{200 + secrets.randbelow(50)}.{secrets.randbelow(256)}"
+    setup = [
+        f"link add alm{tag} type bridge",
+        f"addr add {prefix}.1/24 dev alm{tag}",
+        f"link set alm{tag} up",
+        f"netns add alm{tag}",
+        f"link add alm{tag}h type veth peer name eth0 netns alm{tag}",
+        f"link set alm{tag}h master alm{tag} up",
+        f"-n alm{tag} addr add {prefix}.2/24 dev eth0",
+        f"-n alm{tag} link set eth0 up",
+    ]
+    try:
+        for line in setup:
+            subprocess.run(["ip", *line.split()], check=True, capture_output=True)
+        yield f"alm{tag}", f"{prefix}.1"
+    finally:
+        subprocess.run(["ip", "netns", "delete", f"alm{tag}"], check=False)
+        subprocess.run(["ip", "link", "delete", f"alm{tag}"], check=False)
+
+
+def test_a_pod_reaches_it_through_the_bridge_of_the_node(bare: ControlPlane, pod_network: tuple[str, str]) -> None:
+    network, address = pod_network
+    url = bare.listen_on(address)
+    command = ["ip", "netns", "exec", network, sys.executable, "-c", ASK_FROM_POD, url, bare.token, str(bare.ca_file)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout == "ok\n"
 
 
 def test_an_address_that_is_not_here_is_an_error(bare: ControlPlane) -> None:

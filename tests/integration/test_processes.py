@@ -112,3 +112,16 @@ def test_free_ports_differ_and_can_be_bound() -> None:
     for port in ports:
         with socket.socket() as server:
             server.bind(("127.0.0.1", port))
+
+
+def test_scratch_folders_of_the_dead_are_cleared_and_those_of_the_living_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    mine = processes.scratch_directory("almoner-test-")
+    dead = processes.scratch_directory("almoner-test-")
+    (dead / processes.OWNER_FILE).write_text('{"pid": 1, "started": "long ago"}')
+    foreign = tmp_path / "almoner-test-foreign"
+    foreign.mkdir()
+    assert processes.scratch_directory("almoner-test-").is_dir()
+    assert (mine.exists(), dead.exists(), foreign.exists()) == (True, False, True)
