@@ -39,6 +39,7 @@ ENV_HEALTH_PORT: Final = "ALMONER_HEALTH_PORT"
 ENV_SPOOL_DIR: Final = "ALMONER_SPOOL_DIR"
 ENV_LEDGER_TOKEN_FILE: Final = "ALMONER_LEDGER_TOKEN_FILE"  # noqa: S105 - a path
 ENV_PROVIDERS_DIR: Final = "ALMONER_PROVIDERS_DIR"  # <dir>/<provider>/<key file>
+ENV_TERMINATION_LOG: Final = "ALMONER_TERMINATION_LOG"  # where the last word goes; TERMINATION_LOG where absent
 # Of both: where input lies and where output goes.
 ENV_INPUT_FILE: Final = "ALMONER_INPUT_FILE"
 ENV_OUTPUT_FILE: Final = "ALMONER_OUTPUT_FILE"
@@ -67,6 +68,7 @@ SCRATCH_DIR: Final = "/almoner/scratch"  # agent alone; its HOME and TMPDIR
 INPUT_FILE: Final = f"{INPUT_DIR}/input"  # text as it is, JSON as JSON
 OUTPUT_FILE: Final = f"{OUTPUT_DIR}/output"
 LEDGER_TOKEN_FILE: Final = f"{TOKEN_DIR}/token"
+TERMINATION_LOG: Final = "/dev/termination-log"
 LEDGER_AUDIENCE: Final = "almoner-ledger"
 
 # --- bounds -----------------------------------------------------------------------------------------------------------
