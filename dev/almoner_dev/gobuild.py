@@ -28,9 +28,10 @@ GO_FETCHING_MINIMUM = (1, 21)
 """From here on Go fetches the toolchain that go.mod asks for, unless GOTOOLCHAIN=local."""
 DISK_GB_MINIMUM = 10
 MEMORY_GB_MINIMUM = 4
-PACKAGES_ROUGHLY = 1900
+PACKAGES_ROUGHLY = 2600
 BUILD_SECONDS_MAX = 3600
 BINARY = "controlplane"
+MODULE = "almoner.dev/controlplane"
 
 
 class CannotBuild(RuntimeError):  # noqa: N818 - the name says what is the matter
@@ -184,6 +185,8 @@ def _watch(child: processes.Child, tell: Say) -> None:
             lines = child.log_path.read_text(errors="replace").splitlines()
             compiled = sum(1 for line in lines if not line.startswith("go: "))
             doing = lines[-1][:100] if lines else "reading the module graph"
+            if doing == MODULE:  # The last one: all that is left is the linker's work.
+                doing = "linking"
             tell(f"{now - began:.0f} s: {compiled} of about {PACKAGES_ROUGHLY} packages compiled; now {doing}")
         time.sleep(0.2)
     if child.process.returncode != 0:
