@@ -1,7 +1,7 @@
 """Conditions of every kind: one truth table from phases to conditions, as data that docs and tests read.
 
 kstatus reads Ready, Reconciling and Stalled: queued and running work is Reconciling (InProgress), Succeeded is Ready
-(Current), Failed is Stalled (Failed), Cancelled is Ready with reason Cancelled; suspended work is not Ready, and at rest.
+(Current), Failed is Stalled (Failed), Cancelled is Ready with reason Cancelled; suspended work is at rest, not Ready.
 
 Pure: no I/O, no clock. `previous` is read only for the times of the last transitions, and for conditions of other
 controllers, which are kept.

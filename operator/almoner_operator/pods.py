@@ -6,14 +6,42 @@ on the pod's loopback and placeholders. Everything here fits Kubernetes' restric
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
+from almoner_core import contract
 from almoner_core.api.agent import AgentSpec, Limits
-from almoner_core.api.base import ConfigMapKeyReference, SecretKeyReference
-from almoner_core.api.runner import Runner
-from almoner_core.contract import MeterProvider
+from almoner_core.api.base import API_VERSION, ConfigMapKeyReference, SecretKeyReference
+from almoner_core.api.runner import EnvVar, ResourceAmounts, Runner
+from almoner_core.contract import MeterConfig, MeterProvider
+from almoner_core.identity import allotment_id, pod_name
+from almoner_core.quantity import millicores, whole
 from almoner_operator.scheduling.model import Requests
+
+Json = dict[str, Any]
+
+# A ConfigMap's input is mounted into the meter alone, which copies it to the input file.
+SOURCE_DIR: Final = "/almoner/source"
+SOURCE_FILE: Final = f"{SOURCE_DIR}/input"
+# An environment string is at most 128 KiB on Linux, name included.
+AGENT_SPEC_BYTES_MAX: Final = 120_000
+LABEL_CHARS_MAX: Final = 63
+PROVIDERS_MAX: Final = 9
+# What the runner sets and a user's env may not: everything that leads to the meter.
+RESERVED_ENV: Final = frozenset(
+    {
+        contract.ENV_OPENAI_BASE_URL,
+        contract.ENV_OPENAI_API_KEY,
+        contract.ENV_ANTHROPIC_BASE_URL,
+        contract.ENV_ANTHROPIC_API_KEY,
+    }
+)
+RESERVED_ENV_PREFIX: Final = "ALMONER_"
+_PROBE_PERIOD_SECONDS: Final = 1
+_NOT_LABEL: Final = re.compile(r"[^-A-Za-z0-9_.]")
 
 
 class PodError(ValueError):
@@ -37,16 +65,19 @@ class RunnerSettings:
     meter_memory_limit: str = "256Mi"
     meter_start_seconds: int = 60
     """Seconds in which the meter must have loaded its allotment, else it is restarted."""
+    meter_grace_seconds: int = 5
+    """Added to the agent's grace period, so that the meter can settle and return after the agent has ended."""
     token_seconds: int = 3600
     """Life of the projected token for the ledger; the kubelet renews it. At least 600."""
     spool_size: str = "64Mi"
+    input_size: str = "1Mi"
     output_size: str = "16Mi"
     scratch_size: str = "1Gi"
 
     @property
     def meter_requests(self) -> Requests:
         """What the meter's container reserves, for `requests_of`."""
-        raise NotImplementedError
+        return Requests(cpu=millicores(self.meter_cpu), memory=whole(self.meter_memory))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +95,10 @@ class PodProvider:
 class PodRequest:
     """One attempt that was admitted.
 
-    `agent` is the pinned AgentSpec, None for a TrainingJob with a runner of its own. `input` is the text (or JSON) as it
-    is to be written to the input file; `input_from` a ConfigMap key instead. `remaining_seconds` is what is left of the
-    timeout over all attempts; None without one. `extra` reaches the meter as it is.
+    `agent` is the pinned AgentSpec, None for a TrainingJob with a runner of its own. `limits` are the effective ones.
+    `input` is the text (or JSON) as it is to be written to the input file; `input_from` a ConfigMap key instead.
+    `remaining_seconds` is what is left of the timeout over all attempts; None without one. `extra` reaches the meter
+    as it is.
     """
 
     kind: str
@@ -86,6 +118,361 @@ class PodRequest:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-def build_pod(request: PodRequest, settings: RunnerSettings) -> dict[str, Any]:
+def build_pod(request: PodRequest, settings: RunnerSettings) -> Json:
     """Give the Pod object (JSON form) for an attempt. Raises PodError naming what is too large or malformed."""
-    raise NotImplementedError
+    _check(request)
+    runner = request.runner
+    spec: Json = {
+        "restartPolicy": "Never",
+        "serviceAccountName": settings.service_account,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "shareProcessNamespace": False,
+        "terminationGracePeriodSeconds": _grace(request, settings),
+        "securityContext": {
+            "runAsNonRoot": True,
+            "fsGroup": contract.SHARED_GROUP,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "initContainers": [_meter(request, settings)],
+        "containers": [_agent(request, settings)],
+        "volumes": _volumes(request, settings),
+    }
+    if settings.image_pull_secrets:
+        spec["imagePullSecrets"] = [{"name": name} for name in settings.image_pull_secrets]
+    if runner.node_selector:
+        spec["nodeSelector"] = dict(runner.node_selector)
+    if request.remaining_seconds is not None:
+        spec["activeDeadlineSeconds"] = max(1, request.remaining_seconds)
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": pod_name(request.name, request.uid, request.attempt),
+            "namespace": request.namespace,
+            "labels": _labels(request),
+            "annotations": {contract.ANNOTATION_NAME: request.name},
+            "ownerReferences": [
+                {
+                    "apiVersion": API_VERSION,
+                    "kind": request.kind,
+                    "name": request.name,
+                    "uid": request.uid,
+                    "controller": True,
+                    "blockOwnerDeletion": True,
+                }
+            ],
+        },
+        "spec": spec,
+    }
+
+
+def reserved_env(env: list[EnvVar]) -> str | None:
+    """Give the first variable that a user may not set, since it leads to the meter; None where there is none."""
+    for variable in env:
+        if variable.name in RESERVED_ENV or variable.name.startswith(RESERVED_ENV_PREFIX):
+            return variable.name
+    return None
+
+
+def label_value(name: str) -> str:
+    """Make a label's value of a name: as it is where it fits, else its beginning and a digest of the whole."""
+    clean = _NOT_LABEL.sub("-", name).strip("-_.")
+    if clean == name and len(name) <= LABEL_CHARS_MAX:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{clean[: LABEL_CHARS_MAX - 9].rstrip('-_.')}-{digest}".lstrip("-")
+
+
+def _check(request: PodRequest) -> None:
+    """Refuse what would only fail on the node, or open a way round the meter."""
+    runner = request.runner
+    if runner.run_as_user == contract.METER_USER:
+        raise PodError(f"runner.runAsUser: {contract.METER_USER} is the meter's own user: choose another")
+    name = reserved_env(runner.env)
+    if name is not None:
+        raise PodError(f"runner.env: {name} is set by the runner: remove it, or give it another name")
+    if len(request.providers) > PROVIDERS_MAX:
+        raise PodError(f"model.fallbacks: {len(request.providers)} providers, at most {PROVIDERS_MAX}: name fewer")
+    if runner.image is None and request.agent is None:
+        raise PodError("runner.image: needed, since there is no agent whose loop could run")
+    if request.input is not None and request.input_from is not None:
+        raise PodError("input: give either the input itself or a ConfigMap's key, not both")
+
+
+def _grace(request: PodRequest, settings: RunnerSettings) -> int:
+    return request.runner.termination_grace_period_seconds + settings.meter_grace_seconds
+
+
+def _labels(request: PodRequest) -> dict[str, str]:
+    labels = {
+        contract.LABEL_MANAGED_BY: "almoner",
+        contract.LABEL_COMPONENT: contract.RUNNER_COMPONENT,
+        contract.LABEL_KIND: request.kind,
+        contract.LABEL_EXECUTION_UID: request.uid,
+        contract.LABEL_ATTEMPT: str(request.attempt),
+    }
+    if request.agent_name:
+        labels[contract.LABEL_AGENT] = label_value(request.agent_name)
+    return labels
+
+
+# --- containers -------------------------------------------------------------------------------------------------------
+
+
+def _container_security(user: int, *, read_only: bool) -> Json:
+    """What the restricted profile asks of every container."""
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": user,
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": read_only,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def _meter(request: PodRequest, settings: RunnerSettings) -> Json:
+    """The sidecar: alone with keys, token and spool."""
+    mounts: list[Json] = [
+        {"name": "input", "mountPath": contract.INPUT_DIR},
+        {"name": "output", "mountPath": contract.OUTPUT_DIR},
+        {"name": "spool", "mountPath": contract.SPOOL_DIR},
+        {"name": "token", "mountPath": contract.TOKEN_DIR, "readOnly": True},
+    ]
+    if request.input_from is not None:
+        mounts.append({"name": "source", "mountPath": SOURCE_DIR, "readOnly": True})
+    mounts.extend(
+        {"name": volume, "mountPath": f"{contract.PROVIDERS_DIR}/{provider.meter.name}", "readOnly": True}
+        for volume, provider in _credentials(request)
+    )
+    probe = {"httpGet": {"path": "/healthz", "port": contract.HEALTH_PORT}}
+    return {
+        "name": contract.METER_CONTAINER,
+        "image": settings.image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "command": list(settings.meter_command),
+        "restartPolicy": "Always",
+        "env": [
+            {"name": contract.ENV_POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+            *_plain_env(
+                {
+                    contract.ENV_METER_ADDRESS: contract.METER_ADDRESS,
+                    contract.ENV_HEALTH_PORT: str(contract.HEALTH_PORT),
+                    contract.ENV_SPOOL_DIR: contract.SPOOL_DIR,
+                    contract.ENV_LEDGER_TOKEN_FILE: contract.LEDGER_TOKEN_FILE,
+                    contract.ENV_PROVIDERS_DIR: contract.PROVIDERS_DIR,
+                    contract.ENV_INPUT_FILE: contract.INPUT_FILE,
+                    contract.ENV_OUTPUT_FILE: contract.OUTPUT_FILE,
+                    contract.ENV_METER_CONFIG: _meter_config(request, settings),
+                }
+            ),
+        ],
+        "volumeMounts": mounts,
+        "resources": {
+            "requests": {"cpu": settings.meter_cpu, "memory": settings.meter_memory},
+            "limits": {"memory": settings.meter_memory_limit},
+        },
+        "startupProbe": {
+            **probe,
+            "periodSeconds": _PROBE_PERIOD_SECONDS,
+            "timeoutSeconds": 2,
+            "failureThreshold": max(1, settings.meter_start_seconds // _PROBE_PERIOD_SECONDS),
+        },
+        "lifecycle": {"preStop": {"httpGet": {"path": "/prestop", "port": contract.HEALTH_PORT}}},
+        "terminationMessagePolicy": "File",
+        "securityContext": _container_security(contract.METER_USER, read_only=True),
+    }
+
+
+def _agent(request: PodRequest, settings: RunnerSettings) -> Json:
+    """The container that does the work: no key, no token, no spool."""
+    runner = request.runner
+    ours = runner.image is None
+    container: Json = {
+        "name": contract.AGENT_CONTAINER,
+        "image": settings.image if runner.image is None else runner.image,
+        "env": _agent_env(request, ours=ours),
+        "volumeMounts": [
+            {"name": "input", "mountPath": contract.INPUT_DIR, "readOnly": True},
+            {"name": "output", "mountPath": contract.OUTPUT_DIR},
+            {"name": "scratch", "mountPath": contract.SCRATCH_DIR},
+        ],
+        "workingDir": contract.SCRATCH_DIR,
+        "resources": _resources(runner),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": _container_security(runner.run_as_user, read_only=ours),
+    }
+    if ours:
+        container["imagePullPolicy"] = settings.image_pull_policy
+        container["command"] = list(runner.command or settings.agent_command)
+    else:
+        del container["workingDir"]  # the image's own: its code may count on it
+        if runner.command is not None:
+            container["command"] = list(runner.command)
+    if runner.args is not None:
+        container["args"] = list(runner.args)
+    return container
+
+
+def _agent_env(request: PodRequest, *, ours: bool) -> list[Json]:
+    """Addresses of the meter and placeholder keys, then the user's own variables."""
+    address = f"http://$({contract.ENV_METER_ADDRESS})"
+    before: dict[str, str] = {"HOME": contract.SCRATCH_DIR, "TMPDIR": contract.SCRATCH_DIR}
+    plain = {
+        contract.ENV_METER_ADDRESS: contract.METER_ADDRESS,
+        contract.ENV_EXECUTION: f"{request.namespace}/{request.name}",
+        contract.ENV_ATTEMPT: str(request.attempt),
+        contract.ENV_INPUT_FILE: contract.INPUT_FILE,
+        contract.ENV_OUTPUT_FILE: contract.OUTPUT_FILE,
+        contract.ENV_OPENAI_API_KEY: contract.PLACEHOLDER_KEY,
+        contract.ENV_ANTHROPIC_API_KEY: contract.PLACEHOLDER_KEY,
+    }
+    if request.agent is not None:
+        plain[contract.ENV_MODEL] = request.agent.model.name
+        if ours:
+            plain[contract.ENV_AGENT_SPEC] = _agent_spec(request.agent, request.limits)
+    own = [_user_env(variable) for variable in request.runner.env]
+    named = {variable["name"] for variable in own}
+    return [
+        *_plain_env({name: value for name, value in before.items() if name not in named}),
+        *_plain_env(plain),
+        {"name": contract.ENV_METER_URL, "value": address},
+        {"name": contract.ENV_OPENAI_BASE_URL, "value": f"{address}/openai/v1"},
+        {"name": contract.ENV_ANTHROPIC_BASE_URL, "value": f"{address}/anthropic"},
+        *own,
+    ]
+
+
+def _plain_env(values: dict[str, str]) -> list[Json]:
+    """Values that Kubernetes must hand over as they are: `$` is doubled, or it would expand `$(NAME)` in them."""
+    return [{"name": name, "value": value.replace("$", "$$")} for name, value in values.items()]
+
+
+def _user_env(variable: EnvVar) -> Json:
+    """A user's own variable, with Kubernetes' own rules (`$(NAME)` included)."""
+    source = variable.value_from
+    if source is None:
+        return {"name": variable.name, "value": variable.value or ""}
+    for key, reference in (("secretKeyRef", source.secret_key_ref), ("configMapKeyRef", source.config_map_key_ref)):
+        if reference is not None:
+            return {"name": variable.name, "valueFrom": {key: {"name": reference.name, "key": reference.key}}}
+    raise PodError(f"runner.env: {variable.name} has a valueFrom without a source: name a Secret or a ConfigMap")
+
+
+def _agent_spec(agent: AgentSpec, limits: Limits) -> str:
+    """The pinned spec for our loop: with the effective limits, without the runner, which it does not need."""
+    text = _json(agent.model_copy(update={"limits": limits, "runner": Runner()}).to_wire())
+    size = len(text.encode())
+    if size > AGENT_SPEC_BYTES_MAX:
+        raise PodError(
+            f"Agent: its spec is {size} bytes as JSON, at most {AGENT_SPEC_BYTES_MAX}: shorten instructions or schemas"
+        )
+    return text
+
+
+def _resources(runner: Runner) -> Json:
+    """Kubernetes' requests and limits; an extended resource's request equals its limit."""
+    result: Json = {}
+    for name, amounts in (("requests", runner.resources.requests), ("limits", runner.resources.limits)):
+        values = _amounts(amounts)
+        if values:
+            result[name] = values
+    gpu = max(runner.resources.requests.gpu or 0, runner.resources.limits.gpu or 0)
+    if gpu:
+        for name in ("requests", "limits"):
+            result.setdefault(name, {})[runner.gpu_resource_name] = str(gpu)
+    return result
+
+
+def _amounts(amounts: ResourceAmounts) -> dict[str, str]:
+    pairs = (("cpu", amounts.cpu), ("memory", amounts.memory))
+    return {name: str(value) for name, value in pairs if value is not None}
+
+
+# --- configuration and volumes ----------------------------------------------------------------------------------------
+
+
+def _meter_config(request: PodRequest, settings: RunnerSettings) -> str:
+    """All that the meter is told, as JSON. Raises PodError where it does not fit an environment variable."""
+    agent = request.agent
+    config = MeterConfig(
+        execution_namespace=request.namespace,
+        execution_name=request.name,
+        execution_uid=request.uid,
+        kind=request.kind,
+        attempt=request.attempt,
+        agent=request.agent_name or "",
+        owner=request.owner,
+        allotment=allotment_id(request.uid, request.attempt),
+        ledger_url=settings.ledger_url,
+        providers=tuple(_meter_provider(provider) for provider in request.providers),
+        default_model=agent.model.name if agent else None,
+        max_output_tokens=agent.model.settings.max_output_tokens if agent else None,
+        input=request.input,
+        input_file=SOURCE_FILE if request.input_from is not None else None,
+        extra={"termination_grace_seconds": _grace(request, settings), **request.extra},
+    )
+    text = _json(config.model_dump(mode="json", exclude_defaults=True))
+    size = len(text.encode())
+    if size > contract.METER_CONFIG_BYTES_MAX:
+        given = len((request.input or "").encode())
+        raise PodError(
+            f"input: the meter's configuration is {size} bytes ({given} of them input), at most "
+            f"{contract.METER_CONFIG_BYTES_MAX}: put the input into a ConfigMap (input.configMapKeyRef), or name fewer "
+            "models at the provider"
+        )
+    return text
+
+
+def _meter_provider(provider: PodProvider) -> MeterProvider:
+    key_file = None if provider.credentials is None else f"{provider.meter.name}/key"
+    return provider.meter.model_copy(update={"key_file": key_file})
+
+
+def _credentials(request: PodRequest) -> list[tuple[str, PodProvider]]:
+    """Volume names of the providers that have a key; names of providers may be longer than a volume's may."""
+    return [
+        (f"provider-{index}", provider)
+        for index, provider in enumerate(request.providers)
+        if provider.credentials is not None
+    ]
+
+
+def _volumes(request: PodRequest, settings: RunnerSettings) -> list[Json]:
+    volumes: list[Json] = [
+        {"name": "input", "emptyDir": {"sizeLimit": settings.input_size}},
+        {"name": "output", "emptyDir": {"sizeLimit": settings.output_size}},
+        {"name": "spool", "emptyDir": {"sizeLimit": settings.spool_size}},
+        {"name": "scratch", "emptyDir": {"sizeLimit": settings.scratch_size}},
+        {
+            "name": "token",
+            "projected": {
+                "defaultMode": 0o440,
+                "sources": [
+                    {
+                        "serviceAccountToken": {
+                            "audience": contract.LEDGER_AUDIENCE,
+                            "expirationSeconds": max(600, settings.token_seconds),
+                            "path": contract.LEDGER_TOKEN_FILE.rpartition("/")[2],
+                        }
+                    }
+                ],
+            },
+        },
+    ]
+    if request.input_from is not None:
+        source = request.input_from
+        items = [{"key": source.key, "path": "input"}]
+        volumes.append({"name": "source", "configMap": {"name": source.name, "items": items, "defaultMode": 0o440}})
+    for volume, provider in _credentials(request):
+        reference = provider.credentials
+        if reference is not None:
+            items = [{"key": reference.key, "path": "key"}]
+            secret = {"secretName": reference.name, "items": items, "defaultMode": 0o440}
+            volumes.append({"name": volume, "secret": secret})
+    return volumes
+
+
+def _json(value: Json) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
