@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from almoner_core.api.base import (
+    DOMAIN_PATTERN,
     AnyObject,
     APIModel,
     Condition,
@@ -16,6 +17,17 @@ from almoner_core.api.base import (
     ObjectName,
     ShortText,
     Timestamp,
+)
+from almoner_core.api.meta import (
+    AGE,
+    NAME_IS_LABEL,
+    Column,
+    Kind,
+    Rule,
+    condition_reason,
+    condition_status,
+    exactly_one_of,
+    validated,
 )
 from almoner_core.api.runner import Runner
 from almoner_core.api.usage import Usage
@@ -70,7 +82,10 @@ class ModelSettings(APIModel):
         default=None, ge=1, le=1_000_000, description="Most output tokens of one call, sent as the request's maximum."
     )
     temperature: str | None = Field(
-        default=None, max_length=8, pattern=r"^[0-2](\.[0-9]{1,4})?$", description="Sampling temperature, '0' to '2'."
+        default=None,
+        max_length=8,
+        pattern=r"^([01](\.[0-9]{1,4})?|2(\.0{1,4})?)$",
+        description="Sampling temperature, '0' to '2'.",
     )
     top_p: str | None = Field(
         default=None, max_length=8, pattern=r"^(0(\.[0-9]{1,4})?|1(\.0{1,4})?)$", description="Nucleus, '0' to '1'."
@@ -87,6 +102,14 @@ class ModelChoice(APIModel):
 
 class AgentModel(ModelChoice):
     """The model that an agent talks to."""
+
+    model_config = validated(
+        Rule(
+            "!has(self.fallbacks) || !self.fallbacks.exists(f, f.provider == self.provider && f.name == self.name)",
+            "fallbacks must not repeat the model itself: name another provider or another model",
+            ".fallbacks",
+        )
+    )
 
     api: ModelAPI | None = Field(
         default=None, description="Dialect in which our agent loop calls the model; the provider's first where absent."
@@ -126,6 +149,21 @@ class GuardrailAction(StrEnum):
 class Guardrail(APIModel):
     """A check of input or output: exactly one of pattern, maxLength, jsonSchema, agent."""
 
+    model_config = validated(
+        exactly_one_of(
+            "pattern",
+            "maxLength",
+            "jsonSchema",
+            "agent",
+            message="must be exactly one of pattern, maxLength, jsonSchema, agent",
+        ),
+        Rule(
+            "!has(self.action) || self.action != 'Redact' || has(self.pattern)",
+            "Redact needs a pattern: nothing else says which part of the text to remove",
+            ".action",
+        ),
+    )
+
     name: str = Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", description="Its name.")
     action: GuardrailAction = Field(default=GuardrailAction.TRIP, description="What happens when it trips.")
     pattern: str | None = Field(default=None, max_length=1024, description="Regular expression that must not match.")
@@ -137,8 +175,18 @@ class Guardrail(APIModel):
 class Guardrails(APIModel):
     """Checks of what comes in and of what goes out."""
 
-    input: list[Guardrail] = Field(default=[], max_length=16, description="Checks of the input.")
-    output: list[Guardrail] = Field(default=[], max_length=16, description="Checks of the output.")
+    input: list[Guardrail] = Field(
+        default=[],
+        max_length=16,
+        description="Checks of the input.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    output: list[Guardrail] = Field(
+        default=[],
+        max_length=16,
+        description="Checks of the output.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
 
 
 class Output(APIModel):
@@ -165,16 +213,38 @@ class Safety(APIModel):
     """What a RealDeployment must declare."""
 
     budget_enforced: bool = Field(default=False, description="The owner asserts that a hard budget governs this agent.")
-    allowed_domains: list[Annotated[str, Field(min_length=1, max_length=253)]] = Field(
-        default=[], max_length=128, description="Domains that Almoner's own tools may reach."
+    allowed_domains: list[Annotated[str, Field(min_length=1, max_length=253, pattern=DOMAIN_PATTERN)]] = Field(
+        default=[],
+        max_length=128,
+        description="Domains that Almoner's own tools may reach, such as 'api.example.com' or '*.example.com'.",
+        json_schema_extra={"x-kubernetes-list-type": "set"},
     )
-    approval_required: list[Annotated[str, Field(min_length=1, max_length=64)]] = Field(
-        default=[], max_length=64, description="Tools whose calls wait for a person's approval."
+    approval_required: list[Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z][a-z0-9_]*$")]] = Field(
+        default=[],
+        max_length=64,
+        description="Tools whose calls wait for a person's approval.",
+        json_schema_extra={"x-kubernetes-list-type": "set"},
     )
 
 
 class AgentSpec(APIModel):
     """Desired state of an Agent."""
+
+    model_config = validated(
+        Rule(
+            "self.type != 'RealDeployment' || has(self.safety)",
+            "a RealDeployment must declare safety: at least budgetEnforced, allowedDomains or approvalRequired",
+            ".safety",
+            "FieldValueRequired",
+        ),
+        Rule(
+            "self.type != 'RealDeployment' || (has(self.limits) && has(self.limits.maxCost)) || "
+            "(has(self.safety) && has(self.safety.budgetEnforced) && self.safety.budgetEnforced)",
+            "a RealDeployment needs a hard budget: set limits.maxCost, or safety.budgetEnforced to true",
+            ".limits",
+            "FieldValueRequired",
+        ),
+    )
 
     type: AgentType = Field(description="What the agent is for: Simulation, Evaluation, Research or RealDeployment.")
     description: ShortText = Field(default="", description="What the agent does, for people.")
@@ -186,7 +256,12 @@ class AgentSpec(APIModel):
         description="Tools that the agent may call.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
-    handoffs: list[Handoff] = Field(default=[], max_length=32, description="Agents that may take over.")
+    handoffs: list[Handoff] = Field(
+        default=[],
+        max_length=32,
+        description="Agents that may take over.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["agent"]},
+    )
     guardrails: Guardrails = Field(default=Guardrails(), description="Checks of input and output.")
     output: Output | None = Field(default=None, description="The shape of the answer; free text where absent.")
     limits: Limits = Field(default=Limits(), description="Hard limits of every execution of this agent.")
@@ -219,3 +294,27 @@ class AgentStatus(APIModel):
     usage: Usage = Field(default=Usage(), description="What all executions of this agent used, deleted ones included.")
     last_execution: LocalObjectReference | None = Field(default=None, description="The newest execution.")
     last_execution_time: Timestamp | None = Field(default=None, description="When it was created.")
+
+
+KIND = Kind(
+    kind="Agent",
+    plural="agents",
+    short_names=("ag",),
+    spec=AgentSpec,
+    status=AgentStatus,
+    description="An Agent says what may run: its model, instructions, tools, container, and hard limits.",
+    columns=(
+        Column("Type", ".spec.type", description="What the agent is for."),
+        Column("Model", ".spec.model.name", description="The model that it talks to."),
+        Column("Provider", ".spec.model.provider", description="The ModelProvider of that model.", priority=1),
+        Column("Ready", condition_status("Ready"), description="Whether it can run."),
+        Column("Reason", condition_reason("Ready"), description="Why it can or cannot run."),
+        Column("Running", ".status.executions.running", "integer", "Executions admitted or running."),
+        Column("Queued", ".status.executions.queued", "integer", "Executions that wait.", priority=1),
+        Column("Cost", ".status.usage.cost", description="US dollars spent by all its executions."),
+        AGE,
+    ),
+    selectable_fields=(".spec.type", ".spec.model.provider", ".spec.model.name"),
+    rules=(NAME_IS_LABEL,),
+    name_length_max=63,
+)

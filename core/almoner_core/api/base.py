@@ -20,17 +20,31 @@ API_VERSION: Final = f"{GROUP}/{VERSION}"
 DNS_LABEL_PATTERN: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 DNS_SUBDOMAIN_PATTERN: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
 LABEL_KEY_PATTERN: Final = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
+LABEL_VALUE_PATTERN: Final = r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
+DOMAIN_PATTERN: Final = r"^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
 OWNER_PATTERN: Final = r"^[A-Za-z0-9]([-A-Za-z0-9_.@:/]*[A-Za-z0-9])?$"
 
 ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=DNS_SUBDOMAIN_PATTERN)]
 OwnerName = Annotated[str, Field(min_length=1, max_length=128, pattern=OWNER_PATTERN)]
 ModelName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][-A-Za-z0-9_.:/@]*$")]
 ShortText = Annotated[str, Field(max_length=1024)]
-# A JSON value of any shape, kept as it is (x-kubernetes-preserve-unknown-fields in the CRD).
-AnyJSON = Annotated[Any, Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]
+# A JSON value of any shape, kept as it is (x-kubernetes-preserve-unknown-fields in the CRD). The bounds are those of
+# its outermost level, which is all that a schema can bound of it.
+AnyJSON = Annotated[
+    Any,
+    Field(
+        json_schema_extra={
+            "x-kubernetes-preserve-unknown-fields": True,
+            "maxLength": 32768,
+            "maxItems": 4096,
+            "maxProperties": 1024,
+        }
+    ),
+]
 # A JSON object of any shape, likewise.
 AnyObject = Annotated[
-    dict[str, Any], Field(json_schema_extra={"type": "object", "x-kubernetes-preserve-unknown-fields": True})
+    dict[str, Any],
+    Field(json_schema_extra={"type": "object", "x-kubernetes-preserve-unknown-fields": True, "maxProperties": 1024}),
 ]
 Timestamp = datetime
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
@@ -18,6 +18,7 @@ from almoner_core.api.base import (
     OwnerName,
     Timestamp,
 )
+from almoner_core.api.meta import AGE, ONE_OF, Column, Kind, Rule, condition_reason, immutable, validated
 from almoner_core.api.usage import Usage
 
 
@@ -148,6 +149,11 @@ class ExecutionReason(StrEnum):
 class ExecutionInput(APIModel):
     """What the agent is given: exactly one of text, json, configMapKeyRef."""
 
+    # Not a rule in CEL, which cannot see a field of unknown shape such as json.
+    model_config = validated(
+        extra={ONE_OF: [{"required": ["text"]}, {"required": ["json"]}, {"required": ["configMapKeyRef"]}]}
+    )
+
     text: str | None = Field(default=None, max_length=32768, description="Input as text.")
     json_: AnyJSON | None = Field(default=None, alias="json", description="Input as any JSON value.")
     config_map_key_ref: ConfigMapKeyReference | None = Field(
@@ -158,20 +164,55 @@ class ExecutionInput(APIModel):
 class Retry(APIModel):
     """What happens after a failed attempt."""
 
+    model_config = validated(
+        Rule(
+            "!has(self.backoffSeconds) || !has(self.backoffMaxSeconds) || "
+            "self.backoffSeconds <= self.backoffMaxSeconds",
+            "backoffSeconds must not exceed backoffMaxSeconds (300 where not set)",
+            ".backoffSeconds",
+        )
+    )
+
     limit: int = Field(default=0, ge=0, le=100, description="Most further attempts after the first.")
     backoff_seconds: int = Field(default=10, ge=1, le=3600, description="Base of the exponential backoff.")
     backoff_max_seconds: int = Field(default=300, ge=1, le=86400, description="Cap of the backoff.")
     on: list[FailureReason] = Field(
         default=[],
         max_length=16,
-        description="Reasons that are retried; where empty: AgentFailed, RunnerFailed, StartTimeout, Evicted, NodeLost, "
-        "ProviderFailed.",
+        description="Reasons that are retried; where empty: AgentFailed, RunnerFailed, StartTimeout, Evicted, NodeLost "
+        "and ProviderFailed.",
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
 
 
+# What may change while an Execution or a TrainingJob lives.
+MUTABLE_FIELDS: Final = ("cancel", "priority", "suspend")
+
+
 class ExecutionSpec(APIModel):
     """Desired state of an Execution. Immutable but for suspend, cancel and priority."""
+
+    model_config = validated(
+        Rule(
+            "!has(self.timeoutSeconds) || !has(self.limits) || !has(self.limits.timeoutSeconds) || "
+            "self.timeoutSeconds == self.limits.timeoutSeconds",
+            "timeoutSeconds contradicts limits.timeoutSeconds: set one of them, or both to the same",
+            ".timeoutSeconds",
+        ),
+        *immutable(
+            (
+                "agentRef",
+                "input",
+                "owner",
+                "preemptible",
+                "limits",
+                "retry",
+                "timeoutSeconds",
+                "ttlSecondsAfterFinished",
+            ),
+            mutable=MUTABLE_FIELDS,
+        ),
+    )
 
     agent_ref: LocalObjectReference = Field(description="The Agent to run, in the same namespace.")
     input: ExecutionInput = Field(default=ExecutionInput(), description="What the agent is given.")
@@ -275,3 +316,26 @@ class ExecutionStatus(APIModel):
     admitted_time: Timestamp | None = Field(default=None, description="When the first attempt was admitted.")
     start_time: Timestamp | None = Field(default=None, description="When the first attempt started.")
     completion_time: Timestamp | None = Field(default=None, description="When it ended.")
+
+
+KIND = Kind(
+    kind="Execution",
+    plural="executions",
+    short_names=("ex",),
+    spec=ExecutionSpec,
+    status=ExecutionStatus,
+    description="An Execution is one run of an Agent, queued by priority and run inside hard limits.",
+    columns=(
+        Column("Agent", ".spec.agentRef.name", description="The agent that it runs."),
+        Column("Phase", ".status.phase", description="Where it stands."),
+        Column("Priority", ".spec.priority", "integer", "1 (least) to 10 (most important)."),
+        Column("Position", ".status.queue.position", "integer", "Place in the queue."),
+        Column("Cost", ".status.usage.cost", description="US dollars spent."),
+        Column("Tokens", ".status.usage.tokens.total", "integer", "Tokens used."),
+        Column("Owner", ".status.owner", description="Whose budget pays.", priority=1),
+        Column("Reason", condition_reason("Ready"), description="Why it stands there.", priority=1),
+        Column("Message", ".status.message", description="One line on where it stands.", priority=1),
+        AGE,
+    ),
+    selectable_fields=(".spec.agentRef.name", ".spec.owner", ".spec.priority", ".spec.preemptible", ".status.phase"),
+)

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from almoner_core.api.agent import ModelAPI
 from almoner_core.api.base import APIModel, Condition, ModelName, SecretKeyReference
+from almoner_core.api.meta import AGE, NAME_IS_LABEL, Column, Kind, Rule, condition_reason, condition_status, validated
 from almoner_core.money import Money
 
 
@@ -54,6 +55,14 @@ class ModelPrice(APIModel):
 class ProviderModel(APIModel):
     """One model that may be used."""
 
+    model_config = validated(
+        Rule(
+            "!has(self.maxOutputTokens) || !has(self.contextWindow) || self.maxOutputTokens <= self.contextWindow",
+            "maxOutputTokens must not exceed contextWindow",
+            ".maxOutputTokens",
+        )
+    )
+
     name: ModelName = Field(description="The model's name as the provider knows it.")
     context_window: int | None = Field(
         default=None, ge=1, le=100_000_000, description="Most tokens of input and output together."
@@ -73,6 +82,26 @@ class ProviderRateLimits(APIModel):
 class ModelProviderSpec(APIModel):
     """Desired state of a ModelProvider."""
 
+    model_config = validated(
+        Rule(
+            "self.type != 'OpenAICompatible' || has(self.baseURL)",
+            "OpenAICompatible needs baseURL: there is no public address to fall back on",
+            ".baseURL",
+            "FieldValueRequired",
+        ),
+        Rule(
+            "self.type == 'OpenAICompatible' || has(self.baseURL) || has(self.credentials)",
+            "OpenAI and Anthropic need credentials, unless baseURL leads to a server that asks for none",
+            ".credentials",
+            "FieldValueRequired",
+        ),
+        Rule(
+            "self.type == 'OpenAICompatible' || !has(self.apis) || size(self.apis) == 0",
+            "apis goes with type OpenAICompatible only: the dialect of OpenAI and Anthropic is known",
+            ".apis",
+        ),
+    )
+
     type: ProviderType = Field(description="OpenAI, Anthropic, or OpenAICompatible for anything that speaks OpenAI.")
     base_url: str | None = Field(
         default=None,
@@ -80,8 +109,8 @@ class ModelProviderSpec(APIModel):
         min_length=8,
         max_length=2048,
         pattern=r"^https?://[^\s?#@]+$",
-        description="What an SDK takes as its base URL (OpenAI: with /v1; Anthropic: without); the provider's public one "
-        "where absent. Needed for OpenAICompatible.",
+        description="What an SDK takes as its base URL (OpenAI: with /v1; Anthropic: without); the provider's public "
+        "one where absent. Needed for OpenAICompatible.",
     )
     apis: list[ModelAPI] = Field(
         default=[],
@@ -90,7 +119,8 @@ class ModelProviderSpec(APIModel):
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
     credentials: SecretKeyReference | None = Field(
-        default=None, description="The key, mounted into meters alone. Needed for OpenAI and Anthropic."
+        default=None,
+        description="The key, mounted into meters alone. Needed for OpenAI and Anthropic, unless baseURL is set.",
     )
     models: list[ProviderModel] = Field(
         default=[],
@@ -117,3 +147,24 @@ class ModelProviderStatus(APIModel):
         description="Ready, Reconciling, Stalled, and Bypassable: whether an agent could walk past the meter.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
+
+
+KIND = Kind(
+    kind="ModelProvider",
+    plural="modelproviders",
+    short_names=("mp",),
+    spec=ModelProviderSpec,
+    status=ModelProviderStatus,
+    description="A ModelProvider says where models come from, with which key, and what they cost.",
+    columns=(
+        Column("Type", ".spec.type", description="Kind of the provider."),
+        Column("URL", ".spec.baseURL", description="Base URL, where it is not the public one."),
+        Column("Ready", condition_status("Ready"), description="Whether it can be used."),
+        Column("Reason", condition_reason("Ready"), description="Why it can or cannot be used."),
+        Column("Bypassable", condition_status("Bypassable"), description="Whether agents can walk past the meter."),
+        AGE,
+    ),
+    selectable_fields=(".spec.type", ".spec.credentials.name"),
+    rules=(NAME_IS_LABEL,),
+    name_length_max=63,
+)

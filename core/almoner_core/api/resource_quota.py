@@ -11,7 +11,8 @@ from typing import Annotated
 from pydantic import Field
 
 from almoner_core.api.agent import AgentType
-from almoner_core.api.base import LABEL_KEY_PATTERN, APIModel, Condition, OwnerName, Timestamp
+from almoner_core.api.base import LABEL_KEY_PATTERN, LABEL_VALUE_PATTERN, APIModel, Condition, OwnerName, Timestamp
+from almoner_core.api.meta import AGE, Column, Kind, Rule, condition_reason, condition_status, not_above, validated
 from almoner_core.api.runner import Quantity
 from almoner_core.money import Money
 
@@ -71,6 +72,16 @@ class QuotaReason(StrEnum):
 class Scope(APIModel):
     """What the quota governs: an execution must match every part that is given. At least one part is needed."""
 
+    model_config = validated(
+        Rule(
+            "(has(self.owners) && size(self.owners) > 0) || "
+            "(has(self.agentSelector) && size(self.agentSelector) > 0) || "
+            "(has(self.agentTypes) && size(self.agentTypes) > 0) || (has(self.perOwner) && self.perOwner)",
+            "an empty scope selects nothing: give owners, agentSelector, agentTypes or perOwner, or leave scope out "
+            "for the whole namespace",
+        )
+    )
+
     owners: list[OwnerName] = Field(
         default=[],
         max_length=256,
@@ -78,7 +89,8 @@ class Scope(APIModel):
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
     agent_selector: dict[
-        Annotated[str, Field(max_length=317, pattern=LABEL_KEY_PATTERN)], Annotated[str, Field(max_length=63)]
+        Annotated[str, Field(max_length=317, pattern=LABEL_KEY_PATTERN)],
+        Annotated[str, Field(max_length=63, pattern=LABEL_VALUE_PATTERN)],
     ] = Field(default={}, max_length=16, description="Labels that the Agent must carry.")
     agent_types: list[AgentType] = Field(
         default=[],
@@ -104,6 +116,12 @@ class HardLimits(APIModel):
 class Budget(APIModel):
     """Money, in US dollars."""
 
+    model_config = validated(
+        not_above("maxPerExecution", "amount", "maxPerExecution must not exceed amount"),
+        not_above("maxPerRequest", "amount", "maxPerRequest must not exceed amount"),
+        not_above("maxPerRequest", "maxPerExecution", "maxPerRequest must not exceed maxPerExecution"),
+    )
+
     amount: Money = Field(description="US dollars a period, such as '25.00'.")
     period: BudgetPeriod = Field(default=BudgetPeriod.TOTAL, description="When the budget resets; Total never does.")
     time_zone: str = Field(
@@ -127,6 +145,14 @@ class Budget(APIModel):
 class Rates(APIModel):
     """Limits on the pace of use."""
 
+    model_config = validated(
+        Rule(
+            "!has(self.tokenBurst) || has(self.tokensPerMinute) || has(self.tokensPerHour)",
+            "tokenBurst needs tokensPerMinute or tokensPerHour: a burst is refilled at that rate",
+            ".tokenBurst",
+        )
+    )
+
     tokens_per_minute: int | None = Field(default=None, ge=1, le=1_000_000_000_000, description="Tokens a minute.")
     tokens_per_hour: int | None = Field(default=None, ge=1, le=1_000_000_000_000, description="Tokens an hour.")
     token_burst: int | None = Field(default=None, ge=1, le=1_000_000_000_000, description="Tokens at once.")
@@ -137,6 +163,14 @@ class Rates(APIModel):
 
 class OnLimit(APIModel):
     """What happens to an execution that does not fit."""
+
+    model_config = validated(
+        Rule(
+            "!has(self.timeoutSeconds) || !has(self.action) || self.action == 'Wait'",
+            "timeoutSeconds goes with action Wait only: Reject does not wait",
+            ".timeoutSeconds",
+        )
+    )
 
     action: OnLimitAction = Field(default=OnLimitAction.WAIT, description="Wait in the queue, or be rejected.")
     timeout_seconds: int | None = Field(
@@ -194,3 +228,28 @@ class ResourceQuotaStatus(APIModel):
         default=None, max_length=32, description="Spent of the budget in US dollars, for the table."
     )
     remaining: str | None = Field(default=None, max_length=32, description="Left of the budget in US dollars.")
+
+
+KIND = Kind(
+    kind="ResourceQuota",
+    plural="resourcequotas",
+    # The core kind of the same name is `quota`; `resourcequotas.almoner.dev` is unambiguous.
+    short_names=("aq",),
+    spec=ResourceQuotaSpec,
+    status=ResourceQuotaStatus,
+    description="A ResourceQuota says what a namespace, an owner or a set of agents may use: money, machines, pace. "
+    "Not to be taken for the core kind of the same name: write resourcequotas.almoner.dev, or aq.",
+    columns=(
+        Column("Ready", condition_status("Ready"), description="Whether it is in force."),
+        Column("Running", ".status.running", "integer", "Executions and jobs admitted under it."),
+        Column("Pending", ".status.pending", "integer", "Executions and jobs that wait under it."),
+        Column("Budget", ".spec.budget.amount", description="US dollars a period."),
+        Column("Period", ".spec.budget.period", description="When the budget resets."),
+        Column("Spent", ".status.spent", description="US dollars spent in this window."),
+        Column("Remaining", ".status.remaining", description="US dollars left in this window."),
+        Column("Enforcement", ".spec.enforcement", description="Enforce or Monitor.", priority=1),
+        Column("Reason", condition_reason("Ready"), description="Why it is or is not in force.", priority=1),
+        AGE,
+    ),
+    selectable_fields=(".spec.enforcement", ".spec.stopPolicy", ".spec.budget.period"),
+)

@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
+from almoner_core import contract
 from almoner_core.api.base import (
+    LABEL_KEY_PATTERN,
+    LABEL_VALUE_PATTERN,
     APIModel,
     ConfigMapKeyReference,
     SecretKeyReference,
 )
+from almoner_core.api.meta import Rule, exactly_one_of, not_above, validated
 from almoner_core.quantity import QUANTITY_PATTERN
 
 Quantity = Annotated[
     str | int,
-    Field(json_schema_extra={"x-kubernetes-int-or-string": True, "pattern": QUANTITY_PATTERN, "maxLength": 32}),
+    Field(
+        json_schema_extra={
+            "x-kubernetes-int-or-string": True,
+            "pattern": QUANTITY_PATTERN,
+            "maxLength": 32,
+            "minimum": 0,
+            "maximum": 999_999_999_999_999,
+        }
+    ),
 ]
+
+# What the operator sets itself: whoever could set these would call a provider past the meter.
+RESERVED_ENV_PREFIX: Final = "ALMONER_"
+RESERVED_ENV: Final = (
+    contract.ENV_OPENAI_BASE_URL,
+    contract.ENV_OPENAI_API_KEY,
+    contract.ENV_ANTHROPIC_BASE_URL,
+    contract.ENV_ANTHROPIC_API_KEY,
+)
 
 
 class EnvVarSource(APIModel):
     """Where the value of an environment variable comes from: exactly one of the two."""
+
+    model_config = validated(
+        exactly_one_of(
+            "secretKeyRef", "configMapKeyRef", message="must be exactly one of secretKeyRef, configMapKeyRef"
+        )
+    )
 
     secret_key_ref: SecretKeyReference | None = Field(
         default=None,
@@ -30,7 +57,23 @@ class EnvVarSource(APIModel):
 
 
 class EnvVar(APIModel):
-    """One environment variable of the agent container."""
+    """One environment variable of the agent container: exactly one of value and valueFrom."""
+
+    model_config = validated(
+        Rule(
+            f"!self.name.startsWith('{RESERVED_ENV_PREFIX}')",
+            f"names that begin with {RESERVED_ENV_PREFIX} are the runner's own: choose another name",
+            ".name",
+            "FieldValueForbidden",
+        ),
+        Rule(
+            f"!(self.name in {list(RESERVED_ENV)})",
+            f"{', '.join(RESERVED_ENV)} lead to the meter and are set by Almoner: remove the variable",
+            ".name",
+            "FieldValueForbidden",
+        ),
+        exactly_one_of("value", "valueFrom", message="must be exactly one of value, valueFrom"),
+    )
 
     name: str = Field(
         min_length=1,
@@ -53,6 +96,25 @@ class ResourceAmounts(APIModel):
 class Resources(APIModel):
     """Requests and limits of the agent container."""
 
+    model_config = validated(
+        *(
+            not_above(
+                name,
+                name,
+                f"requests.{name} must not exceed limits.{name}",
+                path=("self.requests", "self.limits"),
+                field=f".requests.{name}",
+            )
+            for name in ("cpu", "memory")
+        ),
+        Rule(
+            "!has(self.requests) || !has(self.requests.gpu) || !has(self.limits) || !has(self.limits.gpu) || "
+            "self.requests.gpu <= self.limits.gpu",
+            "requests.gpu must not exceed limits.gpu",
+            ".requests.gpu",
+        ),
+    )
+
     requests: ResourceAmounts = Field(
         default=ResourceAmounts(), description="What the pod reserves, and what counts against a ResourceQuota."
     )
@@ -69,8 +131,8 @@ class Runner(APIModel):
         description="Image to run instead of Almoner's own agent loop. It gets OPENAI_BASE_URL, ANTHROPIC_BASE_URL and "
         "placeholder keys, so unmodified SDKs run metered.",
     )
-    command: list[Annotated[str, Field(max_length=4096)]] | None = Field(
-        default=None, max_length=64, description="Command of the container; the image's own where absent."
+    command: list[Annotated[str, Field(min_length=1, max_length=4096)]] | None = Field(
+        default=None, min_length=1, max_length=64, description="Command of the container; the image's own where absent."
     )
     args: list[Annotated[str, Field(max_length=4096)]] | None = Field(
         default=None, max_length=64, description="Arguments of the command."
@@ -88,9 +150,10 @@ class Runner(APIModel):
         pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$",
         description="Extended resource that a GPU is requested as.",
     )
-    node_selector: dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=63)]] = Field(
-        default={}, max_length=16, description="Labels that the node must carry."
-    )
+    node_selector: dict[
+        Annotated[str, Field(max_length=317, pattern=LABEL_KEY_PATTERN)],
+        Annotated[str, Field(max_length=63, pattern=LABEL_VALUE_PATTERN)],
+    ] = Field(default={}, max_length=16, description="Labels that the node must carry.")
     run_as_user: int = Field(
         default=10001, ge=1, le=2147483647, description="Numeric user of the agent container; root is not allowed."
     )

@@ -15,13 +15,52 @@ from almoner_core.api.base import (
     OwnerName,
     Timestamp,
 )
-from almoner_core.api.execution import Attempt, ExecutionPhase, PinnedAgent, QueueStatus, Retry
+from almoner_core.api.execution import MUTABLE_FIELDS, Attempt, ExecutionPhase, PinnedAgent, QueueStatus, Retry
+from almoner_core.api.meta import AGE, Column, Kind, Rule, condition_reason, exactly_one_of, immutable, validated
 from almoner_core.api.runner import Runner
 from almoner_core.api.usage import Usage
 
 
 class TrainingJobSpec(APIModel):
     """Desired state of a TrainingJob: exactly one of agentRef and runner. Only suspend, cancel, priority may change."""
+
+    model_config = validated(
+        exactly_one_of("agentRef", "runner", message="must be exactly one of agentRef, runner"),
+        Rule(
+            "!has(self.runner) || has(self.runner.image) || has(self.runner.command)",
+            "runner needs an image or a command: there is no trainer of Almoner's own",
+            ".runner",
+            "FieldValueRequired",
+        ),
+        Rule(
+            "!has(self.steps) || !has(self.episodes)",
+            "steps and episodes exclude each other: a run is counted in one of them",
+            ".episodes",
+        ),
+        Rule(
+            "!has(self.deadlineSeconds) || !has(self.limits) || !has(self.limits.timeoutSeconds) || "
+            "self.deadlineSeconds == self.limits.timeoutSeconds",
+            "deadlineSeconds contradicts limits.timeoutSeconds: set one of them, or both to the same",
+            ".deadlineSeconds",
+        ),
+        *immutable(
+            (
+                "agentRef",
+                "runner",
+                "parallelism",
+                "steps",
+                "episodes",
+                "hyperparameters",
+                "retry",
+                "preemptible",
+                "owner",
+                "deadlineSeconds",
+                "limits",
+                "ttlSecondsAfterFinished",
+            ),
+            mutable=MUTABLE_FIELDS,
+        ),
+    )
 
     agent_ref: LocalObjectReference | None = Field(
         default=None, description="The Agent to train or evaluate, in the same namespace."
@@ -109,3 +148,26 @@ class TrainingJobStatus(APIModel):
     admitted_time: Timestamp | None = Field(default=None, description="When the first attempt was admitted.")
     start_time: Timestamp | None = Field(default=None, description="When the first attempt started.")
     completion_time: Timestamp | None = Field(default=None, description="When it ended.")
+
+
+KIND = Kind(
+    kind="TrainingJob",
+    plural="trainingjobs",
+    short_names=("tj",),
+    spec=TrainingJobSpec,
+    status=TrainingJobStatus,
+    description="A TrainingJob is a longer run that reports its progress, queued and limited as an Execution is.",
+    columns=(
+        Column("Phase", ".status.phase", description="Where it stands."),
+        Column("Priority", ".spec.priority", "integer", "1 (least) to 10 (most important)."),
+        Column("Step", ".status.progress.step", "integer", "Steps or episodes done."),
+        Column("Percent", ".status.progress.percent", "integer", "Whole percent done."),
+        Column("Done-By", ".status.progress.estimatedCompletionTime", description="When it should end.", priority=1),
+        Column("Cost", ".status.usage.cost", description="US dollars spent."),
+        Column("Owner", ".status.owner", description="Whose budget pays.", priority=1),
+        Column("Reason", condition_reason("Ready"), description="Why it stands there.", priority=1),
+        Column("Message", ".status.message", description="One line on where it stands.", priority=1),
+        AGE,
+    ),
+    selectable_fields=(".spec.agentRef.name", ".spec.owner", ".spec.priority", ".spec.preemptible", ".status.phase"),
+)
