@@ -413,7 +413,7 @@ def _meter_config(request: PodRequest, settings: RunnerSettings) -> str:
         input_file=SOURCE_FILE if request.input_from is not None else None,
         extra={"termination_grace_seconds": _grace(request, settings), **request.extra},
     )
-    text = _json(config.model_dump(mode="json", exclude_defaults=True))
+    text = _json(config.model_dump(mode="json"))
     size = len(text.encode())
     if size > contract.METER_CONFIG_BYTES_MAX:
         given = len((request.input or "").encode())

@@ -1,12 +1,53 @@
-"""Decide: a snapshot and a moment in, decisions out. Pure: the same input gives the same output, in the same order."""
+"""Decide: a snapshot and a moment in, decisions out. Pure: the same input gives the same output, in the same order.
+
+Each namespace is decided on its own, and a decision is kept for as long as neither the namespace nor the clock can have
+changed it, so the cost of an event is that of its namespace, not of all that waits.
+"""
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Final
 
-from almoner_operator.scheduling.model import Decisions, Settings, Snapshot
+from almoner_core.api.execution import WaitReason
+from almoner_core.api.resource_quota import OnLimitAction, StopPolicy
+from almoner_operator.scheduling.admission import (
+    Book,
+    Group,
+    Line,
+    Shortfall,
+    Vector,
+    add,
+    ask_of,
+    money_gate,
+    queue_full,
+    shortfall_of,
+)
+from almoner_operator.scheduling.model import (
+    Admission,
+    Decisions,
+    Hold,
+    Namespace,
+    NamespaceDecisions,
+    Rejection,
+    Settings,
+    Snapshot,
+    Stop,
+    StopCause,
+    SubjectUse,
+    Wait,
+    Workload,
+    WorkloadKey,
+    WorkloadState,
+)
+from almoner_operator.scheduling.ordering import in_order
+from almoner_operator.scheduling.preemption import victims_for
+from almoner_operator.scheduling.selection import account_key
 
-_DEFAULT = Settings()
+POSITION_EXACT_MAX: Final = 100
+_BUCKET: Final = 100
+_DEFAULT: Final = Settings()
 
 
 def decide(
@@ -16,4 +57,289 @@ def decide(
 
     `previous` saves the work for namespaces that are the same object as then and whose decisions still hold.
     """
-    raise NotImplementedError
+    reusable: Mapping[str, NamespaceDecisions] = {}
+    if previous is not None and previous.settings == settings and previous.ledger_ready == snapshot.ledger_ready:
+        reusable = previous.namespaces
+    decided: dict[str, NamespaceDecisions] = {}
+    changed: list[str] = []
+    order: list[tuple[int, int, str, Admission]] = []
+    next_change: datetime | None = None
+    for name, namespace in snapshot.namespaces.items():
+        old = reusable.get(name)
+        if old is None or old.source is not namespace or (old.valid_until is not None and old.valid_until <= now):
+            old = _Decision(namespace, now, settings, ledger_ready=snapshot.ledger_ready).run()
+            changed.append(name)
+        decided[name] = old
+        # Namespaces share nothing but the operator's own pace: they take turns within a priority.
+        for turn, admission in enumerate(old.admit):
+            order.append((-admission.workload.priority, turn, name, admission))
+        next_change = _sooner(next_change, old.valid_until)
+    order.sort(key=_turn)
+    return Decisions(
+        namespaces=decided,
+        changed=frozenset(changed),
+        admit=tuple(item[3] for item in order),
+        ledger_ready=snapshot.ledger_ready,
+        settings=settings,
+        next_change=next_change,
+    )
+
+
+def _turn(item: tuple[int, int, str, Admission]) -> tuple[int, int, str]:
+    return item[:3]
+
+
+def _sooner(first: datetime | None, second: datetime | None) -> datetime | None:
+    if first is None or second is None:
+        return first or second
+    return min(first, second)
+
+
+class _Decision:
+    """One namespace's decision while it is being made."""
+
+    def __init__(self, namespace: Namespace, now: datetime, settings: Settings, *, ledger_ready: bool) -> None:
+        self._namespace = namespace
+        self._now = now
+        self._settings = settings
+        self._ledger_ready = ledger_ready
+        self._book = Book(namespace)
+        self._admit: list[Admission] = []
+        self._waiting: dict[WorkloadKey, Wait] = {}
+        self._reject: list[Rejection] = []
+        self._stop: list[Stop] = []
+        self._cancel: list[WorkloadKey] = []
+        self._valid_until: datetime | None = None
+        self._taken: set[str] = set()
+        self._preemptions = settings.preemptions_max
+        # What did not fit, by shape: use only grows within a decision, so it still does not.
+        self._known: dict[tuple[object, ...], Shortfall] = {}
+
+    def run(self) -> NamespaceDecisions:
+        """Count what is held, then look at what waits, in order."""
+        waiting: list[Workload] = []
+        running: dict[str, int] = {}
+        quotas: dict[WorkloadKey, tuple[str, ...]] = {}
+        queued: dict[Line, int] = {}
+        group_of = self._book.group_of
+        for workload in self._namespace.workloads:
+            group = group_of(workload)
+            quotas[workload.key] = group.names
+            if workload.state is WorkloadState.RESERVED:
+                running[workload.owner] = running.get(workload.owner, 0) + 1
+                self._hold_quota(workload)
+                continue
+            if self._may_be_looked_at(workload, group):
+                waiting.append(workload)
+            if not (workload.suspend or workload.cancel):
+                for line in group.lines:
+                    queued[line] = queued.get(line, 0) + 1
+        use: dict[str, list[SubjectUse]] = {}
+        for line in self._book.lines():
+            entry = line.use()._replace(pending=queued.get(line, 0))
+            use.setdefault(line.quota.name, []).append(entry)
+        shares, ageing = self._namespace.shares, self._settings.ageing_seconds
+        for workload in in_order(waiting, running, shares, ageing):
+            self._look_at(workload, group_of(workload))
+        return NamespaceDecisions(
+            source=self._namespace,
+            admit=tuple(self._admit),
+            waiting=self._waiting,
+            reject=tuple(self._reject),
+            stop=tuple(self._stop),
+            cancel=tuple(self._cancel),
+            use={name: tuple(sorted(entries)) for name, entries in use.items()},
+            quotas=quotas,
+            valid_until=self._valid_until,
+        )
+
+    # --- what holds quota ---------------------------------------------------------------------------------------------
+
+    def _hold_quota(self, workload: Workload) -> None:
+        """Count a reserved workload in every line, and stop it where it is not to go on."""
+        lines = self._book.held_lines(workload)
+        ask = ask_of(workload)
+        stop = None if workload.stopping is not None else self._reason_to_stop(workload, lines)
+        if stop is not None:
+            self._stop.append(stop)
+        going = stop is not None or workload.stopping is not None
+        for line in lines:
+            add(line.used, ask)
+            if going:
+                add(line.freeing, ask)
+                line.preempting |= workload.stopping is StopCause.PREEMPTED
+            elif workload.preemptible:
+                line.preemptible.append(workload)
+
+    @staticmethod
+    def _reason_to_stop(workload: Workload, lines: tuple[Line, ...]) -> Stop | None:
+        if workload.cancel:
+            return Stop(workload.key, StopCause.CANCELLED, "cancelled by spec.cancel")
+        if workload.suspend:
+            return Stop(workload.key, StopCause.SUSPENDED, "suspended by spec.suspend")
+        for line in lines:
+            if line.enforced and line.quota.stop_policy is StopPolicy.HOLD_AND_DRAIN:
+                text = f"ResourceQuota {line.quota.name} is being drained (stopPolicy HoldAndDrain)"
+                return Stop(workload.key, StopCause.DRAINED, text)
+        return None
+
+    # --- what waits ---------------------------------------------------------------------------------------------------
+
+    def _may_be_looked_at(self, workload: Workload, group: Group) -> bool:
+        """Whether it stands in the queue; says why where it does not."""
+        if workload.cancel:
+            self._cancel.append(workload.key)
+            return False
+        wait = self._gate(workload, group)
+        if wait is None:
+            return True
+        self._waiting[workload.key] = wait
+        if wait.next_change is not None:
+            self._valid_until = _sooner(self._valid_until, wait.next_change)
+        return False
+
+    def _gate(self, workload: Workload, group: Group) -> Wait | None:
+        if workload.suspend:
+            return Wait(WaitReason.SUSPENDED, "suspended by spec.suspend")
+        if group.gate is not None:
+            return group.gate
+        hold = workload.hold
+        if hold is not None and hold.quota not in group.names and self._holds(hold):
+            return Wait(hold.reason, hold.message, next_change=hold.until)
+        backoff = workload.backoff_until
+        if backoff is not None and backoff > self._now:
+            return Wait(WaitReason.BACKOFF, "waits before the next attempt", next_change=backoff)
+        if not self._ledger_ready:
+            return Wait(WaitReason.LEDGER_UNAVAILABLE, "the ledger does not answer, so nothing may be spent")
+        return money_gate(group, workload, self._settings.require_budget)
+
+    def _holds(self, hold: Hold) -> bool:
+        return hold.until is None or hold.until > self._now
+
+    def _look_at(self, workload: Workload, group: Group) -> None:
+        """Admit the next in order, or say why it waits."""
+        if group.pending:
+            full = queue_full(group)
+            if full is not None:
+                self._keep_out(workload, group, full)
+                return
+        hold = workload.hold
+        if hold is not None and self._holds(hold):
+            self._keep_out(workload, group, _held(hold, group))
+            return
+        shape = (id(group), workload.requests, workload.key.kind, workload.priority, workload.need)
+        short = self._known.get(shape)
+        if short is None:
+            ask = ask_of(workload)
+            short = shortfall_of(group, ask, workload.need)
+            if short is None:
+                self._let_in(workload, group, ask)
+                return
+            if short.machine and not short.hopeless and self._make_room(workload, group, short, ask):
+                return
+            self._known[shape] = short
+        self._keep_out(workload, group, short)
+
+    def _let_in(self, workload: Workload, group: Group, ask: Vector) -> None:
+        for line in group.lines:
+            add(line.used, ask)
+            line.promised += workload.need
+        namespace, owner = self._namespace.name, workload.owner
+        accounts = tuple(account_key(namespace, line.quota, owner) for line in group.lines)
+        self._admit.append(Admission(workload, group.names, accounts))
+
+    def _make_room(self, workload: Workload, group: Group, short: Shortfall, ask: Vector) -> bool:
+        """Wait for those that are being preempted, or preempt; False where that would not help."""
+        if self._preemptions <= 0:
+            return False
+        lines = short.lines
+        victims = victims_for(workload, lines, self._book.held_lines, self._taken)
+        if victims is None or (not victims and not any(line.preempting for line in lines)):
+            return False
+        self._preemptions -= 1
+        for victim in victims:
+            self._taken.add(victim.key.uid)
+            text = f"makes room for {workload.key.name} (priority {workload.priority} over {victim.priority})"
+            self._stop.append(Stop(victim.key, StopCause.PREEMPTED, text, workload.key))
+            freed = ask_of(victim)
+            for line in self._book.held_lines(victim):
+                add(line.freeing, freed)
+                line.preempting = True
+        self._keep_room(workload, group, ask)
+        place = self._stand(group, short.line)
+        stopped = f"stopping {len(victims)} less important" if victims else "less important work is being stopped"
+        text = f"{short.message}; {stopped}"
+        self._waiting[workload.key] = Wait(WaitReason.WAITING_FOR_PREEMPTION, text, place, None, short.line.quota.name)
+        self._block(lines, workload)
+        return True
+
+    @staticmethod
+    def _keep_room(workload: Workload, group: Group, ask: Vector) -> None:
+        for line in group.lines:
+            add(line.kept, ask)
+            line.keeper = workload.key.name
+
+    @staticmethod
+    def _block(lines: tuple[Line, ...], workload: Workload) -> None:
+        for line in lines:
+            if line.strict and line.head is None:
+                line.head = workload.key.name
+
+    @staticmethod
+    def _stand(group: Group, line: Line) -> int:
+        """Join the queue; gives the position in the line that keeps it out."""
+        for other in group.pending:
+            other.waiting += 1
+        line.rank += 1
+        rank = line.rank
+        return rank if rank <= POSITION_EXACT_MAX else -(-rank // _BUCKET) * _BUCKET
+
+    def _keep_out(self, workload: Workload, group: Group, short: Shortfall) -> None:
+        """Reject it, or let it stand in the queue of the line that keeps it out."""
+        line = short.line
+        if self._rejected(workload, short):
+            return
+        place = self._stand(group, line)
+        next_change = short.next_change
+        for other in short.lines:
+            timeout = other.quota.wait_timeout_seconds
+            if timeout is not None:
+                next_change = _sooner(next_change, workload.since + timedelta(seconds=timeout))
+        if next_change is not None:
+            self._valid_until = _sooner(self._valid_until, next_change)
+        self._waiting[workload.key] = Wait(short.reason, short.message, place, next_change, line.quota.name)
+        if short.hopeless:
+            return  # it can never run: it must not stop those that can
+        self._block(short.lines, workload)
+        if short.machine and not line.sought:
+            line.sought = True
+            if line.keeper is None and not line.strict:
+                self._reserve_after_long(workload, group)
+
+    def _rejected(self, workload: Workload, short: Shortfall) -> bool:
+        for line in short.lines:
+            quota = line.quota
+            timeout = quota.wait_timeout_seconds
+            if quota.on_limit is OnLimitAction.REJECT:
+                text = f"{short.message}; ResourceQuota {quota.name} rejects what does not fit"
+            elif timeout is not None and workload.since + timedelta(seconds=timeout) <= self._now:
+                text = f"{short.message}; it waited longer than ResourceQuota {quota.name} allows ({timeout} s)"
+            else:
+                continue
+            self._reject.append(Rejection(workload.key, text, quota.name))
+            return True
+        return False
+
+    def _reserve_after_long(self, workload: Workload, group: Group) -> None:
+        """After a while the head of a BestEffort queue keeps room for itself, so that large work does not starve."""
+        at = workload.since + timedelta(seconds=self._settings.reserve_after_seconds)
+        if at <= self._now:
+            self._keep_room(workload, group, ask_of(workload))
+        else:
+            self._valid_until = _sooner(self._valid_until, at)
+
+
+def _held(hold: Hold, group: Group) -> Shortfall:
+    """Turn what the ledger refused into a place in that quota's queue."""
+    chosen = tuple(line for line in group.lines if line.quota.name == hold.quota)
+    return Shortfall(hold.reason, hold.message, chosen[0], chosen[:1], next_change=hold.until)

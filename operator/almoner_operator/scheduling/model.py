@@ -43,6 +43,9 @@ class Requests(NamedTuple):
     gpu: int = 0
 
 
+NO_REQUESTS: Final = Requests()
+
+
 class WorkloadState(StrEnum):
     """Whether a workload holds quota."""
 
@@ -81,8 +84,8 @@ class Workload:
 
     `owner` is never empty (the namespace where the spec names none). `agent` is None for a TrainingJob with a runner of
     its own. `since` is when it began to wait this time (for timeouts and ageing), or was created. `max_cost` is the
-    effective limit in nano-dollars (its own and its agent's, the smaller), None where neither has one. `need` is what the
-    first allotment must be able to hold, in nano-dollars; 0 where unknown.
+    effective limit in nano-dollars (its own and its agent's, the smaller), None where neither has one. `need` is what
+    the first allotment must be able to hold, in nano-dollars; 0 where unknown.
     """
 
     key: WorkloadKey
@@ -92,7 +95,7 @@ class Workload:
     since: datetime
     priority: int = 5
     preemptible: bool = False
-    requests: Requests = Requests()
+    requests: Requests = NO_REQUESTS
     max_cost: int | None = None
     need: int = 0
     state: WorkloadState = WorkloadState.WAITING
@@ -104,6 +107,8 @@ class Workload:
     """When the present attempt was admitted; of reserved ones."""
     stopping: StopCause | None = None
     """Its pod was told to stop already; of reserved ones."""
+    quotas: tuple[str, ...] = ()
+    """Quotas that governed it at admission (status.quotas); of reserved ones. They count it whatever changed since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +157,9 @@ class Hard:
 class Quota:
     """A ResourceQuota in force. `accounts` are keyed by subject (owner, or "" where not perOwner) and dimension.
 
-    `budget` is the amount of money in nano-dollars that a period has, None where the quota has no budget. `ready` False:
-    the ledger does not have its limits yet, or it asks for what cannot be enforced; then nothing is admitted under it.
+    `budget` is the amount of money in nano-dollars that a period has, None where the quota has no budget. `ready`
+    False: the ledger does not have its limits yet, or it asks for what cannot be enforced; then nothing is admitted
+    under it.
     """
 
     name: str
@@ -285,13 +291,14 @@ class RequireBudget(StrEnum):
 class Settings:
     """How the scheduler behaves, from the operator's configuration.
 
-    `reserve_after_seconds`: after so long the head of a BestEffort queue keeps room for itself. `ageing_seconds`: so much
-    waiting is worth one execution of fair share. `preemptions_max`: most workloads for which room is made in one decision.
+    `reserve_after_seconds`: after so long the head of a BestEffort queue keeps room for itself. `ageing_seconds`: so
+    much waiting is worth one execution of fair share. `preemptions_max`: most workloads for which room is made in one
+    decision of a namespace.
     """
 
     require_budget: RequireBudget = RequireBudget.ANY
     reserve_after_seconds: int = 300
-    ageing_seconds: int = 300
+    ageing_seconds: int = 3600
     preemptions_max: int = 64
 
 
@@ -307,8 +314,10 @@ class Admission(NamedTuple):
 
 
 class Wait(NamedTuple):
-    """Why it waits. `position` counts from 1 among those that wait for the same quota (and subject): exact up to 100,
-    then rounded up to hundreds; None where it stands in no quota's queue. `next_change`: when this can change by itself.
+    """Why it waits.
+
+    `position` counts from 1 among those that wait for the same quota (and subject): exact up to 100, then rounded up
+    to hundreds; None where it stands in no quota's queue. `next_change`: when this can change by itself.
     """
 
     reason: WaitReason
@@ -406,8 +415,9 @@ class Decisions:
 
 
 def requests_of(runner: Runner, meter: Requests) -> Requests:
-    """Add up what a pod reserves: the agent container's requests (limits where a request is absent, as Kubernetes does)
-    and the meter's. Raises ValueError for a quantity that is none.
+    """Add up what a pod reserves: the agent container's requests and the meter's.
+
+    Where a request is absent its limit counts, as Kubernetes does it. Raises ValueError for a quantity that is none.
     """
     requests, limits = runner.resources.requests, runner.resources.limits
     cpu = requests.cpu if requests.cpu is not None else limits.cpu
