@@ -30,7 +30,7 @@ def in_order(
 ) -> list[Workload]:
     """Give the order in which to admit.
 
-    `running` counts what holds quota, by owner; `ageing_seconds` is so much waiting as outweighs one execution of share.
+    `running` counts what holds quota, by owner; `ageing_seconds` of waiting outweigh one execution of share.
     """
     lined_up = sorted(waiting, key=by_age)
     if not lined_up:
