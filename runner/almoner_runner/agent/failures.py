@@ -1,0 +1,123 @@
+"""Why a run of the agent loop ended badly: one exception, with the exit code and one line for a person.
+
+Role: translate what the SDKs and the framework raise into exit codes of the contract. Boundary: no I/O. Why one line:
+the last line of the agent's log becomes the message in the Execution's status.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from almoner_core.contract import AgentExitCode
+
+MESSAGE_CHARS_MAX: Final = 900
+UNEXPECTED_EXIT_CODE: Final = 1
+_STATUS_PAYMENT_REQUIRED: Final = 402
+_STATUS_TOO_MANY_REQUESTS: Final = 429
+# Words of the meter's refusals: a dimension that only the execution's or agent's own limits know.
+_OWN_LIMITS: Final = ("maxTokens", "maxToolCalls", "max_tokens", "max_tool_calls")
+
+
+class AgentFailure(Exception):  # noqa: N818 - it is the end of a run, not a fault of the program
+    """The run ends here: `exit_code` says why to the operator, the message to a person."""
+
+    def __init__(self, exit_code: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+    @property
+    def line(self) -> str:
+        """The message as one bounded line."""
+        return one_line(str(self))
+
+
+def one_line(text: str, chars_max: int = MESSAGE_CHARS_MAX) -> str:
+    """Fold whitespace and cut, so that the text fits one line of a log."""
+    folded = " ".join(text.split())
+    return folded if len(folded) <= chars_max else folded[: chars_max - 1] + "…"
+
+
+def invalid_input(message: str) -> AgentFailure:
+    """The agent's spec or its input cannot be used."""
+    return AgentFailure(AgentExitCode.INVALID_INPUT, message)
+
+
+def classify(error: BaseException) -> AgentFailure:
+    """Give the failure that an exception of a run means. Unknown ones exit with 1."""
+    for cause in _causes(error):
+        if isinstance(cause, AgentFailure):
+            return cause
+    for cause in _causes(error):
+        failure = _classify_framework(cause)
+        if failure is not None:
+            return failure
+    return AgentFailure(UNEXPECTED_EXIT_CODE, f"{type(error).__name__}: {error}")
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The exception, those within it and those behind it, outermost first; bounded."""
+    found: list[BaseException] = []
+    waiting: list[BaseException] = [error]
+    while waiting and len(found) < 32:
+        current = waiting.pop(0)
+        if current in found:
+            continue
+        found.append(current)
+        if isinstance(current, BaseExceptionGroup):
+            waiting.extend(current.exceptions)
+        waiting.extend(cause for cause in (current.__cause__, current.__context__) if cause is not None)
+    return found
+
+
+def _classify_framework(error: BaseException) -> AgentFailure | None:
+    from pydantic_ai import exceptions  # noqa: PLC0415 - heavy: loaded already where such an error was raised
+
+    if isinstance(error, exceptions.UsageLimitExceeded):
+        return AgentFailure(AgentExitCode.LIMIT_EXCEEDED, _without_hint(str(error)))
+    if isinstance(error, exceptions.ModelAPIError):
+        return _classify_provider(error)
+    if isinstance(error, exceptions.OutputTokenLimitExceeded):
+        return AgentFailure(
+            AgentExitCode.LIMIT_EXCEEDED,
+            "the answer did not fit model.settings.maxOutputTokens; raise it, or ask for a shorter answer",
+        )
+    if isinstance(error, exceptions.UnexpectedModelBehavior):
+        return AgentFailure(AgentExitCode.INVALID_OUTPUT, f"the model's answer cannot be used: {error.message}")
+    if isinstance(error, exceptions.UserError):
+        return invalid_input(f"the agent cannot be run: {error.message}")
+    return None
+
+
+def _classify_provider(error: Any) -> AgentFailure:
+    from pydantic_ai import exceptions  # noqa: PLC0415 - as above
+
+    said = provider_message(error.body) or str(error)
+    if isinstance(error, exceptions.ModelQuotaExceededError) or _is_refusal(error):
+        own_limit = any(word in said for word in _OWN_LIMITS)
+        code = AgentExitCode.LIMIT_EXCEEDED if own_limit else AgentExitCode.BUDGET_EXHAUSTED
+        return AgentFailure(code, said)
+    if isinstance(error, exceptions.ModelContextWindowExceededError):
+        return invalid_input(f"the conversation does not fit the model's context window: {said}")
+    return AgentFailure(AgentExitCode.PROVIDER_FAILED, f"the model provider failed: {said}")
+
+
+def _is_refusal(error: Any) -> bool:
+    """Whether the meter refused for good: no more money, and waiting is vain."""
+    status = getattr(error, "status_code", None)
+    if status == _STATUS_PAYMENT_REQUIRED:
+        return True
+    return status == _STATUS_TOO_MANY_REQUESTS and getattr(error, "provider_retry_hint", None) is False
+
+
+def provider_message(body: object) -> str | None:
+    """Read the message out of an error body in OpenAI's or Anthropic's shape; None where there is none."""
+    if not isinstance(body, dict):
+        return None
+    inner = body.get("error", body)
+    message = inner.get("message") if isinstance(inner, dict) else inner
+    return message if isinstance(message, str) and message else None
+
+
+def _without_hint(message: str) -> str:
+    """The framework's own message, without its pointer to the framework's documentation."""
+    return message.partition(" Consider raising the limit")[0].replace("request_limit", "maxTurns")

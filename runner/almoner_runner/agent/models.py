@@ -1,0 +1,57 @@
+"""The model, as pydantic-ai talks to it: through the meter, in the dialect that the agent asks for.
+
+Role: build the client and the settings. Boundary: base URL and placeholder key come from the environment, so that there
+is no way round the meter here. Imports are inside the functions: each SDK costs half a second, and one is needed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from almoner_core.api.agent import ModelAPI, ModelSettings
+from almoner_core.contract import DEFAULT_MAX_OUTPUT_TOKENS
+from almoner_runner.agent.invocation import Invocation
+
+if TYPE_CHECKING:
+    from pydantic_ai.models import Model
+    from pydantic_ai.settings import ModelSettings as FrameworkSettings
+
+# The meter retries against the provider; these are for a meter that just restarts.
+SDK_RETRIES: Final = 2
+
+
+def build_model(invocation: Invocation) -> Model:
+    """Give the model that speaks to the meter."""
+    if invocation.api is ModelAPI.ANTHROPIC:
+        return _anthropic(invocation)
+    return _openai(invocation)
+
+
+def _openai(invocation: Invocation) -> Model:
+    from openai import AsyncOpenAI  # noqa: PLC0415 - see above
+    from pydantic_ai.models.openai import OpenAIChatModel  # noqa: PLC0415
+    from pydantic_ai.providers.openai import OpenAIProvider  # noqa: PLC0415
+
+    client = AsyncOpenAI(base_url=invocation.base_url, api_key=invocation.api_key, max_retries=SDK_RETRIES)
+    return OpenAIChatModel(invocation.spec.model.name, provider=OpenAIProvider(openai_client=client))
+
+
+def _anthropic(invocation: Invocation) -> Model:
+    from anthropic import AsyncAnthropic  # noqa: PLC0415 - see above
+    from pydantic_ai.models.anthropic import AnthropicModel  # noqa: PLC0415
+    from pydantic_ai.providers.anthropic import AnthropicProvider  # noqa: PLC0415
+
+    client = AsyncAnthropic(base_url=invocation.base_url, api_key=invocation.api_key, max_retries=SDK_RETRIES)
+    return AnthropicModel(invocation.spec.model.name, provider=AnthropicProvider(anthropic_client=client))
+
+
+def build_settings(settings: ModelSettings, api: ModelAPI) -> FrameworkSettings:
+    """Give the settings of every call. The API's decimal strings become floats here and nowhere else."""
+    built: FrameworkSettings = {"max_tokens": settings.max_output_tokens or DEFAULT_MAX_OUTPUT_TOKENS}
+    if settings.temperature is not None:
+        built["temperature"] = float(settings.temperature)
+    if settings.top_p is not None:
+        built["top_p"] = float(settings.top_p)
+    if settings.seed is not None and api is ModelAPI.OPENAI:  # Anthropic's API has none
+        built["seed"] = settings.seed
+    return built
