@@ -1,14 +1,78 @@
-"""How an attempt ended, and what follows: pure functions over the pod's status."""
+"""How an attempt ended, and what follows: pure functions over the pod's status.
+
+The agent container decides, by name: the meter's exit code does not count. What the kubelet, the node controller and
+the operator itself did to the pod comes before what the container made of it: a process that was killed for lack of
+memory on its node did not fail by itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, Final
 
 from almoner_core.api.execution import AttemptOutcome, FailureReason, Retry
+from almoner_core.contract import AGENT_CONTAINER, METER_CONTAINER, AgentExitCode
 from almoner_operator.scheduling.model import StopCause
+
+MESSAGE_CHARS_MAX: Final = 1024
+LOST_AFTER_SECONDS: Final = 120
+"""So long after its grace period a pod that does not end counts as lost: more than a lease and the longest call."""
+
+DEFAULT_RETRIED: Final = frozenset(
+    {
+        FailureReason.AGENT_FAILED,
+        FailureReason.RUNNER_FAILED,
+        FailureReason.START_TIMEOUT,
+        FailureReason.EVICTED,
+        FailureReason.NODE_LOST,
+        FailureReason.PROVIDER_FAILED,
+    }
+)
+# Another attempt would end the same way, or is no retry at all: never, even where `retry.on` names them.
+NEVER_RETRIED: Final = frozenset(
+    {FailureReason.TIMEOUT, FailureReason.PREEMPTED, FailureReason.REJECTED, FailureReason.INVALID_SPEC}
+)
+
+EXIT_CODES: Final[Mapping[int, FailureReason]] = {
+    AgentExitCode.INVALID_INPUT: FailureReason.INVALID_INPUT,
+    AgentExitCode.GUARDRAIL_TRIPPED: FailureReason.GUARDRAIL_TRIPPED,
+    AgentExitCode.INVALID_OUTPUT: FailureReason.INVALID_OUTPUT,
+    AgentExitCode.LIMIT_EXCEEDED: FailureReason.LIMIT_EXCEEDED,
+    AgentExitCode.BUDGET_EXHAUSTED: FailureReason.BUDGET_EXHAUSTED,
+    AgentExitCode.PROVIDER_FAILED: FailureReason.PROVIDER_FAILED,
+}
+# status.reason of a pod that the kubelet or a controller ended.
+POD_REASONS: Final[Mapping[str, FailureReason]] = {
+    "Evicted": FailureReason.EVICTED,
+    "Preempting": FailureReason.EVICTED,
+    "DeadlineExceeded": FailureReason.TIMEOUT,
+    "NodeLost": FailureReason.NODE_LOST,
+    "NodeShutdown": FailureReason.NODE_LOST,
+    "Shutdown": FailureReason.NODE_LOST,
+    "Terminated": FailureReason.NODE_LOST,
+    "NodeAffinity": FailureReason.RUNNER_FAILED,
+    "UnexpectedAdmissionError": FailureReason.RUNNER_FAILED,
+}
+# Reasons of the condition DisruptionTarget.
+DISRUPTIONS: Final[Mapping[str, FailureReason]] = {
+    "PreemptionByScheduler": FailureReason.EVICTED,
+    "EvictionByEvictionAPI": FailureReason.EVICTED,
+    "TerminationByKubelet": FailureReason.EVICTED,
+    "DeletionByTaintManager": FailureReason.NODE_LOST,
+    "DeletionByPodGC": FailureReason.NODE_LOST,
+}
+# Reasons of a terminated container that never ran its program.
+_NOT_STARTED: Final = frozenset({"StartError", "ContainerCannotRun", "CreateContainerError", "RunContainerError"})
+_UNKNOWN_END: Final = "ContainerStatusUnknown"
+_OUTCOMES: Final[Mapping[StopCause, AttemptOutcome]] = {
+    StopCause.CANCELLED: AttemptOutcome.CANCELLED,
+    StopCause.SUSPENDED: AttemptOutcome.SUSPENDED,
+    StopCause.PREEMPTED: AttemptOutcome.PREEMPTED,
+    StopCause.DRAINED: AttemptOutcome.PREEMPTED,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +89,25 @@ class AttemptEnd:
 
 def started_at(pod: Mapping[str, Any]) -> datetime | None:
     """When the agent container started; None while it has not."""
-    raise NotImplementedError
+    state = _container(pod, AGENT_CONTAINER).get("state") or {}
+    part = state.get("running") or state.get("terminated") or {}
+    if part.get("reason") in _NOT_STARTED:
+        return None
+    return _time(part.get("startedAt"))
 
 
 def has_terminated(pod: Mapping[str, Any] | None) -> bool:
-    """Whether the pod holds nothing any more: gone, or all its containers have terminated."""
-    raise NotImplementedError
+    """Whether the pod holds nothing any more: gone, in a final phase, or all its containers have terminated."""
+    if pod is None:
+        return True
+    status = pod.get("status") or {}
+    if status.get("phase") in ("Succeeded", "Failed"):
+        return True
+    containers = [*_statuses(status, "initContainerStatuses"), *_statuses(status, "containerStatuses")]
+    wanted = len((pod.get("spec") or {}).get("initContainers") or []) + len(
+        (pod.get("spec") or {}).get("containers") or []
+    )
+    return 0 < wanted <= len(containers) and all("terminated" in (c.get("state") or {}) for c in containers)
 
 
 def classify(
@@ -43,20 +120,228 @@ def classify(
 ) -> AttemptEnd | None:
     """Classify a pod (JSON form; None: it vanished). None while the agent may still end by itself.
 
-    `intent` is why the operator told it to stop, `timed_out` that it did so because the timeout ran out.
+    `intent` is why the operator told it to stop, `timed_out` that it did so because the timeout ran out. A pod that is
+    classified while it still runs (it missed its start deadline, or its node is lost) is the caller's to delete.
     """
-    raise NotImplementedError
+    if pod is None:
+        return _stopped(intent, timed_out=timed_out, finished=now) or AttemptEnd(
+            AttemptOutcome.FAILED, FailureReason.NODE_LOST, "the pod vanished before it ended", finished=now
+        )
+    ended = (_container(pod, AGENT_CONTAINER).get("state") or {}).get("terminated")
+    if ended is not None:
+        return _agent_ended(pod, ended, now=now, intent=intent, timed_out=timed_out)
+    started = started_at(pod)
+    status = pod.get("status") or {}
+    if status.get("phase") == "Failed":
+        stopped = _stopped(intent, timed_out=timed_out, finished=now, started=started)
+        if stopped is not None:
+            return stopped
+        reason, message = _disruption(pod) or (FailureReason.RUNNER_FAILED, "")
+        text = message or _startup_message(pod) or "the pod failed before the agent started"
+        return AttemptEnd(AttemptOutcome.FAILED, reason, _short(text), started=started, finished=now)
+    deletion = _time(_metadata(pod).get("deletionTimestamp"))
+    if deletion is not None:
+        if now < deletion + timedelta(seconds=LOST_AFTER_SECONDS):
+            return None
+        text = "the pod did not end within its grace period, nor long after: its node does not answer"
+        return _stopped(intent, timed_out=timed_out, finished=now, started=started) or AttemptEnd(
+            AttemptOutcome.FAILED, FailureReason.NODE_LOST, text, started=started, finished=now
+        )
+    return None if started is not None else _not_started(pod, now, start_deadline_seconds)
+
+
+def _agent_ended(
+    pod: Mapping[str, Any], ended: Mapping[str, Any], *, now: datetime, intent: StopCause | None, timed_out: bool
+) -> AttemptEnd:
+    """The agent container has terminated: by itself, or because something stopped its pod."""
+    exit_code = int(ended.get("exitCode", 0))
+    started, finished = started_at(pod), _time(ended.get("finishedAt")) or now
+    asked = _asked_to_stop(pod)
+    natural = asked is None or finished < asked
+    if not natural:
+        stopped = _stopped(intent, timed_out=timed_out, finished=finished, started=started, exit_code=exit_code)
+        if stopped is not None:
+            return stopped
+    disrupted = _disruption(pod)
+    if exit_code == 0 and natural and (disrupted is None or ended.get("reason") == "Completed"):
+        return AttemptEnd(AttemptOutcome.SUCCEEDED, None, "", 0, started, finished)
+    if disrupted is not None:
+        reason, message = disrupted
+    elif not natural:
+        reason, message = FailureReason.NODE_LOST, "the pod was deleted before the agent ended"
+    else:
+        reason, message = _own_failure(pod, ended, exit_code)
+    return AttemptEnd(AttemptOutcome.FAILED, reason, _short(message), exit_code, started, finished)
+
+
+def _own_failure(pod: Mapping[str, Any], ended: Mapping[str, Any], exit_code: int) -> tuple[FailureReason, str]:
+    """What the agent container itself did."""
+    why = ended.get("reason")
+    said = _last_line(ended.get("message"))
+    if why == _UNKNOWN_END:
+        return FailureReason.NODE_LOST, said or "the node lost track of the container"
+    if why in _NOT_STARTED:
+        return FailureReason.RUNNER_FAILED, f"the agent container could not start: {said or why}"
+    if why == "OOMKilled":
+        limit = _memory_limit(pod)
+        of = f" of {limit}" if limit else ""
+        return FailureReason.AGENT_FAILED, f"out of memory: the agent container exceeded its memory limit{of}"
+    reason = EXIT_CODES.get(exit_code, FailureReason.AGENT_FAILED)
+    what = f"killed by signal {exit_code - 128}" if 128 < exit_code < 160 else f"exit code {exit_code}"
+    if reason is not FailureReason.AGENT_FAILED and said:
+        return reason, said
+    return reason, f"{what}: {said}" if said else what
+
+
+def _stopped(
+    intent: StopCause | None,
+    *,
+    timed_out: bool,
+    finished: datetime,
+    started: datetime | None = None,
+    exit_code: int | None = None,
+) -> AttemptEnd | None:
+    """The end that the operator itself asked for; cancelling outranks a timeout."""
+    if timed_out and intent is not StopCause.CANCELLED:
+        text = "timeoutSeconds ran out"
+        return AttemptEnd(AttemptOutcome.FAILED, FailureReason.TIMEOUT, text, exit_code, started, finished)
+    if intent is None:
+        return None
+    text = f"stopped: {intent.value.lower()}"
+    return AttemptEnd(_OUTCOMES[intent], None, text, exit_code, started, finished)
+
+
+def _asked_to_stop(pod: Mapping[str, Any]) -> datetime | None:
+    """When the pod's deletion was asked for: the API server adds the grace period to the time it records."""
+    metadata = _metadata(pod)
+    deletion = _time(metadata.get("deletionTimestamp"))
+    if deletion is None:
+        return None
+    return deletion - timedelta(seconds=int(metadata.get("deletionGracePeriodSeconds") or 0))
+
+
+def _disruption(pod: Mapping[str, Any]) -> tuple[FailureReason, str] | None:
+    """What the kubelet, the scheduler or a controller did to the pod; None where they did nothing."""
+    status = pod.get("status") or {}
+    why = status.get("reason")
+    if why in POD_REASONS:
+        reason = POD_REASONS[why]
+        text = "timeoutSeconds ran out" if reason is FailureReason.TIMEOUT else status.get("message") or why
+        return reason, str(text)
+    for condition in status.get("conditions") or []:
+        if condition.get("type") == "DisruptionTarget" and condition.get("status") == "True":
+            reason = DISRUPTIONS.get(condition.get("reason", ""), FailureReason.EVICTED)
+            return reason, str(condition.get("message") or condition.get("reason") or "disrupted")
+    return None
+
+
+def _not_started(pod: Mapping[str, Any], now: datetime, deadline_seconds: int) -> AttemptEnd | None:
+    """The agent container has not started: that has a deadline, since the pod holds quota all the while."""
+    created = _time(_metadata(pod).get("creationTimestamp"))
+    if created is None or now < created + timedelta(seconds=deadline_seconds):
+        return None
+    why = _startup_message(pod)
+    text = f"the agent did not start within {deadline_seconds} s" + (f": {why}" if why else "")
+    return AttemptEnd(AttemptOutcome.FAILED, FailureReason.START_TIMEOUT, _short(text), finished=now)
+
+
+def _startup_message(pod: Mapping[str, Any]) -> str:
+    """The most telling word about why a pod does not start: scheduling, an image, the meter."""
+    status = pod.get("status") or {}
+    for condition in status.get("conditions") or []:
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+            return _join(condition.get("reason"), condition.get("message"))
+    for name in (METER_CONTAINER, AGENT_CONTAINER):
+        container = _container(pod, name)
+        last = (container.get("lastState") or {}).get("terminated")
+        if name == METER_CONTAINER and last is not None:
+            said = _last_line(last.get("message"))
+            return f"the meter exited with code {last.get('exitCode')}" + (f": {said}" if said else "")
+        waiting = (container.get("state") or {}).get("waiting")
+        if waiting and waiting.get("reason") not in (None, "PodInitializing", "ContainerCreating"):
+            return f"{name}: {_join(waiting.get('reason'), waiting.get('message'))}"
+        if name == METER_CONTAINER and container.get("state", {}).get("running") and not container.get("started"):
+            return "the meter has not loaded its allotment"
+    return ""
+
+
+# --- what follows -----------------------------------------------------------------------------------------------------
 
 
 def retry_at(
     uid: str, attempt: int, reason: FailureReason, retry: Retry, *, failures: int, finished: datetime
 ) -> datetime | None:
-    """When the next attempt may start, or None where there is none. `failures` counts failed attempts, this one included
-    (preempted, suspended and drained ones are not failures).
+    """When the next attempt may start, or None where there is none.
+
+    `failures` counts failed attempts, this one included (preempted, suspended and drained ones are not failures). The
+    wait doubles with every failure up to the cap; the jitter (up to a quarter less) comes from uid and attempt, so that
+    a restarted operator gets the same moment.
     """
-    raise NotImplementedError
+    wanted = frozenset(retry.on) or DEFAULT_RETRIED
+    if reason not in wanted or reason in NEVER_RETRIED or failures > retry.limit:
+        return None
+    exponent = min(max(0, failures - 1), 32)
+    milliseconds = min(retry.backoff_seconds << exponent, retry.backoff_max_seconds) * 1000
+    digest = hashlib.sha256(f"backoff/{uid}/{attempt}".encode()).digest()
+    spread = milliseconds // 4
+    jitter = int.from_bytes(digest[:4], "big") % (spread + 1)
+    return finished + timedelta(milliseconds=milliseconds - jitter)
 
 
 def remaining_seconds(timeout_seconds: int | None, used_seconds: int) -> int | None:
     """What is left of a timeout over all attempts; None without one; 0: it has run out."""
-    raise NotImplementedError
+    return None if timeout_seconds is None else max(0, timeout_seconds - used_seconds)
+
+
+# --- reading pods -----------------------------------------------------------------------------------------------------
+
+
+def _metadata(pod: Mapping[str, Any]) -> Mapping[str, Any]:
+    metadata: Mapping[str, Any] = pod.get("metadata") or {}
+    return metadata
+
+
+def _statuses(status: Mapping[str, Any], field: str) -> Iterable[Mapping[str, Any]]:
+    return status.get(field) or []
+
+
+def _container(pod: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    status = pod.get("status") or {}
+    for container in (*_statuses(status, "containerStatuses"), *_statuses(status, "initContainerStatuses")):
+        if container.get("name") == name:
+            return container
+    return {}
+
+
+def _memory_limit(pod: Mapping[str, Any]) -> str:
+    for container in (pod.get("spec") or {}).get("containers") or []:
+        if container.get("name") == AGENT_CONTAINER:
+            return str(((container.get("resources") or {}).get("limits") or {}).get("memory", ""))
+    return ""
+
+
+def _time(value: Any) -> datetime | None:
+    """Read a Kubernetes timestamp; None for anything else, since a node's word is not to be trusted with a crash."""
+    if isinstance(value, datetime):
+        return value
+    if not isinstance(value, str):
+        return None
+    try:
+        parsed = datetime.fromisoformat(value)
+    except ValueError:
+        return None
+    return parsed if parsed.tzinfo is not None else None
+
+
+def _last_line(text: Any) -> str:
+    """The last line that says something."""
+    lines = [line.strip() for line in str(text or "").splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def _join(*parts: Any) -> str:
+    return ": ".join(str(part) for part in parts if part)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MESSAGE_CHARS_MAX else text[: MESSAGE_CHARS_MAX - 1] + "…"
