@@ -55,7 +55,8 @@ class Guards:
                 raise RetryAsked(f"Guardrail {check.name}: {problem}. Answer again without that.")
             if check.action is GuardrailAction.REDACT and check.redact is not None:
                 value = _redact(value, check.redact)
-                problem = check.problem(_text(value))
+                # What redaction cannot reach, such as the keys, still trips; the placeholder itself does not.
+                problem = check.problem(_text(value).replace(REDACTED, ""))
             if problem is not None:
                 raise AgentFailure(
                     AgentExitCode.GUARDRAIL_TRIPPED, f"guardrail {check.name} tripped on the {self._side}: {problem}"
