@@ -1,10 +1,223 @@
-"""Whether an Agent or a ModelProvider can be used, and what limits govern a run: pure functions over cached facts."""
+"""Whether an Agent or a ModelProvider can be used, and what limits govern a run: pure functions over cached facts.
+
+Facts that are not known (a Secret that the operator may not look at) hold nothing back: the pod would say so itself.
+What is known to be missing becomes a reason and a message that names the field and the fix.
+"""
 
 from __future__ import annotations
 
-from almoner_core.api.agent import Limits
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
+
+from almoner_core.api.agent import AgentReason, AgentSpec, AgentType, Limits, ModelChoice
+from almoner_core.api.model_provider import ModelProviderSpec, ProviderReason, ProviderType
+from almoner_core.api.runner import Runner
+from almoner_core.contract import LABEL_AGENT_READABLE, METER_USER
+from almoner_core.money import Money
+from almoner_operator.pods import reserved_env
+
+_MODELS_NAMED_MAX = 5
+_NEEDS_KEY = frozenset({ProviderType.OPENAI, ProviderType.ANTHROPIC})
+
+Comparable = TypeVar("Comparable", int, Money)
+
+
+@dataclass(frozen=True, slots=True)
+class SecretFacts:
+    """What is known of a Secret: whether agents may read it; its keys, None where they are not known."""
+
+    agent_readable: bool = False
+    keys: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderFacts:
+    """A ModelProvider of the agent's namespace."""
+
+    spec: ModelProviderSpec
+    ready: bool = True
+    message: str = ""
+    """Why it is not ready."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentFacts:
+    """What surrounds an agent in its namespace.
+
+    `agents` are the names of all Agents. `secrets` by name, None where Secrets are not known at all. `has_price` says
+    whether a model of a provider (by name) has a price. `budgeted`: a quota with an enforced budget can govern it.
+    """
+
+    providers: Mapping[str, ProviderFacts] = field(default_factory=dict)
+    agents: Collection[str] = frozenset()
+    secrets: Mapping[str, SecretFacts] | None = None
+    has_price: Callable[[str, str], bool] = lambda _provider, _model: True
+    budgeted: bool = False
+
+
+class AgentVerdict(NamedTuple):
+    """Whether an Agent can be used (`reason` READY), and why not."""
+
+    reason: AgentReason
+    message: str
+
+
+class ProviderVerdict(NamedTuple):
+    """Whether a ModelProvider can be used (`reason` READY), why not, and whether agents could walk past the meter."""
+
+    reason: ProviderReason
+    message: str
+    bypassable: bool
+
+
+def agent_verdict(spec: AgentSpec, facts: AgentFacts) -> AgentVerdict:
+    """Judge an Agent: its runner, providers, models, prices, handoffs, Secrets, and the teeth of its type, in order."""
+    for verdict in (
+        _runner_verdict(spec.runner),
+        *(_model_verdict(path, choice, facts) for path, choice in _choices(spec)),
+        _handoff_verdict(spec, facts),
+        runner_secrets_verdict(spec.runner, facts),
+        _deployment_verdict(spec, facts),
+    ):
+        if verdict is not None:
+            return verdict
+    return AgentVerdict(AgentReason.READY, "everything that the agent needs is there")
+
+
+def _choices(spec: AgentSpec) -> list[tuple[str, ModelChoice]]:
+    """The models that an agent may call, with the path of the field that names each."""
+    fallbacks = [(f"spec.model.fallbacks[{index}]", choice) for index, choice in enumerate(spec.model.fallbacks)]
+    return [("spec.model", spec.model), *fallbacks]
+
+
+def _runner_verdict(runner: Runner) -> AgentVerdict | None:
+    name = reserved_env(runner.env)
+    if name is not None:
+        text = f"spec.runner.env: {name} is set by the runner: remove it, or give it another name"
+        return AgentVerdict(AgentReason.INVALID_SPEC, text)
+    if runner.run_as_user == METER_USER:
+        text = f"spec.runner.runAsUser: {METER_USER} is the meter's own user: choose another"
+        return AgentVerdict(AgentReason.INVALID_SPEC, text)
+    return None
+
+
+def _model_verdict(path: str, choice: ModelChoice, facts: AgentFacts) -> AgentVerdict | None:
+    provider = facts.providers.get(choice.provider)
+    if provider is None:
+        text = f"{path}.provider: ModelProvider {choice.provider} does not exist in this namespace"
+        return AgentVerdict(AgentReason.PROVIDER_NOT_FOUND, text)
+    if not provider.ready:
+        text = f"{path}.provider: ModelProvider {choice.provider} is not ready: {provider.message}"
+        return AgentVerdict(AgentReason.PROVIDER_NOT_READY, text)
+    allowed = [model.name for model in provider.spec.models]
+    if allowed and choice.name not in allowed:
+        named = ", ".join(allowed[:_MODELS_NAMED_MAX]) + (", ..." if len(allowed) > _MODELS_NAMED_MAX else "")
+        text = f"{path}.name: ModelProvider {choice.provider} does not list {choice.name}; it lists {named}"
+        return AgentVerdict(AgentReason.MODEL_NOT_ALLOWED, text)
+    if not facts.has_price(choice.provider, choice.name):
+        text = (
+            f"{path}.name: no price is known for {choice.name}, so no budget could bound it: "
+            f"add it to spec.prices of ModelProvider {choice.provider}"
+        )
+        return AgentVerdict(AgentReason.MODEL_UNPRICED, text)
+    return None
+
+
+def _handoff_verdict(spec: AgentSpec, facts: AgentFacts) -> AgentVerdict | None:
+    for index, handoff in enumerate(spec.handoffs):
+        if handoff.agent not in facts.agents:
+            text = f"spec.handoffs[{index}].agent: Agent {handoff.agent} does not exist in this namespace"
+            return AgentVerdict(AgentReason.HANDOFF_NOT_FOUND, text)
+    return None
+
+
+def runner_secrets_verdict(runner: Runner, facts: AgentFacts, path: str = "spec.runner") -> AgentVerdict | None:
+    """Judge the Secrets that a runner's environment names; None where all may be read."""
+    taken = {provider.spec.credentials.name for provider in facts.providers.values() if provider.spec.credentials}
+    for variable in runner.env:
+        reference = variable.value_from.secret_key_ref if variable.value_from else None
+        if reference is None:
+            continue
+        where = f"{path}.env {variable.name}: Secret {reference.name}"
+        if reference.name in taken:
+            text = f"{where} holds a provider's key, which no agent may read"
+            return AgentVerdict(AgentReason.SECRET_NOT_READABLE, text)
+        if facts.secrets is None:
+            continue
+        secret = facts.secrets.get(reference.name)
+        if secret is None:
+            return AgentVerdict(AgentReason.SECRET_NOT_FOUND, f"{where} does not exist in this namespace")
+        if not secret.agent_readable:
+            text = f'{where} lacks the label {LABEL_AGENT_READABLE}: "true"'
+            return AgentVerdict(AgentReason.SECRET_NOT_READABLE, text)
+        if secret.keys is not None and reference.key not in secret.keys:
+            return AgentVerdict(AgentReason.SECRET_NOT_FOUND, f"{where} has no key {reference.key}")
+    return None
+
+
+def _deployment_verdict(spec: AgentSpec, facts: AgentFacts) -> AgentVerdict | None:
+    """A RealDeployment must declare its safety, be bounded in money, and have no way past the meter."""
+    if spec.type is not AgentType.REAL_DEPLOYMENT:
+        return None
+    text = ""
+    if spec.safety is None:
+        text = "spec.safety: a RealDeployment must declare it"
+    elif not spec.safety.budget_enforced:
+        text = "spec.safety.budgetEnforced: a RealDeployment must assert that a hard budget governs it: set it to true"
+    elif not facts.budgeted and spec.limits.max_cost is None:
+        text = (
+            "spec.limits.maxCost: a RealDeployment needs a hard budget: set it, or create a ResourceQuota with an "
+            "enforced budget that selects this agent"
+        )
+    else:
+        for path, choice in _choices(spec):
+            provider = facts.providers.get(choice.provider)
+            if provider is not None and is_bypassable(provider.spec):
+                text = (
+                    f"{path}.provider: ModelProvider {choice.provider} asks for no credential, so the agent could "
+                    "call it past the meter: a RealDeployment may not use it"
+                )
+                break
+    return AgentVerdict(AgentReason.UNSAFE_DEPLOYMENT, text) if text else None
+
+
+def is_bypassable(spec: ModelProviderSpec) -> bool:
+    """Whether agent code could call the model server past the meter: it asks for no credential."""
+    return spec.credentials is None
+
+
+def provider_verdict(spec: ModelProviderSpec, secrets: Mapping[str, SecretFacts] | None = None) -> ProviderVerdict:
+    """Judge a ModelProvider; `secrets` None where Secrets are not known."""
+    bypassable = is_bypassable(spec)
+    credentials = spec.credentials
+    if credentials is None and spec.type in _NEEDS_KEY:
+        text = f"spec.credentials: a provider of type {spec.type} needs a key: name the Secret and its key"
+        return ProviderVerdict(ProviderReason.CREDENTIALS_MISSING, text, bypassable)
+    if credentials is not None and secrets is not None:
+        secret = secrets.get(credentials.name)
+        where = f"spec.credentials: Secret {credentials.name}"
+        if secret is None:
+            text = f"{where} does not exist in this namespace"
+            return ProviderVerdict(ProviderReason.SECRET_NOT_FOUND, text, bypassable)
+        if secret.keys is not None and credentials.key not in secret.keys:
+            return ProviderVerdict(ProviderReason.SECRET_NOT_FOUND, f"{where} has no key {credentials.key}", bypassable)
+    return ProviderVerdict(ProviderReason.READY, "the provider can be used", bypassable)
 
 
 def effective_limits(agent: Limits, own: Limits, own_timeout_seconds: int | None = None) -> Limits:
     """Tighten: each limit is the smaller of the agent's and the execution's own."""
-    raise NotImplementedError
+    return Limits(
+        max_turns=_tighter(agent.max_turns, own.max_turns),
+        max_cost=_tighter(agent.max_cost, own.max_cost),
+        max_tokens=_tighter(agent.max_tokens, own.max_tokens),
+        max_tool_calls=_tighter(agent.max_tool_calls, own.max_tool_calls),
+        timeout_seconds=_tighter(_tighter(agent.timeout_seconds, own.timeout_seconds), own_timeout_seconds),
+    )
+
+
+def _tighter(first: Comparable | None, second: Comparable | None) -> Comparable | None:
+    """The smaller of two limits; None is no limit."""
+    if first is None or second is None:
+        return second if first is None else first
+    return min(first, second)

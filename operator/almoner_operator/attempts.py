@@ -162,8 +162,8 @@ def _agent_ended(
         stopped = _stopped(intent, timed_out=timed_out, finished=finished, started=started, exit_code=exit_code)
         if stopped is not None:
             return stopped
-    disrupted = _disruption(pod)
-    if exit_code == 0 and natural and (disrupted is None or ended.get("reason") == "Completed"):
+    disrupted = _disruption(pod, conditions=not natural or exit_code != 0)
+    if exit_code == 0 and natural and disrupted is None:
         return AttemptEnd(AttemptOutcome.SUCCEEDED, None, "", 0, started, finished)
     if disrupted is not None:
         reason, message = disrupted
@@ -220,15 +220,18 @@ def _asked_to_stop(pod: Mapping[str, Any]) -> datetime | None:
     return deletion - timedelta(seconds=int(metadata.get("deletionGracePeriodSeconds") or 0))
 
 
-def _disruption(pod: Mapping[str, Any]) -> tuple[FailureReason, str] | None:
-    """What the kubelet, the scheduler or a controller did to the pod; None where they did nothing."""
+def _disruption(pod: Mapping[str, Any], *, conditions: bool = True) -> tuple[FailureReason, str] | None:
+    """What the kubelet, the scheduler or a controller did to the pod; None where they did nothing.
+
+    The pod's own reason is only ever set on one that had not ended; a condition may come after the end.
+    """
     status = pod.get("status") or {}
-    why = status.get("reason")
+    why = str(status.get("reason") or "")
     if why in POD_REASONS:
         reason = POD_REASONS[why]
         text = "timeoutSeconds ran out" if reason is FailureReason.TIMEOUT else status.get("message") or why
         return reason, str(text)
-    for condition in status.get("conditions") or []:
+    for condition in (status.get("conditions") or []) if conditions else ():
         if condition.get("type") == "DisruptionTarget" and condition.get("status") == "True":
             reason = DISRUPTIONS.get(condition.get("reason", ""), FailureReason.EVICTED)
             return reason, str(condition.get("message") or condition.get("reason") or "disrupted")

@@ -58,3 +58,11 @@ class QuotaIndex:
         found = [quota for quota in candidates if selects(quota, owner, agent)]
         found.sort(key=lambda quota: self._rank[quota.name])
         return found
+
+
+def can_be_budgeted(quotas: Iterable[Quota], agent: Agent) -> bool:
+    """Whether a quota with an enforced budget can govern an agent's work, for some owner."""
+    return any(
+        quota.enforced and quota.budget is not None and selects(quota, next(iter(quota.owners), ""), agent)
+        for quota in quotas
+    )
