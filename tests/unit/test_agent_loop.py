@@ -326,6 +326,7 @@ async def test_what_cannot_be_run_is_refused_by_name(tmp_path: Path, fields: dic
     assert seen == []
 
 
+IN_EXECUTION = "for this call in execution: of"
 OPENAI_QUOTA = {"message": "ResourceQuota red: 0.01 of 0.01 spent", "type": "insufficient_quota", "code": "x"}
 ANTHROPIC_QUOTA = {"type": "error", "error": {"type": "billing_error", "message": "ResourceQuota red is spent"}}
 
@@ -350,9 +351,23 @@ ANTHROPIC_QUOTA = {"type": "error", "error": {"type": "billing_error", "message"
             "ResourceQuota red is spent",
         ),
         (
-            ModelHTTPError(429, "m", {"message": "maxTokens: 100 of 100"}, headers={"x-should-retry": "false"}),
+            ModelHTTPError(429, "m", {"message": f"no room {IN_EXECUTION} tokens", "code": "insufficient_quota"}),
             AgentExitCode.LIMIT_EXCEEDED,
-            "maxTokens: 100 of 100",
+            "no room for this call in execution: of tokens",
+        ),
+        (
+            ModelHTTPError(429, "m", {"message": f"no room {IN_EXECUTION} nano-dollars", "code": "insufficient_quota"}),
+            AgentExitCode.BUDGET_EXHAUSTED,
+            "no room for this call in execution: of nano-dollars",
+        ),
+        (
+            ModelHTTPError(
+                429,
+                "m",
+                {"type": "error", "error": {"type": "rate_limit_error", "message": "insufficient_quota: no room"}},
+            ),
+            AgentExitCode.BUDGET_EXHAUSTED,
+            "no room",
         ),
         (
             ModelHTTPError.for_category(ModelRateLimitError, status_code=429, model_name="m", body={"message": "slow"}),

@@ -6,6 +6,7 @@ the last line of the agent's log becomes the message in the Execution's status.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 from almoner_core.contract import AgentExitCode
@@ -14,8 +15,10 @@ MESSAGE_CHARS_MAX: Final = 900
 UNEXPECTED_EXIT_CODE: Final = 1
 _STATUS_PAYMENT_REQUIRED: Final = 402
 _STATUS_TOO_MANY_REQUESTS: Final = 429
-# Words of the meter's refusals: a dimension that only the execution's or agent's own limits know.
-_OWN_LIMITS: Final = ("maxTokens", "maxToolCalls", "max_tokens", "max_tool_calls")
+# How the meter says that there is no room: in OpenAI's shape as the error's code, in Anthropic's before the message.
+INSUFFICIENT: Final = "insufficient_quota"
+# ... and whose limit it was. Money is a budget whoever set it; the other limits of the execution are its own.
+_OWN_LIMIT: Final = re.compile(r"\bin execution: of (?!nano-dollars)")
 
 
 class AgentFailure(Exception):  # noqa: N818 - it is the end of a run, not a fault of the program
@@ -93,20 +96,36 @@ def _classify_provider(error: Any) -> AgentFailure:
 
     said = provider_message(error.body) or str(error)
     if isinstance(error, exceptions.ModelQuotaExceededError) or _is_refusal(error):
-        own_limit = any(word in said for word in _OWN_LIMITS)
-        code = AgentExitCode.LIMIT_EXCEEDED if own_limit else AgentExitCode.BUDGET_EXHAUSTED
-        return AgentFailure(code, said)
+        return no_room(said)
     if isinstance(error, exceptions.ModelContextWindowExceededError):
         return invalid_input(f"the conversation does not fit the model's context window: {said}")
     return AgentFailure(AgentExitCode.PROVIDER_FAILED, f"the model provider failed: {said}")
 
 
 def _is_refusal(error: Any) -> bool:
-    """Whether the meter refused for good: no more money, and waiting is vain."""
+    """Whether it was refused for want of room: said so, or waiting is vain."""
     status = getattr(error, "status_code", None)
     if status == _STATUS_PAYMENT_REQUIRED:
         return True
-    return status == _STATUS_TOO_MANY_REQUESTS and getattr(error, "provider_retry_hint", None) is False
+    if status != _STATUS_TOO_MANY_REQUESTS:
+        return False
+    return says_no_room(error.body) or getattr(error, "provider_retry_hint", None) is False
+
+
+def says_no_room(body: object) -> bool:
+    """Whether an error body, in either dialect's shape, is the meter's refusal for want of room."""
+    if not isinstance(body, dict):
+        return False
+    inner = body.get("error", body)
+    if not isinstance(inner, dict):
+        return False
+    return inner.get("code") == INSUFFICIENT or str(inner.get("message", "")).startswith(f"{INSUFFICIENT}:")
+
+
+def no_room(said: str) -> AgentFailure:
+    """A limit has no room for the next call: the execution's own, or a budget."""
+    code = AgentExitCode.LIMIT_EXCEEDED if _OWN_LIMIT.search(said) else AgentExitCode.BUDGET_EXHAUSTED
+    return AgentFailure(code, said.removeprefix(f"{INSUFFICIENT}: "))
 
 
 def provider_message(body: object) -> str | None:

@@ -16,8 +16,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from almoner_core.api.agent import Tool
-from almoner_core.contract import AgentExitCode
-from almoner_runner.agent.failures import AgentFailure, invalid_input, one_line, provider_message
+from almoner_runner.agent.failures import (
+    AgentFailure,
+    invalid_input,
+    no_room,
+    one_line,
+    provider_message,
+    says_no_room,
+)
 from almoner_runner.tools.base import BuiltinTool, ToolConfigError
 from almoner_runner.tools.errors import ToolError, ToolErrorCode
 from almoner_runner.tools.registry import build
@@ -81,12 +87,10 @@ def _json_or_none(content: bytes) -> object:
 def _refused(tool: str, status: int, body: object, should_retry: str | None) -> Exception:
     """What a refusal means: a rate passes, a limit ends the run."""
     said = provider_message(body) or f"the meter answered {status}"
-    if status == 429 and should_retry == "true":
-        return ToolError(ToolErrorCode.RATE_LIMIT_EXCEEDED, said)
+    if status == 402 or (status == 429 and (says_no_room(body) or should_retry == "false")):
+        return no_room(f"tool {tool}: {said}")
     if status == 429:
-        return AgentFailure(AgentExitCode.LIMIT_EXCEEDED, f"tool {tool}: {said}")
-    if status == 402:
-        return AgentFailure(AgentExitCode.BUDGET_EXHAUSTED, f"tool {tool}: {said}")
+        return ToolError(ToolErrorCode.RATE_LIMIT_EXCEEDED, said)
     return AgentFailure(1, f"the meter refused a call of tool {tool}: {said}")
 
 
