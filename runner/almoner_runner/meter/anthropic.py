@@ -1,0 +1,208 @@
+"""The Anthropic dialect: messages. Requests to bounds, answers and streams to tokens.
+
+Pure. Fields by Anthropic's API reference. Left out on purpose, because they cost what is not bounded here: server
+tools, MCP servers, containers, context editing (extra sampling), fast mode, data residency, cache entries that live an
+hour.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from almoner_core.pricing import TOOLS_OVERHEAD_TOKENS, TokenCounts, input_tokens_bound
+from almoner_runner.meter.config import Provider
+from almoner_runner.meter.dialect import (
+    Call,
+    InvalidCallError,
+    Rules,
+    Seen,
+    check_fields,
+    count,
+    details,
+    find_model,
+    flag,
+    number,
+    output_maximum,
+    sequence,
+    size_of,
+    words,
+)
+from almoner_runner.meter.openai import event_data
+
+MESSAGE_FIELDS: Final = words(
+    "model messages max_tokens system stop_sequences stream temperature top_k top_p tools tool_choice metadata "
+    "thinking service_tier cache_control output_config output_format"
+)
+SERVICE_TIERS: Final = (None, "auto", "standard_only")
+TEXT_BLOCKS: Final = frozenset({"text", "tool_use", "thinking", "redacted_thinking", "search_result"})
+# Tools that run at the client's; each brings instructions of its own.
+CLIENT_TOOLS: Final = ("bash_", "text_editor_", "memory_", "computer_")
+DEPTH_MAX: Final = 64
+WATCHED: Final = (b"message_start", b"message_delta", b"message_stop", b'"error"')
+
+
+def messages(provider: Provider, payload: dict[str, Any], body_bytes: int, rules: Rules) -> Call:
+    """Bound a message."""
+    model = find_model(provider, payload, rules)
+    tools = sequence(payload, "tools")
+    given = sequence(payload, "messages")
+    if rules.strict:
+        check_fields(payload, MESSAGE_FIELDS, "messages")
+        _check_tools(tools)
+        _check_cache(payload)
+        if payload.get("service_tier") not in SERVICE_TIERS:
+            raise InvalidCallError(
+                "service_tier: under a budget only 'auto' and 'standard_only' are let through",
+                code="unsupported_parameter",
+                param="service_tier",
+            )
+    maximum = output_maximum([number(payload, "max_tokens", least=1)], model, rules)
+    payload["max_tokens"] = maximum
+    thinking = _thinking_budget(payload)
+    inline = _is_text(payload.get("system")) and all(
+        isinstance(message, dict) and _is_text(message.get("content")) for message in given
+    )
+    schema = [payload.get("output_config"), payload.get("output_format")]
+    bound = input_tokens_bound(body_bytes, len(given) + 1, tool_bytes=size_of(tools, *schema))
+    bound += TOOLS_OVERHEAD_TOKENS * sum(1 for tool in tools if _is_client_tool(tool))
+    return Call(
+        operation="chat",
+        resource_type="llm",
+        provider=provider,
+        model=model,
+        payload=payload,
+        usage_shape="anthropic",
+        input_bound=bound if inline else model.context_window,
+        output_max=maximum,
+        output_fields=("max_tokens",),
+        # The API wants max_tokens above the thinking budget; with interleaved thinking the budget may be the larger.
+        output_least=max(16, thinking + 1),
+        output_extra=thinking if thinking >= maximum else 0,
+        stream=flag(payload, "stream"),
+    )
+
+
+def _thinking_budget(payload: dict[str, Any]) -> int:
+    thinking = payload.get("thinking")
+    return number(thinking, "budget_tokens") or 0 if isinstance(thinking, dict) else 0
+
+
+def _is_text(content: Any) -> bool:
+    """Say whether content is inline text alone, whose tokens its bytes bound."""
+    if content is None or isinstance(content, str):
+        return True
+    if not isinstance(content, list):
+        return False
+    for block in content:
+        if not isinstance(block, dict):
+            return False
+        kind = block.get("type")
+        if kind == "tool_result":
+            if not _is_text(block.get("content")):
+                return False
+        elif kind not in TEXT_BLOCKS:
+            return False
+    return True
+
+
+def _is_client_tool(tool: Any) -> bool:
+    return isinstance(tool, dict) and str(tool.get("type", "")).startswith(CLIENT_TOOLS)
+
+
+def _check_tools(tools: list[Any]) -> None:
+    for index, tool in enumerate(tools):
+        kind = tool.get("type") if isinstance(tool, dict) else "?"
+        if kind not in (None, "custom") and not _is_client_tool(tool):
+            raise InvalidCallError(
+                f"tools[{index}]: server tool {str(kind)[:64]!r} costs what the meter cannot bound; "
+                "under a budget only custom and client tools are let through",
+                code="unsupported_parameter",
+                param="tools",
+            )
+
+
+def _check_cache(payload: dict[str, Any]) -> None:
+    """Refuse cache entries that live for an hour: writing them costs more than the price card says."""
+    stack: list[tuple[Any, int]] = [(payload, 0)]
+    while stack:
+        value, depth = stack.pop()
+        if isinstance(value, dict):
+            control = value.get("cache_control")
+            if isinstance(control, dict) and control.get("ttl") not in (None, "5m"):
+                raise InvalidCallError(
+                    "cache_control.ttl: under a budget only '5m' is let through: longer entries cost more to write",
+                    code="unsupported_parameter",
+                    param="cache_control",
+                )
+            children: list[Any] = [v for v in value.values() if isinstance(v, (dict, list))]
+        else:
+            children = [v for v in value if isinstance(v, (dict, list))]
+        if children and depth >= DEPTH_MAX:
+            raise InvalidCallError(f"the request is nested deeper than {DEPTH_MAX} levels")
+        stack.extend((child, depth + 1) for child in children)
+
+
+def usage(value: Any) -> TokenCounts | None:
+    """Read `usage` of a message; None where it is missing or no usage.
+
+    Documented fields: `input_tokens` leaves out what was read from and written to the cache, so the whole input is the
+    sum of the three.
+    """
+    if not isinstance(value, dict):
+        return None
+    plain, output = count(value, "input_tokens"), count(value, "output_tokens")
+    if plain is None or output is None:
+        return None
+    cached = count(value, "cache_read_input_tokens") or 0
+    write = count(value, "cache_creation_input_tokens") or 0
+    return TokenCounts(
+        input=plain + cached + write,
+        cached_input=cached,
+        cache_write=write,
+        output=output,
+        reasoning=count(details(value, "output_tokens_details"), "thinking_tokens") or 0,
+    )
+
+
+def watch(event: bytes, seen: Seen) -> bool:
+    """Look at one event of a stream: `message_start` has the input, the last `message_delta` the output so far."""
+    if not any(name in event for name in WATCHED):
+        return False
+    data = event_data(event)
+    match data.get("type"):
+        case "message_start":
+            seen.input_tokens = usage({"output_tokens": 0, **details(details(data, "message"), "usage")})
+        case "message_delta":
+            _merge(details(data, "usage"), seen)
+        case "message_stop":
+            seen.complete = True
+        case "error":
+            seen.error = "the provider's stream reported an error"
+    return False
+
+
+def _merge(delta: dict[str, Any], seen: Seen) -> None:
+    """Take the counts of a delta, which are cumulative; what it leaves out is as the start said."""
+    output = count(delta, "output_tokens")
+    if output is None:
+        return
+    start = seen.input_tokens
+    if count(delta, "input_tokens") is not None:
+        start = usage(delta) or start
+    if start is None:
+        return
+    seen.tokens = TokenCounts(
+        input=start.input,
+        cached_input=start.cached_input,
+        cache_write=start.cache_write,
+        output=output,
+        reasoning=count(details(delta, "output_tokens_details"), "thinking_tokens") or 0,
+    )
+
+
+def error_body(code: str, message: str, status: int, param: str | None) -> dict[str, Any]:
+    """Give a refusal in Anthropic's shape. The code stays readable: the shape has no field for it."""
+    del param
+    kinds = {400: "invalid_request_error", 404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error"}
+    kind = kinds.get(status, "overloaded_error" if status == 503 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": f"{code}: {message}"}}

@@ -1,0 +1,250 @@
+"""The routes of the pod's loopback: what an agent may say to the meter, and how the meter answers.
+
+A plain dispatch on the path, no framework: every call passes here. Errors have the shape of the dialect that was spoken,
+so that unmodified SDKs understand them and stop trying where that is vain.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from aiohttp import web
+
+from almoner_core.environment import DEFAULT_MAX_OUTPUT_TOKENS
+from almoner_runner.meter import anthropic, openai
+from almoner_runner.meter.config import ANTHROPIC, OPENAI, Config, Provider
+from almoner_runner.meter.dialect import Call, InvalidCallError, RefusedError, Rules, read_json
+from almoner_runner.meter.forward import Forwarder, ProviderFailedError, Target, request_headers
+from almoner_runner.meter.holds import RETRY_WORTH_SECONDS, Holds
+from almoner_runner.meter.ledger import Secret
+from almoner_runner.meter.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+BODY_BYTES_MAX: Final = 8 * 1024 * 1024
+PROGRESS_BYTES_MAX: Final = 64 * 1024
+# Refusals after which trying again helps.
+PASSING_CODES: Final = ("too_many_calls", "ledger_unreachable", "spool_full", "not_started")
+LOCAL_TOOLS: Final = frozenset({"calculator"})
+TOOL_NAME_CHARS_MAX: Final = 64
+
+Bounder = Callable[[Provider, dict[str, Any], int, Rules], Call]
+# What of each dialect is let through, and how it is bounded. Everything else is refused by name: an unknown route may
+# cost money.
+ROUTES: Final[dict[str, dict[str, Bounder]]] = {
+    OPENAI: {"chat/completions": openai.chat, "responses": openai.responses, "embeddings": openai.embeddings},
+    ANTHROPIC: {"messages": anthropic.messages},
+}
+FREE_ROUTES: Final[dict[str, tuple[str, ...]]] = {OPENAI: (), ANTHROPIC: ("messages/count_tokens",)}
+_ERROR_BODIES: Final = {OPENAI: openai.error_body, ANTHROPIC: anthropic.error_body}
+
+
+@dataclass(slots=True)
+class Counters:
+    """What /metrics tells besides the books."""
+
+    calls: dict[tuple[str, str], int] = field(default_factory=dict)  # by route and status class
+
+    def count(self, route: str, status: int) -> None:
+        """Count one answer."""
+        key = (route, f"{status // 100}xx")
+        self.calls[key] = self.calls.get(key, 0) + 1
+
+
+class App:
+    """Answers the agent."""
+
+    def __init__(
+        self, config: Config, holds: Holds, forwarder: Forwarder, progress: Progress, providers_dir: Path
+    ) -> None:
+        self.config = config
+        self.holds = holds
+        self.counters = Counters()
+        self.input = b""
+        self._forwarder = forwarder
+        self._progress = progress
+        self._keys = {
+            provider.name: Secret(providers_dir / provider.name / provider.key_file if provider.key_file else None)
+            for provider in config.providers
+        }
+        self._rules: Rules | None = None
+
+    @property
+    def rules(self) -> Rules:
+        """What calls are checked against; fixed once the allotment says what is limited."""
+        if self._rules is None or not self.holds.books.active:
+            limited = self.holds.books.allotment.limited
+            self._rules = Rules(
+                strict="usd" in limited or "tokens" in limited,
+                priced="usd" in limited,
+                default_output=self.config.max_output_tokens or DEFAULT_MAX_OUTPUT_TOKENS,
+            )
+        return self._rules
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request of the agent's."""
+        path = request.path
+        dialect = ANTHROPIC if path.startswith("/anthropic/") or path.endswith("/messages") else OPENAI
+        route = path
+        try:
+            route, response = await self._dispatch(request, path)
+        except RefusedError as error:
+            response = _refusal(dialect, error)
+            logger.info("refused %s: %s: %s", path[:128], error.code, error.message)
+        except ProviderFailedError as error:
+            body = _ERROR_BODIES[dialect]("provider_failed", error.message, error.status, None)
+            response = web.json_response(body, status=error.status)
+            logger.warning("%s: %s", path[:128], error.message)
+        except web.HTTPRequestEntityTooLarge:
+            response = _refusal(dialect, RefusedError(413, "body_too_large", f"at most {BODY_BYTES_MAX} bytes"))
+        self.counters.count(route if len(route) <= 64 else "other", response.status)
+        return response
+
+    async def _dispatch(self, request: web.BaseRequest, path: str) -> tuple[str, web.StreamResponse]:
+        if path.startswith("/openai/v1/"):
+            return await self._provider_call(request, OPENAI, self.config.provider_for(OPENAI), path[11:])
+        if path.startswith("/anthropic/v1/"):
+            return await self._provider_call(request, ANTHROPIC, self.config.provider_for(ANTHROPIC), path[14:])
+        if path.startswith("/p/"):
+            name, _, rest = path[3:].partition("/v1/")
+            dialect = ANTHROPIC if rest.partition("/")[0] == "messages" else OPENAI
+            provider = self.config.provider_named(name)
+            if provider is not None and dialect not in provider.dialects:
+                provider = None
+            return await self._provider_call(request, dialect, provider, rest)
+        if path.startswith("/tools/"):
+            return "tools", await self._tool(request, path[7:])
+        local = self._local.get((request.method, path))
+        if local is None:
+            raise RefusedError(404, "unknown_route", f"there is no {request.method} {path[:128]} here")
+        return path, await local(self, request)
+
+    # --- providers ----------------------------------------------------------------------------------------------------
+
+    async def _provider_call(
+        self, request: web.BaseRequest, dialect: str, provider: Provider | None, route: str
+    ) -> tuple[str, web.StreamResponse]:
+        if request.method == "GET" and (route == "models" or route.startswith("models/")):
+            return "models", self._models(dialect, provider, route)
+        bounder = ROUTES[dialect].get(route)
+        if request.method != "POST" or (bounder is None and route not in FREE_ROUTES[dialect]):
+            known = ", ".join([*ROUTES[dialect], *FREE_ROUTES[dialect], "models"])
+            raise RefusedError(
+                404, "unknown_route", f"{request.method} {route[:64]!r} is not let through; known routes: {known}"
+            )
+        if provider is None:
+            raise RefusedError(404, "unknown_provider", f"no provider of this agent speaks {dialect} here")
+        body = await request.read()
+        payload = read_json(body)
+        target = self._target(request, dialect, provider, route)
+        if bounder is None:
+            return route, await self._forwarder.free(payload, target)
+        call = bounder(provider, payload, len(body), self.rules)
+        tried = await self.holds.begin(call)
+        return route, await self._forwarder.forward(request, tried, target)
+
+    def _target(self, request: web.BaseRequest, dialect: str, provider: Provider, route: str) -> Target:
+        try:
+            key = self._keys[provider.name].read()
+        except (OSError, ValueError) as error:
+            logger.error("the key of provider %s cannot be read: %s", provider.name, type(error).__name__)  # noqa: TRY400 - the error may quote the file
+            raise RefusedError(
+                503, "no_credentials", f"the key of provider {provider.name!r} cannot be read", retry_after=5
+            ) from None
+        # The one query that an SDK sends: Anthropic's beta namespace marks itself.
+        query = "?beta=true" if dialect == ANTHROPIC and request.query_string == "beta=true" else ""
+        return Target(provider.url(dialect, route) + query, request_headers(request.headers, dialect, key))
+
+    def _models(self, dialect: str, provider: Provider | None, route: str) -> web.Response:
+        """List the models that this agent may call, from the configuration: it costs nothing and asks nobody."""
+        models = [] if provider is None else list(provider.models.values())
+        owner = "" if provider is None else provider.name
+        if dialect == ANTHROPIC:
+            entries = [
+                {"type": "model", "id": m.name, "display_name": m.name, "created_at": "1970-01-01T00:00:00Z"}
+                for m in models
+            ]
+            listing: dict[str, Any] = {"data": entries, "has_more": False, "first_id": None, "last_id": None}
+            if entries:
+                listing |= {"first_id": entries[0]["id"], "last_id": entries[-1]["id"]}
+        else:
+            entries = [{"id": m.name, "object": "model", "created": 0, "owned_by": owner} for m in models]  # type: ignore[dict-item]
+            listing = {"object": "list", "data": entries}
+        if route == "models":
+            return web.json_response(listing)
+        name = route.removeprefix("models/")
+        for entry in entries:
+            if entry["id"] == name:
+                return web.json_response(entry)
+        raise RefusedError(404, "model_not_found", f"model {name[:128]!r} is not one of this agent's", param="model")
+
+    # --- the rest -----------------------------------------------------------------------------------------------------
+
+    async def _tool(self, request: web.BaseRequest, rest: str) -> web.Response:
+        """Meter a call of a tool that runs in the agent: POST /tools/{tool}/calls takes one tool call."""
+        tool, _, action = rest.partition("/")
+        if tool not in LOCAL_TOOLS or action != "calls" or request.method != "POST":
+            raise RefusedError(
+                404,
+                "unknown_tool",
+                f"the meter has no tool {tool[:TOOL_NAME_CHARS_MAX]!r}; it counts POST "
+                f"/tools/{{tool}}/calls of: {', '.join(sorted(LOCAL_TOOLS))}",
+            )
+        tried = await self.holds.begin_tool(tool)
+        self.holds.settle_tool(tried)
+        return web.json_response({"granted": True})
+
+    async def _usage(self, request: web.BaseRequest) -> web.Response:
+        """Say what this run has used and has left, so that an agent may plan by it."""
+        del request
+        books, config = self.holds.books, self.config
+        allotment = books.allotment
+        return web.json_response(
+            {
+                "execution": f"{config.execution_namespace}/{config.execution_name}",
+                "attempt": config.attempt,
+                "used": books.spool.totals.as_dict(),
+                "limited": list(allotment.limited),
+                "held": allotment.held,
+                "in_flight": allotment.in_flight,
+                "remaining_at_start": books.remaining,
+                "max_per_request": books.max_per_request,
+            }
+        )
+
+    async def _input(self, request: web.BaseRequest) -> web.Response:
+        del request
+        return web.Response(body=self.input, content_type="application/octet-stream")
+
+    async def _progress_report(self, request: web.BaseRequest) -> web.Response:
+        body = await request.read()
+        if len(body) > PROGRESS_BYTES_MAX:
+            raise RefusedError(413, "body_too_large", f"progress: at most {PROGRESS_BYTES_MAX} bytes")
+        try:
+            self._progress.report(json.loads(body.decode("utf-8")))
+        except (ValueError, RecursionError) as error:
+            raise InvalidCallError(str(error)[:256]) from None
+        return web.json_response({"accepted": True}, status=202)
+
+    _local: Final[dict[tuple[str, str], Callable[[App, web.BaseRequest], Awaitable[web.Response]]]] = {
+        ("GET", "/usage"): _usage,
+        ("GET", "/input"): _input,
+        ("POST", "/progress"): _progress_report,
+    }
+
+
+def _refusal(dialect: str, error: RefusedError) -> web.Response:
+    """Answer a refusal in the dialect's own shape, with the headers by which SDKs decide whether to try again."""
+    headers: dict[str, str] = {}
+    worth = error.code in PASSING_CODES
+    if error.retry_after is not None:
+        headers["retry-after"] = str(error.retry_after)
+        worth = worth or error.retry_after <= RETRY_WORTH_SECONDS
+    headers["x-should-retry"] = "true" if worth else "false"
+    body = _ERROR_BODIES[dialect](error.code, error.message, error.status, error.param)
+    return web.json_response(body, status=error.status, headers=headers)

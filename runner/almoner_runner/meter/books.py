@@ -1,0 +1,393 @@
+"""The meter's books: its allotment, its spool, and all exchanges with the ledger about them.
+
+Exchanges that move amounts go one at a time under a lock, so that after each one the ledger's word about what is held
+can be compared with ours, and is believed. Posting, returning what is idle and listening for signals happen in the
+background. Any answer renews the lease; past the lease no call starts, because from then the ledger may charge the rest
+off and let another attempt begin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from almoner_core.allotment import Allotment, Hold
+from almoner_core.environment import LEASE_SECONDS
+from almoner_runner.meter.ids import uuid7
+from almoner_runner.meter.ledger import LedgerClient, LedgerError, LedgerUnreachableError
+from almoner_runner.meter.spool import Recovered, Spool, Totals
+
+logger = logging.getLogger(__name__)
+
+POST_RECORDS_MAX: Final = 200
+POST_DELAY_S: Final = 0.02
+IDLE_SECONDS: Final = 1.0
+IDLE_LOOK_S: Final = 0.25
+FLUSH_SECONDS: Final = 0.1
+BACKOFF_FIRST_S: Final = 0.1
+BACKOFF_MOST_S: Final = 5.0
+FOREVER: Final = float("inf")
+# Errors after which this meter has nothing more to say about its allotment.
+FATAL_CODES: Final = ("wrong_state", "not_found", "forbidden")
+
+
+class BooksClosedError(RuntimeError):
+    """The ledger does not let this meter have its allotment (any more); the message says why."""
+
+
+class Books:
+    """One allotment's books. `activate` first, then `run` in the background; `close` gives the last word."""
+
+    def __init__(self, client: LedgerClient, spool: Spool) -> None:
+        self.client = client
+        self.spool = spool
+        self.allotment = Allotment((), {})
+        self.active = False
+        self.cancelled = False
+        self.stopped: str | None = None
+        self.max_per_request: dict[str, int] = {}
+        self.remaining: dict[str, int] = {}
+        self.lease_until = 0.0
+        self.window_until = FOREVER
+        self.waiting = 0  # calls that wait for room
+        self.corrections = 0
+        self.rejected = 0
+        self.posts_failed = 0
+        self._lock = asyncio.Lock()
+        self._settled = asyncio.Event()
+        self._to_post = asyncio.Event()
+        self._to_return = asyncio.Event()
+        self._last_use = 0.0
+        self._used = False
+        self._tight = False
+        self._recalled = False
+        self._lease_seconds = LEASE_SECONDS
+        self._topping_up: asyncio.Task[None] | None = None
+
+    @property
+    def now(self) -> float:
+        """The monotonic clock that leases and windows are kept by, in seconds."""
+        return asyncio.get_running_loop().time()
+
+    # --- activation ---------------------------------------------------------------------------------------------------
+
+    async def activate(self, recovered: Recovered) -> None:
+        """Take the allotment, trying until the operator has bound this pod. Raises BooksClosedError."""
+        # A fresh id for every start of the process: a restarted meter wants to learn what is left, not what was.
+        body = {"operation_id": uuid7()}
+        sent, answer = await self._insist(lambda: self.client.exchange("POST", "activate", body), "activate")
+        settled = answer.get("settled", {})
+        before = Totals(
+            cost_nanos=settled.get("usd", 0),
+            input_tokens=settled.get("tokens", 0),
+            requests=settled.get("requests", 0),
+            tool_calls=settled.get("tool_calls", 0),
+        )
+        self.spool.begin(answer["next_sequence"], before)
+        for record in recovered.unsettled:
+            self.spool.settle(record)
+        self._lease_seconds = answer["lease_seconds"]
+        self.max_per_request = answer.get("max_per_request", {})
+        self.remaining = answer.get("remaining", {})
+        self.allotment = Allotment(answer["limited"], {})
+        held = {d: max(0, answer["held"].get(d, 0) - self.spool.unposted.get(d, 0)) for d in answer["limited"]}
+        self.allotment.grant(held)
+        self._renew(sent, answer)
+        self._last_use = self.now
+        self.active = True
+        if self.spool.pending:
+            self._to_post.set()
+
+    async def _insist(self, call: Callable[[], Awaitable[dict[str, Any]]], what: str) -> tuple[float, dict[str, Any]]:
+        """Repeat an exchange until it is answered for good; gives when it was sent, and the answer."""
+        for wait in _backoff():
+            sent = self.now
+            try:
+                return sent, await call()
+            except LedgerUnreachableError as error:
+                logger.warning("%s: %s; trying again", what, error)
+            except LedgerError as error:
+                if error.code not in ("not_bound", "unauthenticated", "unavailable"):
+                    raise BooksClosedError(f"the ledger refused to {what}: {error}") from error
+                logger.info("%s: %s; trying again", what, error.code)
+            await asyncio.sleep(min(wait, 1.0))
+        raise AssertionError("unreachable: the backoff has no end")
+
+    def _renew(self, sent: float, answer: dict[str, Any]) -> None:
+        """Take the lease and, where it is told, the window from an answer; counted from when it was asked."""
+        self.lease_until = sent + self._lease_seconds
+        if "window_ends_in_seconds" in answer:
+            ends = answer["window_ends_in_seconds"]
+            self.window_until = FOREVER if ends is None else sent + ends
+
+    def _believe(self, answer: dict[str, Any]) -> None:
+        if "held" in answer and (differences := self.allotment.reconcile(answer["held"], self.spool.unposted)):
+            self.corrections += 1
+            logger.info("what is held differs from the ledger's word by %s: the ledger is believed", differences)
+
+    # --- calls --------------------------------------------------------------------------------------------------------
+
+    def touch(self) -> None:
+        """Note that a call was made, and ask for more ahead of need."""
+        self._used = True
+        self._last_use = self.now
+        busy = self._topping_up is not None and not self._topping_up.done()
+        if not busy and not self._tight and not self._recalled and (want := self.allotment.top_up()):
+            self._topping_up = asyncio.create_task(self._top_up(want))
+
+    async def _top_up(self, want: dict[str, int]) -> None:
+        try:
+            await self._leave_old_window()
+            async with self._lock:
+                await self._extend({}, want)
+        except LedgerError:
+            self._tight = True
+        except LedgerUnreachableError as error:
+            logger.info("top-up: %s", error)
+
+    def settled(self) -> None:
+        """Note that a call was settled: wake those who wait for room, post, and give back what was for it alone."""
+        self._last_use = self.now
+        self._settled.set()
+        self._settled = asyncio.Event()
+        self._to_post.set()
+        if self._tight:
+            self._to_return.set()
+
+    def next_settlement(self) -> asyncio.Event:
+        """Give the event of the next settlement; take it before looking at what is free."""
+        return self._settled
+
+    async def cover(self, bound: dict[str, int], *, comfort: bool = True) -> Hold | None:
+        """Hold a call's bound, with more from the ledger where it does not fit; None: the allotment is frozen.
+
+        comfort: ask for a few calls like it, too. What others freed or fetched while this one waited for its turn is
+        looked at first. Raises LedgerError (`insufficient`), LedgerUnreachableError.
+        """
+        await self._leave_old_window()
+        async with self._lock:
+            hold = self.allotment.hold(bound)
+            if hold is not None or self.allotment.frozen:
+                return hold
+            need = self.allotment.deficit(bound)
+            await self._extend(need, self.allotment.comfort(bound) if comfort else need)
+            return self.allotment.hold(bound)
+
+    async def _leave_old_window(self) -> None:
+        if self.window_until <= self.now:
+            await self.roll_window()
+
+    async def _extend(self, need: dict[str, int], want: dict[str, int]) -> None:
+        """Ask for more than is held; the lock is the caller's."""
+        body = {"operation_id": uuid7(), "need": need, "want": {**need, **want}}
+        sent, answer = await self._exchange_twice("extend", body)
+        granted = answer["granted"]
+        self.allotment.grant(granted)
+        self._renew(sent, answer)
+        self._believe(answer)
+        self._tight = any(granted.get(d, 0) <= need.get(d, 0) < amount for d, amount in want.items())
+
+    async def _exchange_twice(self, verb: str, body: dict[str, Any]) -> tuple[float, dict[str, Any]]:
+        """Do a mutation, once more under the same operation id where the first answer was lost."""
+        sent = self.now
+        try:
+            return sent, await self._exchange("POST", verb, body)
+        except LedgerUnreachableError:
+            sent = self.now
+            return sent, await self._exchange("POST", verb, body)
+
+    async def _exchange(self, method: str, verb: str, body: dict[str, Any]) -> dict[str, Any]:
+        sent = self.now
+        try:
+            return await self.client.exchange(method, verb, body)
+        except LedgerError as error:
+            if error.code in FATAL_CODES:
+                self.stopped = f"the ledger: {error}"
+                logger.error("%s", self.stopped)  # noqa: TRY400 - the ledger's message says it all
+            elif error.code == "insufficient":
+                self.lease_until = sent + self._lease_seconds
+            raise
+
+    async def ping(self) -> None:
+        """Renew the lease by the shortest exchange there is. Raises LedgerError, LedgerUnreachableError."""
+        sent = self.now
+        self._heed(await self.client.exchange("GET", "signals?timeout_seconds=0"))
+        self.lease_until = sent + self._lease_seconds
+
+    async def roll_window(self) -> None:
+        """Give back what was granted in a window that has ended; calls in flight settle in theirs."""
+        await self.give_back()
+        if self.window_until <= self.now:
+            self.window_until = FOREVER  # until the next grant says otherwise: nothing is free now
+
+    # --- background ---------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Post, return, listen and flush until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._post_always())
+            group.create_task(self._return_idle())
+            group.create_task(self._listen())
+            group.create_task(self._flush_always())
+
+    async def _flush_always(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_SECONDS)
+            if self.spool.dirty:
+                try:
+                    await asyncio.to_thread(self.spool.flush)
+                except OSError as error:
+                    logger.warning("spool: flushing failed: %s", error.strerror)
+
+    async def _post_always(self) -> None:
+        backoff = _backoff()
+        while True:
+            await self._to_post.wait()
+            await asyncio.sleep(POST_DELAY_S)
+            self._to_post.clear()
+            try:
+                await self.post_pending()
+                backoff = _backoff()
+            except (LedgerError, LedgerUnreachableError) as error:
+                self.posts_failed += 1
+                logger.warning("posting records: %s; they stay in the spool", error)
+                self._to_post.set()
+                await asyncio.sleep(next(backoff))
+
+    async def post_pending(self) -> None:
+        """Post what the ledger lacks, oldest first. Raises LedgerError, LedgerUnreachableError."""
+        most = POST_RECORDS_MAX
+        while batch := self.spool.batch(most):
+            async with self._lock:
+                body = {"operation_id": uuid7(), "records": batch}
+                try:
+                    sent, answer = await self._exchange_twice("records", body)
+                except LedgerError as error:
+                    if error.code not in ("invalid", "record_conflict", "too_large"):
+                        raise
+                    most = self._isolate(batch, error)
+                    continue
+                self.spool.mark_posted(min(answer["last_sequence"], self.spool.sequence))
+                self._renew(sent, answer)
+                self._believe(answer)
+                if answer.get("frozen"):
+                    self.allotment.frozen = True
+                if answer["last_sequence"] < batch[-1]["sequence"]:
+                    raise LedgerUnreachableError("the ledger took the records and does not have them all yet")
+
+    def _isolate(self, batch: list[dict[str, Any]], error: LedgerError) -> int:
+        """Halve a batch that was refused; a single record that is refused is set aside, and said."""
+        if len(batch) > 1:
+            return len(batch) // 2
+        record = batch[0]
+        self.rejected += 1
+        logger.error("the ledger refused record %s (sequence %d): %s", record["id"], record["sequence"], error)
+        self.spool.mark_posted(record["sequence"])
+        return POST_RECORDS_MAX
+
+    async def _return_idle(self) -> None:
+        while True:
+            try:
+                await asyncio.wait_for(self._to_return.wait(), IDLE_LOOK_S)
+            except TimeoutError:
+                idle = self.now - self._last_use >= IDLE_SECONDS and not any(self.allotment.in_flight.values())
+                if not idle and not self._recalled:
+                    continue
+            self._to_return.clear()
+            # Before its first call a run keeps what its admission promised it.
+            if not self._used or self.waiting or not self.allotment.free_amounts():
+                continue
+            try:
+                await self.give_back()
+                self._recalled = False
+            except (LedgerError, LedgerUnreachableError) as error:
+                logger.info("returning what is idle: %s", error)
+                await asyncio.sleep(IDLE_SECONDS)
+
+    async def give_back(self) -> None:
+        """Return what is free. Raises LedgerError, LedgerUnreachableError."""
+        await self.post_pending()
+        async with self._lock:
+            idle = self.allotment.free_amounts()
+            if not idle:
+                return
+            body = self._return_body(idle, final=False)
+            # Gone from here first: while the answer is under way nobody may spend it.
+            self.allotment.take_back(idle)
+            try:
+                sent, answer = await self._exchange_twice("return", body)
+            except LedgerError:
+                self.allotment.grant(idle)
+                raise
+            # Where no answer came it stays gone: the next exchange's `held` brings back what the ledger did not take.
+            self._renew(sent, answer)
+            self._believe(answer)
+
+    def _return_body(self, amounts: dict[str, int], *, final: bool) -> dict[str, Any]:
+        return {
+            "operation_id": uuid7(),
+            "last_sequence": self.spool.sequence,
+            "settled": self.spool.totals.amounts(),
+            "amounts": amounts,
+            "final": final,
+        }
+
+    async def _listen(self) -> None:
+        backoff = _backoff()
+        while True:
+            sent = self.now
+            try:
+                signals = await self.client.signals()
+            except LedgerUnreachableError:
+                await asyncio.sleep(next(backoff))
+            except LedgerError as error:
+                if error.code in FATAL_CODES:
+                    self.stopped = f"the ledger: {error}"
+                await asyncio.sleep(next(backoff))
+            else:
+                backoff = _backoff()
+                self.lease_until = max(self.lease_until, sent + self._lease_seconds)
+                self._heed(signals)
+                if signals.get("cancel") or signals.get("recall"):
+                    # The ledger may answer at once for as long as the signal stands.
+                    await asyncio.sleep(IDLE_SECONDS)
+
+    def _heed(self, signals: dict[str, Any]) -> None:
+        if signals.get("cancel") and not self.cancelled:
+            self.cancelled = True
+            logger.info("the ledger asks to stop: no further call is started")
+        if signals.get("recall"):
+            self._recalled = True
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    async def close(self, seconds: float) -> bool:
+        """Post what is left and return everything, for good. Gives whether the ledger has it all."""
+        if not self.active or self.stopped is not None:
+            return False
+        try:
+            async with asyncio.timeout(seconds):
+                for wait in _backoff():
+                    try:
+                        await self.post_pending()
+                        async with self._lock:
+                            body = self._return_body(self.allotment.free_amounts(), final=True)
+                            await self._exchange_twice("return", body)
+                        return True
+                    except LedgerUnreachableError as error:
+                        logger.warning("the last return: %s; trying again", error)
+                    await asyncio.sleep(min(wait, 0.5))
+        except (TimeoutError, LedgerError) as error:
+            logger.error("the last return: %s; the operator closes the allotment", error or "no time left")  # noqa: TRY400
+        return False
+
+
+def _backoff() -> Any:
+    """Give waits in seconds without end: doubling, with jitter."""
+    wait = BACKOFF_FIRST_S
+    while True:
+        yield wait * (0.5 + random.random() / 2)  # noqa: S311 - jitter
+        wait = min(wait * 2, BACKOFF_MOST_S)

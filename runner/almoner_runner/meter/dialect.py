@@ -1,0 +1,230 @@
+"""What the two dialects share: a call as the meter sees it, refusals, and reading token counts with suspicion.
+
+Pure. A dialect turns a request into a `Call` (what to send, and the most that it can use), and an answer or a stream
+into token counts. What it does not know it refuses by name, because an unknown field may cost money.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from almoner_core.pricing import MIN_OUTPUT_TOKENS, TokenCounts, bound_nanos, output_tokens_within
+from almoner_runner.meter.config import Card, Model, Provider
+
+TOKENS_MAX: Final = 10**9
+CHOICES_MAX: Final = 128
+FIELD_NAMES_SHOWN: Final = 5
+
+UsageShape = Literal["openai", "anthropic", "responses"]
+
+
+class RefusedError(Exception):
+    """A call that the meter does not make. `code` names the reason for programs, the message says what to do."""
+
+    def __init__(
+        self, status: int, code: str, message: str, *, retry_after: int | None = None, param: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.retry_after = retry_after
+        self.param = param
+
+
+class InvalidCallError(RefusedError):
+    """A request that cannot be read, or has a field that the meter does not let through."""
+
+    def __init__(self, message: str, *, code: str = "invalid_request", param: str | None = None) -> None:
+        super().__init__(400, code, message, param=param)
+
+
+@dataclass(slots=True)
+class Rules:
+    """What a call is checked against, besides its dialect."""
+
+    strict: bool  # money or tokens are limited: only known fields
+    priced: bool  # money is limited: only priced models
+    default_output: int  # output maximum where neither request nor model says
+
+
+@dataclass(slots=True)
+class Call:
+    """One call, bounded: what is sent, and the most that it can use."""
+
+    operation: str
+    resource_type: str
+    provider: Provider
+    model: Model
+    payload: dict[str, Any]
+    usage_shape: UsageShape
+    input_bound: int
+    output_max: int = 0  # tokens of output a choice
+    output_fields: tuple[str, ...] = ()  # where the payload says so
+    output_least: int = MIN_OUTPUT_TOKENS  # below this a lower maximum makes no sense
+    output_extra: int = 0  # output that the maximum does not bound
+    choices: int = 1
+    stream: bool = False
+    hide_usage: bool = False  # the client did not ask for usage in its stream
+    limited_from: int | None = None  # the output maximum before the meter lowered it
+
+    @property
+    def price(self) -> Card | None:
+        """The model's price."""
+        return self.model.price
+
+    @property
+    def output_bound(self) -> int:
+        """Most tokens of output, over all choices."""
+        return (self.output_max + self.output_extra) * self.choices
+
+    def bound(self, output_max: int | None = None) -> dict[str, int]:
+        """Give the most that the call can use, by dimension, with another output maximum where one is given."""
+        maximum = self.output_max if output_max is None else output_max
+        output = (maximum + self.output_extra) * self.choices
+        amounts = {"tokens": self.input_bound + output, "requests": 1}
+        if self.model.price is not None:
+            amounts["usd"] = bound_nanos(self.model.price, self.input_bound, output)
+        return amounts
+
+    def output_max_within(self, dimension: str, room: int) -> int:
+        """Give the largest output maximum whose bound stays within `room`; -1 where none does."""
+        if dimension == "tokens":
+            output = room - self.input_bound
+        elif dimension == "usd" and self.model.price is not None:
+            output = output_tokens_within(self.model.price, self.input_bound, room)
+        else:
+            return -1
+        return output // self.choices - self.output_extra if output >= 0 else -1
+
+    def lower_output(self, output_max: int) -> None:
+        """Send a lower output maximum than the request had."""
+        if self.limited_from is None:
+            self.limited_from = self.output_max
+        self.output_max = output_max
+        for name in self.output_fields:
+            self.payload[name] = output_max
+
+    def body(self) -> bytes:
+        """Give what is sent: what was read, written again, so that a key given twice cannot mean two things."""
+        try:
+            return json.dumps(self.payload, ensure_ascii=False, separators=(",", ":")).encode()
+        except (UnicodeEncodeError, RecursionError):
+            raise InvalidCallError("the request holds text that is not Unicode (a lone surrogate)") from None
+
+
+def read_json(body: bytes) -> dict[str, Any]:
+    """Read a request's body: UTF-8, because in another encoding text may have fewer bytes than tokens."""
+    try:
+        data = json.loads(body.decode("utf-8"))
+    except (ValueError, RecursionError):
+        raise InvalidCallError("the request's body is not JSON in UTF-8") from None
+    if not isinstance(data, dict):
+        raise InvalidCallError("the request's body is not a JSON object")
+    return data
+
+
+def words(text: str) -> frozenset[str]:
+    """Give the words of a text as a set."""
+    return frozenset(text.split())
+
+
+def check_fields(payload: dict[str, Any], known: frozenset[str], operation: str) -> None:
+    """Refuse fields that are not known, by name."""
+    if unknown := sorted(set(payload) - known):
+        names = ", ".join(name[:64] for name in unknown[:FIELD_NAMES_SHOWN])
+        raise InvalidCallError(
+            f"{operation}: under a budget the meter lets through only fields whose cost it knows, and not: {names}",
+            code="unsupported_parameter",
+            param=unknown[0][:64],
+        )
+
+
+def number(payload: dict[str, Any], name: str, *, least: int = 0, most: int = TOKENS_MAX) -> int | None:
+    """Read a whole number; None where absent or null."""
+    value = payload.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise InvalidCallError(f"{name}: must be a whole number from {least} to {most}", param=name)
+    return value
+
+
+def flag(payload: dict[str, Any], name: str) -> bool:
+    """Read a boolean; False where absent or null."""
+    value = payload.get(name)
+    if value is None:
+        return False
+    if not isinstance(value, bool):
+        raise InvalidCallError(f"{name}: must be true or false", param=name)
+    return value
+
+
+def sequence(payload: dict[str, Any], name: str) -> list[Any]:
+    """Read a list; empty where absent or null."""
+    value = payload.get(name)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise InvalidCallError(f"{name}: must be a list", param=name)
+    return value
+
+
+def size_of(*values: Any) -> int:
+    """Give the bytes of values as JSON; nothing and null are 0."""
+    return sum(len(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")) for value in values if value)
+
+
+def find_model(provider: Provider, payload: dict[str, Any], rules: Rules) -> Model:
+    """Give the model that a request names. Under a money limit it must be one with a price."""
+    name = payload.get("model")
+    if not isinstance(name, str) or not 0 < len(name) <= 128:
+        raise InvalidCallError("model: must name a model, in at most 128 characters", param="model")
+    model = provider.models.get(name)
+    if rules.priced and (model is None or model.price is None):
+        known = ", ".join(sorted(m.name for m in provider.models.values() if m.price is not None)) or "none"
+        raise RefusedError(
+            404,
+            "model_not_found",
+            f"model {name!r} has no known price at provider {provider.name!r}, so no budget can bound it; "
+            f"priced models here: {known}",
+            param="model",
+        )
+    return model if model is not None else Model(name)
+
+
+def output_maximum(asked: Iterable[int | None], model: Model, rules: Rules) -> int:
+    """Give the output maximum: the largest that the request says (a server may heed any), else the default.
+
+    Never more than the model can give: a larger one would only hold money that cannot be spent.
+    """
+    maximum = max((value for value in asked if value is not None), default=rules.default_output)
+    return maximum if model.max_output_tokens is None else min(maximum, model.max_output_tokens)
+
+
+def count(usage: dict[str, Any], *names: str) -> int | None:
+    """Read a token count under the first of the names that is there; None where there is none or it is no count."""
+    for name in names:
+        value = usage.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= TOKENS_MAX:
+            return value
+    return None
+
+
+def details(usage: dict[str, Any], name: str) -> dict[str, Any]:
+    """Read an object of details; empty where there is none."""
+    value = usage.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+@dataclass(slots=True)
+class Seen:
+    """What a stream has said about usage so far."""
+
+    tokens: TokenCounts | None = None
+    input_tokens: TokenCounts | None = None  # input alone, where it is known before the output is
+    complete: bool = False  # the stream said that it is over
+    error: str | None = None

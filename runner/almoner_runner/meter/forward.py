@@ -1,0 +1,286 @@
+"""One try: send the bounded call to its provider, pass the answer on as it comes, learn what was billed.
+
+What is billed where:
+- an answer with status 400 or above: nothing was generated, nothing is billed;
+- no connection: nothing was sent;
+- sent, and no whole answer (a broken stream, a timeout, an answer without usage): unknown, so the hold is taken
+  (`estimated`); where a stream said its input before it broke, only the output is taken from the hold;
+- a client that hangs up: the provider's answer is read to its end in its stead, for a bounded time, and billed as it
+  says. Cutting the connection would not stop the bill, only hide it.
+One try a call: retries, fallbacks and circuit breakers belong between `Holds.begin` and this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import aiohttp
+from aiohttp import web
+
+from almoner_core.pricing import TokenCounts
+from almoner_runner.meter import anthropic, openai
+from almoner_runner.meter.config import ANTHROPIC
+from almoner_runner.meter.dialect import Call, Seen
+from almoner_runner.meter.holds import Holds, Try
+from almoner_runner.meter.sse import Splitter
+
+logger = logging.getLogger(__name__)
+
+CALL_SECONDS_MAX: Final = 600.0
+CONNECT_SECONDS_MAX: Final = 10.0
+READ_SECONDS_MAX: Final = 300.0
+# For an answer whose client has hung up.
+ABANDONED_SECONDS_MAX: Final = 120.0
+ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
+TIMEOUT: Final = aiohttp.ClientTimeout(
+    total=CALL_SECONDS_MAX, sock_connect=CONNECT_SECONDS_MAX, sock_read=READ_SECONDS_MAX
+)
+
+# What passes from the agent to the provider. Everything else stays here: credentials, cookies, the account to bill.
+REQUEST_HEADERS: Final = ("accept", "user-agent", "anthropic-version", "anthropic-beta", "openai-beta")
+# What does not pass from the provider to the agent: it speaks of the connection, or of another one's session.
+RESPONSE_HEADERS_DROPPED: Final = frozenset(
+    {"connection", "keep-alive", "transfer-encoding", "content-length", "content-encoding", "trailer", "upgrade"}
+    | {"set-cookie", "server", "date", "proxy-authenticate", "alt-svc", "strict-transport-security"}
+)
+OUTPUT_LIMITED_HEADER: Final = "x-almoner-output-limited"
+
+_WATCHERS: Final[dict[str, Callable[[bytes, Seen], bool]]] = {
+    "openai": openai.watch_chat,
+    "responses": openai.watch_responses,
+    "anthropic": anthropic.watch,
+}
+_READERS: Final[dict[str, Callable[[Any], TokenCounts | None]]] = {
+    "openai": openai.usage,
+    "responses": openai.responses_usage,
+    "anthropic": anthropic.usage,
+}
+
+
+class ProviderFailedError(Exception):
+    """The provider gave no answer that could be passed on."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+@dataclass(slots=True)
+class Target:
+    """Where a call goes, with its credentials. Never logged."""
+
+    url: str
+    headers: dict[str, str]
+
+
+def request_headers(given: Mapping[str, str], dialect: str, key: str) -> dict[str, str]:
+    """Give the headers that go to the provider: few of the agent's, and our key in place of its."""
+    headers = {name: given[name] for name in REQUEST_HEADERS if name in given}
+    headers["content-type"] = "application/json"
+    # Usage must be readable, and the pod's loopback gains nothing from compression.
+    headers["accept-encoding"] = "identity"
+    if dialect == ANTHROPIC:
+        headers.setdefault("anthropic-version", "2023-06-01")
+        if key:
+            headers["x-api-key"] = key
+    elif key:
+        headers["authorization"] = f"Bearer {key}"
+    return headers
+
+
+def response_headers(given: Mapping[str, str], call: Call | None = None) -> dict[str, str]:
+    """Give the headers that go to the agent."""
+    headers = {name: value for name, value in given.items() if name.lower() not in RESPONSE_HEADERS_DROPPED}
+    if call is not None and call.limited_from is not None:
+        headers[OUTPUT_LIMITED_HEADER] = str(call.output_max)
+    return headers
+
+
+class Forwarder:
+    """Sends tries and settles them, whatever happens."""
+
+    def __init__(self, session: aiohttp.ClientSession, holds: Holds) -> None:
+        self._session = session
+        self._holds = holds
+
+    async def forward(self, request: web.BaseRequest, tried: Try, target: Target) -> web.StreamResponse:
+        """Do one try. The try is settled when this returns or raises. Raises ProviderFailedError."""
+        call = tried.call
+        assert call is not None
+        try:
+            async with self._session.post(
+                target.url, data=call.body(), headers=target.headers, timeout=TIMEOUT, allow_redirects=False
+            ) as answer:
+                if answer.status >= 300:
+                    return await self._pass_error(answer, tried)
+                if call.stream and answer.content_type == "text/event-stream":
+                    return await self._pass_stream(request, answer, tried, call)
+                body = await _read(answer)
+                tokens = _READERS[call.usage_shape](_usage_of(body))
+                self._settle(tried, "ok" if _connected(request) else "cancelled", tokens)
+                return web.Response(status=answer.status, body=body, headers=response_headers(answer.headers, call))
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            # Nothing was sent.
+            what = f"no connection: {type(error).__name__}"
+            self._holds.settle(tried, "error", TokenCounts(), error=what, requests=0)
+            raise ProviderFailedError(502, "the provider cannot be reached") from None
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            late = isinstance(error, TimeoutError)
+            message = f"the provider's answer did not come whole: {'a timeout' if late else type(error).__name__}"
+            if tried.hold.open:
+                self._settle(tried, "error", None, message)
+            raise ProviderFailedError(504 if late else 502, message) from None
+        finally:
+            if tried.hold.open:
+                # Cut off from outside (the meter is ending), or a fault of our own: what was sent may be billed.
+                self._settle(tried, "cancelled", None, "the call was cut off")
+
+    async def free(self, payload: dict[str, Any], target: Target) -> web.StreamResponse:
+        """Pass on a call that costs nothing. Raises ProviderFailedError."""
+        try:
+            async with self._session.post(
+                target.url, json=payload, headers=target.headers, timeout=TIMEOUT, allow_redirects=False
+            ) as answer:
+                body = await _read(answer)
+                return web.Response(status=answer.status, body=body, headers=response_headers(answer.headers))
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise ProviderFailedError(502, f"the provider did not answer: {type(error).__name__}") from None
+
+    def _settle(self, tried: Try, outcome: str, tokens: TokenCounts | None, error: str | None = None) -> None:
+        if tokens is None and error is None:
+            error = "the provider's answer has no usage"
+        self._holds.settle(tried, outcome, tokens, error=error)
+
+    async def _pass_error(self, answer: aiohttp.ClientResponse, tried: Try) -> web.StreamResponse:
+        """Pass an error on as it is: nothing was generated."""
+        self._holds.settle(tried, "error", TokenCounts(), error=f"HTTP {answer.status}")
+        if answer.status < 400:
+            raise ProviderFailedError(502, f"the provider redirects (HTTP {answer.status}): correct its base URL")
+        body = await _read(answer)
+        return web.Response(status=answer.status, body=body, headers=response_headers(answer.headers))
+
+    async def _pass_stream(
+        self, request: web.BaseRequest, answer: aiohttp.ClientResponse, tried: Try, call: Call
+    ) -> web.StreamResponse:
+        """Pass events on as they come, watching for usage; hides the event that only we asked for."""
+        response = web.StreamResponse(status=answer.status, headers=response_headers(answer.headers, call))
+        relay = _Relay(request, response, call)
+        error: str | None = None
+        try:
+            await relay.prepare()
+            async with asyncio.timeout(None) as abandoned:
+                async for chunk in answer.content.iter_any():
+                    await relay.take(chunk)
+                    if relay.client_gone and abandoned.when() is None:
+                        abandoned.reschedule(asyncio.get_running_loop().time() + ABANDONED_SECONDS_MAX)
+                await relay.take_rest()
+        except TimeoutError:
+            error = "the provider's stream did not end in time"
+        except (aiohttp.ClientError, OSError) as failure:
+            error = f"the provider's stream broke: {type(failure).__name__}"
+        finally:
+            self._settle_stream(tried, relay, error)
+        if error is not None:
+            relay.cut()
+        else:
+            await relay.finish()
+        return response
+
+    def _settle_stream(self, tried: Try, relay: _Relay, error: str | None) -> None:
+        seen, call = relay.seen, tried.call
+        assert call is not None
+        outcome = "cancelled" if relay.client_gone else "ok"
+        # Usage that came before the stream broke may not be the last word (deltas are cumulative).
+        if seen.tokens is not None and (seen.complete or error is None) and seen.error is None:
+            self._holds.settle(tried, outcome, seen.tokens, error=error)
+            return
+        error = error or seen.error or "the provider's stream ended without usage"
+        if seen.input_tokens is not None:
+            self._holds.settle_partly(tried, seen.input_tokens, error)
+        else:
+            self._holds.settle(tried, outcome, None, error=error)
+
+
+class _Relay:
+    """Passes a stream's events to the client, and goes on reading when the client has gone."""
+
+    def __init__(self, request: web.BaseRequest, response: web.StreamResponse, call: Call) -> None:
+        self.seen = Seen()
+        self.client_gone = False
+        self._request = request
+        self._response = response
+        self._watch = _WATCHERS[call.usage_shape]
+        self._hide = call.hide_usage
+        self._splitter = Splitter()
+
+    async def prepare(self) -> None:
+        try:
+            await self._response.prepare(self._request)
+        except ConnectionError:
+            self.client_gone = True
+
+    async def take(self, chunk: bytes) -> None:
+        passed = []
+        for event in self._splitter.feed(chunk):
+            only_usage = self._watch(event, self.seen)
+            if not (only_usage and self._hide):
+                passed.append(event)
+        await self._write(b"".join(passed))
+
+    async def take_rest(self) -> None:
+        rest = self._splitter.rest()
+        if rest:
+            only_usage = self._watch(rest, self.seen)
+            if not (only_usage and self._hide):
+                await self._write(rest)
+
+    async def _write(self, data: bytes) -> None:
+        if not data or self.client_gone:
+            return
+        try:
+            await self._response.write(data)
+        except ConnectionError:
+            self.client_gone = True
+
+    async def finish(self) -> None:
+        if self.client_gone:
+            return
+        try:
+            await self._response.write_eof()
+        except ConnectionError:
+            self.client_gone = True
+
+    def cut(self) -> None:
+        """End the client's stream as the provider's ended: broken, so that nobody takes it for whole."""
+        if (transport := self._request.transport) is not None:
+            transport.abort()
+
+
+def _connected(request: web.BaseRequest) -> bool:
+    transport = request.transport
+    return transport is not None and not transport.is_closing()
+
+
+async def _read(answer: aiohttp.ClientResponse) -> bytes:
+    """Read an answer whole. Raises ClientPayloadError where it is larger than ANSWER_BYTES_MAX."""
+    parts, size = [], 0
+    async for chunk in answer.content.iter_any():
+        size += len(chunk)
+        if size > ANSWER_BYTES_MAX:
+            raise aiohttp.ClientPayloadError(f"the answer is larger than {ANSWER_BYTES_MAX} bytes")
+        parts.append(chunk)
+    return b"".join(parts)
+
+
+def _usage_of(body: bytes) -> Any:
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return data.get("usage") if isinstance(data, dict) else None

@@ -1,0 +1,66 @@
+"""The listener on the pod's address: for the kubelet and Prometheus, which do not reach loopback. Reads, never spends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from aiohttp import web
+
+from almoner_runner.meter.app import App
+
+
+class Health:
+    """Answers /healthz, /metrics and /prestop."""
+
+    def __init__(self, app: App, prestop: Callable[[], None]) -> None:
+        self._app = app
+        self._prestop = prestop
+        self.ready = False
+        self.waiting_for = "starting"
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request."""
+        if request.method != "GET":
+            return web.Response(status=405, text="only GET here\n")
+        if request.path == "/healthz":
+            if self.ready:
+                return web.Response(text="ok\n")
+            return web.Response(status=503, text=f"not ready: {self.waiting_for}\n")
+        if request.path == "/metrics":
+            return web.Response(text="".join(self._metrics()), content_type="text/plain", charset="utf-8")
+        if request.path == "/prestop":
+            self._prestop()
+            return web.Response(text="ok\n")
+        return web.Response(status=404, text="there is /healthz, /metrics and /prestop\n")
+
+    def _metrics(self) -> Iterator[str]:
+        """Give Prometheus' text format; no label holds what an agent could choose freely."""
+        holds, books = self._app.holds, self._app.holds.books
+        spool, allotment = books.spool, books.allotment
+        for (route, status), calls in sorted(self._app.counters.calls.items()):
+            yield _line("almoner_meter_answers_total", calls, route=route, status=status)
+        for code, refused in sorted(holds.refused.items()):
+            yield _line("almoner_meter_refused_total", refused, code=code)
+        for name, value in spool.totals.as_dict().items():
+            yield _line(f"almoner_meter_used_{name}_total", value)
+        for dimension in allotment.limited:
+            yield _line("almoner_meter_held", allotment.held[dimension], dimension=dimension)
+            yield _line("almoner_meter_held_in_flight", allotment.in_flight[dimension], dimension=dimension)
+            yield _line("almoner_meter_excess_total", allotment.excess[dimension], dimension=dimension)
+        yield _line("almoner_meter_calls_in_flight", holds.in_flight)
+        yield _line("almoner_meter_calls_waiting", books.waiting)
+        yield _line("almoner_meter_records_unposted", len(spool.pending))
+        yield _line("almoner_meter_records_rejected_total", books.rejected)
+        yield _line("almoner_meter_posts_failed_total", books.posts_failed)
+        yield _line("almoner_meter_corrections_total", books.corrections)
+        yield _line("almoner_meter_ready", int(self.ready))
+
+
+def _line(name: str, value: int, **labels: Any) -> str:
+    text = ",".join(f'{key}="{_escape(str(label))}"' for key, label in labels.items())
+    return f"{name}{{{text}}} {value}\n" if text else f"{name} {value}\n"
+
+
+def _escape(label: str) -> str:
+    return label.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

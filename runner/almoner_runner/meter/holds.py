@@ -1,0 +1,354 @@
+"""From a bounded call to its hold, in the ledger's order, and from its end to its record.
+
+A call that fits what is held waits for nobody. One that does not goes, in this order: more from the ledger; waiting for
+calls in flight to settle; a lower output maximum; refusal. Every try has a record: written to the spool before it goes
+out, settled exactly once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from almoner_core.allotment import Hold
+from almoner_core.pricing import TokenCounts, cost_nanos
+from almoner_runner.meter.books import Books
+from almoner_runner.meter.dialect import Call, RefusedError
+from almoner_runner.meter.ids import uuid7
+from almoner_runner.meter.ledger import LedgerError, LedgerUnreachableError
+from almoner_runner.meter.spool import SpoolError
+
+IN_FLIGHT_MAX: Final = 256
+WAITING_MAX: Final = 256
+WAIT_SECONDS: Final = 30.0
+# How long to wait for what others hold and may return (they return what is idle after a second), and how often.
+OTHERS_WAIT_S: Final = 0.6
+OTHERS_TRIES: Final = 3
+LOWER_TRIES: Final = 3
+RETRY_WORTH_SECONDS: Final = 60
+ERROR_CHARS_MAX: Final = 256
+
+
+@dataclass(slots=True)
+class Try:
+    """One try under way: its hold, and its record as it is written if nothing more is heard of it."""
+
+    hold: Hold
+    record: dict[str, Any]
+    call: Call | None
+    began: float  # monotonic seconds
+
+
+class Holds:
+    """Gives calls their holds and settles them."""
+
+    def __init__(self, books: Books) -> None:
+        self.books = books
+        self.in_flight = 0
+        self.draining_from: float | None = None  # monotonic: from then no call is started
+        self.refused: dict[str, int] = {}
+
+    # --- before the call ----------------------------------------------------------------------------------------------
+
+    async def begin(self, call: Call) -> Try:
+        """Hold a call's bound, and write its try to the spool. Raises RefusedError."""
+        try:
+            hold = await self._acquire(call)
+        except RefusedError as error:
+            self.refused[error.code] = self.refused.get(error.code, 0) + 1
+            raise
+        return self._write(hold, call, _estimate(call))
+
+    async def begin_tool(self, tool: str) -> Try:
+        """Hold one call of a local tool. Raises RefusedError."""
+        bound = {"tool_calls": 1}
+        await self._gate()
+        hold = self.books.allotment.hold(bound)
+        if hold is None:
+            hold = await self._extended_tool(bound)
+        record = _record("tool", "almoner", "", tool) | {"tool_calls": 1, "requests": 0, "cost_nanos": 0}
+        return self._write(hold, None, record)
+
+    async def _extended_tool(self, bound: dict[str, int]) -> Hold:
+        refusal: dict[str, Any] | None = None
+        try:
+            hold, refusal = await self._extend_for(bound)
+        except LedgerUnreachableError:
+            raise _unreachable() from None
+        if hold is None:
+            raise _insufficient(bound, refusal)
+        return hold
+
+    def _write(self, hold: Hold, call: Call | None, record: dict[str, Any]) -> Try:
+        try:
+            self.books.spool.hold(record)
+        except SpoolError as error:
+            self.books.allotment.release(hold)
+            raise RefusedError(503, "spool_full", str(error), retry_after=5) from None
+        self.in_flight += 1
+        self.books.touch()
+        return Try(hold, record, call, time.monotonic())
+
+    async def _gate(self) -> None:
+        """Refuse what must not start at all, and see to it that lease and window are fresh."""
+        books = self.books
+        if self.draining_from is not None and books.now >= self.draining_from:
+            raise RefusedError(503, "draining", "the meter is ending and starts no further call")
+        if not books.active:
+            raise RefusedError(503, "not_started", "the meter has not loaded its allotment yet", retry_after=1)
+        if books.cancelled:
+            raise RefusedError(429, "cancelled", "this execution is being stopped: no further call is started")
+        if books.stopped is not None:
+            raise RefusedError(429, "allotment_closed", f"no further call is started: {books.stopped}")
+        if books.allotment.frozen:
+            raise RefusedError(429, "allotment_frozen", "a provider billed above a call's bound: no further call")
+        if self.in_flight >= IN_FLIGHT_MAX:
+            raise RefusedError(429, "too_many_calls", f"{IN_FLIGHT_MAX} calls are in flight already", retry_after=1)
+        if books.spool.full:
+            raise RefusedError(
+                503, "spool_full", "the spool is full: the ledger must take records first", retry_after=5
+            )
+        now = books.now
+        if now >= books.lease_until or now >= books.window_until:
+            await self._freshen()
+
+    async def _freshen(self) -> None:
+        books = self.books
+        try:
+            if books.now >= books.lease_until:
+                await books.ping()
+            if books.now >= books.window_until:
+                await books.roll_window()
+        except (LedgerError, LedgerUnreachableError):
+            raise _unreachable() from None
+
+    async def _acquire(self, call: Call) -> Hold:
+        await self._gate()
+        bound = call.bound()
+        if self.books.max_per_request:
+            bound = self._within_request_limit(call, bound)
+        hold = self.books.allotment.hold(bound)
+        return hold if hold is not None else await self._wait_for_room(call, bound)
+
+    def _within_request_limit(self, call: Call, bound: dict[str, int]) -> dict[str, int]:
+        for dimension, most in self.books.max_per_request.items():
+            if bound.get(dimension, 0) <= most:
+                continue
+            output = call.output_max_within(dimension, most)
+            if output < call.output_least:
+                raise RefusedError(
+                    429,
+                    "insufficient_quota",
+                    f"one call may use at most {most} of {_unit(dimension)}, this one could use {bound[dimension]}",
+                )
+            call.lower_output(output)
+            bound = call.bound()
+        return bound
+
+    async def _wait_for_room(self, call: Call, bound: dict[str, int]) -> Hold:
+        """Go the ledger's order: more from the ledger, waiting, a lower output maximum, refusal."""
+        books = self.books
+        if books.waiting >= WAITING_MAX:
+            raise RefusedError(429, "too_many_calls", f"{WAITING_MAX} calls wait for room already", retry_after=1)
+        books.waiting += 1
+        deadline = books.now + WAIT_SECONDS
+        others = OTHERS_TRIES
+        try:
+            while True:
+                settlement = books.next_settlement()
+                refusal: dict[str, Any] | None = None
+                unreachable = False
+                try:
+                    hold, refusal = await self._extend_for(bound)
+                except LedgerUnreachableError:
+                    hold, unreachable = books.allotment.hold(bound), True
+                if hold is not None:
+                    return hold
+                left = deadline - books.now
+                if any(books.allotment.in_flight.values()) and left > 0:
+                    await _wait(settlement, left)
+                elif unreachable:
+                    raise _unreachable()
+                elif refusal is not None and refusal.get("may_free_up") and others > 0:
+                    others -= 1
+                    await _wait(settlement, OTHERS_WAIT_S)
+                else:
+                    return await self._lower(call, bound, refusal)
+                await self._gate()
+        finally:
+            books.waiting -= 1
+
+    async def _extend_for(self, bound: dict[str, int]) -> tuple[Hold | None, dict[str, Any] | None]:
+        """Ask the ledger for what a call lacks; gives the hold, or the refusal. Raises LedgerUnreachableError."""
+        try:
+            return await self.books.cover(bound), None
+        except LedgerError as error:
+            if error.code != "insufficient":
+                raise LedgerUnreachableError(str(error)) from error
+            return self.books.allotment.hold(bound), error.refusal or {}
+
+    async def _lower(self, call: Call, bound: dict[str, int], refusal: dict[str, Any] | None) -> Hold:
+        """Lower the output maximum to what there is room for, or refuse."""
+        allotment = self.books.allotment
+        for _ in range(LOWER_TRIES):
+            if not refusal:
+                break
+            dimension = str(refusal.get("dimension"))
+            if dimension not in allotment.limited:
+                break
+            left = refusal.get("limit", 0) - refusal.get("spent", 0) - refusal.get("reserved", 0)
+            output = call.output_max_within(dimension, allotment.free(dimension) + max(0, left))
+            if not call.output_least <= output < call.output_max:
+                break
+            call.lower_output(output)
+            try:
+                # No comfort now: exactly this call.
+                hold = await self.books.cover(call.bound(), comfort=False)
+            except LedgerError as error:
+                refusal = error.refusal if error.code == "insufficient" else None
+                continue
+            except LedgerUnreachableError:
+                raise _unreachable() from None
+            if hold is not None:
+                return hold
+        raise _insufficient(bound, refusal)
+
+    # --- after the call -----------------------------------------------------------------------------------------------
+
+    def settle(
+        self, tried: Try, outcome: str, tokens: TokenCounts | None, *, error: str | None = None, requests: int = 1
+    ) -> None:
+        """Settle a try to what was billed; `tokens` None: that is not known, so the hold is taken (`estimated`)."""
+        record, call = tried.record, tried.call
+        record["duration_ms"] = round((time.monotonic() - tried.began) * 1000)
+        record["error"] = error[:ERROR_CHARS_MAX] if error else None
+        if tokens is None:
+            record["outcome"] = "estimated"
+        else:
+            record["outcome"] = outcome
+            record["requests"] = requests
+            _price(record, call, tokens, billed=outcome != "error")
+        self._close(tried)
+
+    def settle_partly(self, tried: Try, known: TokenCounts, error: str) -> None:
+        """Settle a try whose input is known and whose output is not: only the output is taken from the hold."""
+        call = tried.call
+        assert call is not None
+        tokens = replace(known, output=call.output_bound)
+        tried.record["duration_ms"] = round((time.monotonic() - tried.began) * 1000)
+        tried.record["error"] = error[:ERROR_CHARS_MAX]
+        tried.record["outcome"] = "estimated"
+        _price(tried.record, call, tokens, billed=True)
+        self._close(tried)
+
+    def settle_tool(self, tried: Try) -> None:
+        """Settle a call of a local tool: it counts, and costs nothing."""
+        tried.record["outcome"] = "ok"
+        tried.record["error"] = None
+        self._close(tried)
+
+    def _close(self, tried: Try) -> None:
+        self.in_flight -= 1
+        self.books.spool.settle(tried.record)
+        self.books.allotment.settle(tried.hold, _used(tried.record))
+        self.books.settled()
+
+
+def _used(record: Mapping[str, Any]) -> dict[str, int]:
+    tokens = record["tokens"]
+    return {
+        "usd": record["cost_nanos"] or 0,
+        "tokens": tokens["input"] + tokens["output"],
+        "requests": record["requests"],
+        "tool_calls": record["tool_calls"],
+    }
+
+
+def _record(resource_type: str, provider: str, model: str, operation: str) -> dict[str, Any]:
+    return {
+        "id": uuid7(),
+        "resource_type": resource_type,
+        "provider": provider,
+        "model": model,
+        "operation": operation,
+        "tokens": _tokens(TokenCounts()),
+        "requests": 1,
+        "tool_calls": 0,
+        "units": 0,
+        "cost_nanos": None,
+        "price_version": None,
+        "started_unix_ms": time.time_ns() // 1_000_000,
+        "duration_ms": 0,
+        "outcome": "estimated",
+        "error": "the meter restarted while the call was in flight",
+        "metadata": {},
+    }
+
+
+def _estimate(call: Call) -> dict[str, Any]:
+    """Give the record of a try of which nothing more is heard: the hold in full."""
+    record = _record(call.resource_type, call.provider.name, call.model.name, call.operation)
+    bound = call.bound()
+    record["tokens"] = _tokens(TokenCounts(input=call.input_bound, output=call.output_bound))
+    record["cost_nanos"] = bound.get("usd")
+    record["price_version"] = None if call.price is None else call.price.version
+    if call.stream:
+        record["metadata"]["stream"] = True
+    if call.limited_from is not None:
+        record["metadata"]["output_limited_from"] = call.limited_from
+    return record
+
+
+def _price(record: dict[str, Any], call: Call | None, tokens: TokenCounts, *, billed: bool) -> None:
+    record["tokens"] = _tokens(tokens)
+    if not billed and tokens.total == 0:
+        record["cost_nanos"] = 0  # known: the provider refused it, or never got it
+    elif call is not None:
+        record["cost_nanos"] = None if call.price is None else cost_nanos(call.price, tokens)
+
+
+def _tokens(tokens: TokenCounts) -> dict[str, int]:
+    return {
+        "input": tokens.input,
+        "cached_input": tokens.cached_input,
+        "cache_write": tokens.cache_write,
+        "output": tokens.output,
+        "reasoning": tokens.reasoning,
+    }
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        await asyncio.wait_for(event.wait(), seconds)
+    except TimeoutError:
+        return
+
+
+def _unreachable() -> RefusedError:
+    return RefusedError(
+        503, "ledger_unreachable", "the call does not fit what is held, and the ledger does not answer", retry_after=2
+    )
+
+
+def _unit(dimension: str) -> str:
+    return "nano-dollars" if dimension == "usd" else dimension.replace("_", " ")
+
+
+def _insufficient(bound: Mapping[str, int], refusal: Mapping[str, Any] | None) -> RefusedError:
+    if not refusal:
+        return RefusedError(
+            429, "insufficient_quota", "no room for this call: others were quicker; try again", retry_after=1
+        )
+    dimension = str(refusal.get("dimension"))
+    left = max(0, refusal.get("limit", 0) - refusal.get("spent", 0) - refusal.get("reserved", 0))
+    message = (
+        f"no room for this call in {refusal.get('account')}: of {_unit(dimension)} it could use up to "
+        f"{bound.get(dimension, 0)}, and {left} of {refusal.get('limit')} are left"
+    )
+    retry_after = refusal.get("retry_after_seconds")
+    if retry_after is None and refusal.get("may_free_up"):
+        retry_after = 2
+    return RefusedError(429, "insufficient_quota", message, retry_after=retry_after)

@@ -1,0 +1,281 @@
+"""The OpenAI dialect: chat completions, responses, embeddings. Requests to bounds, answers and streams to tokens.
+
+Pure. Fields by OpenAI's API reference and what compatible servers (llama.cpp, vLLM, DeepSeek) add. Left out on
+purpose, because they cost what is not bounded here: hosted tools, web search, audio, predictions, background runs,
+stored prompts.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from almoner_core.pricing import TokenCounts, input_tokens_bound
+from almoner_runner.meter.config import Model, Provider
+from almoner_runner.meter.dialect import (
+    CHOICES_MAX,
+    Call,
+    InvalidCallError,
+    Rules,
+    Seen,
+    check_fields,
+    count,
+    details,
+    find_model,
+    flag,
+    number,
+    output_maximum,
+    sequence,
+    size_of,
+    words,
+)
+
+CHAT_FIELDS: Final = words(
+    "model messages max_tokens max_completion_tokens n stream stream_options temperature top_p stop presence_penalty "
+    "frequency_penalty logit_bias logprobs top_logprobs user seed tools tool_choice parallel_tool_calls functions "
+    "function_call response_format reasoning_effort verbosity metadata store service_tier safety_identifier "
+    "prompt_cache_key prompt_cache_retention "
+    # What compatible servers add, all of them about sampling.
+    "top_k min_p repetition_penalty repeat_penalty cache_prompt"
+)
+RESPONSES_FIELDS: Final = words(
+    "model input instructions max_output_tokens max_tool_calls metadata parallel_tool_calls previous_response_id "
+    "reasoning store stream stream_options temperature text tool_choice tools top_logprobs top_p truncation user "
+    "safety_identifier prompt_cache_key prompt_cache_retention include service_tier"
+)
+EMBEDDING_FIELDS: Final = words("model input encoding_format dimensions user")
+SERVICE_TIERS: Final = (None, "auto", "default")
+TEXT_PARTS: Final = frozenset({"text", "refusal", "input_text", "output_text", "summary_text", "reasoning_text"})
+TEXT_ITEMS: Final = frozenset(
+    {None, "message", "function_call", "function_call_output", "custom_tool_call", "custom_tool_call_output"}
+)
+# OpenAI's own API takes one of the two names; compatible servers may know only the older.
+OPENAI_TYPE: Final = "OpenAI"
+
+
+def chat(provider: Provider, payload: dict[str, Any], body_bytes: int, rules: Rules) -> Call:
+    """Bound a chat completion."""
+    model = find_model(provider, payload, rules)
+    if rules.strict:
+        check_fields(payload, CHAT_FIELDS, "chat/completions")
+        _check_tools(sequence(payload, "tools"))
+        _set_service_tier(provider, payload)
+    messages = sequence(payload, "messages")
+    asked = [number(payload, name, least=1) for name in ("max_completion_tokens", "max_tokens")]
+    maximum = output_maximum(asked, model, rules)
+    if provider.type == OPENAI_TYPE:
+        fields: tuple[str, ...] = ("max_completion_tokens",) if asked[1] is None else ("max_tokens",)
+        if asked[0] is not None and asked[1] is not None:
+            fields = ("max_completion_tokens", "max_tokens")
+    else:
+        fields = ("max_tokens",) if asked[0] is None else ("max_completion_tokens", "max_tokens")
+    for name in fields:
+        payload[name] = maximum
+    call = Call(
+        operation="chat",
+        resource_type="llm",
+        provider=provider,
+        model=model,
+        payload=payload,
+        usage_shape="openai",
+        input_bound=_chat_input(payload, messages, model, body_bytes),
+        output_max=maximum,
+        output_fields=fields,
+        choices=number(payload, "n", least=1, most=CHOICES_MAX) or 1,
+        stream=flag(payload, "stream"),
+    )
+    if call.stream:
+        _ask_for_usage(call)
+    return call
+
+
+def _chat_input(payload: dict[str, Any], messages: list[Any], model: Model, body_bytes: int) -> int:
+    for message in messages:
+        # A message may refer to audio that an earlier answer held; its bytes are not here.
+        if isinstance(message, dict) and (not _is_text(message.get("content")) or message.get("audio")):
+            return model.context_window
+    schema = payload.get("response_format")
+    tool_bytes = size_of(payload.get("tools"), payload.get("functions"), schema)
+    return input_tokens_bound(body_bytes, len(messages), tool_bytes=tool_bytes)
+
+
+def _is_text(content: Any) -> bool:
+    """Say whether content is inline text alone, whose tokens its bytes bound."""
+    if content is None or isinstance(content, str):
+        return True
+    if not isinstance(content, list):
+        return False
+    return all(isinstance(part, str) or (isinstance(part, dict) and part.get("type") in TEXT_PARTS) for part in content)
+
+
+def _check_tools(tools: list[Any]) -> None:
+    for index, tool in enumerate(tools):
+        kind = tool.get("type") if isinstance(tool, dict) else None
+        if kind not in ("function", "custom"):
+            raise InvalidCallError(
+                f"tools[{index}]: hosted tool {str(kind)[:64]!r} costs what the meter cannot bound; "
+                "under a budget only function and custom tools are let through",
+                code="unsupported_parameter",
+                param="tools",
+            )
+
+
+def _set_service_tier(provider: Provider, payload: dict[str, Any]) -> None:
+    """Hold the call to the list price: another tier, or a project's own default, is billed otherwise."""
+    if payload.get("service_tier") not in SERVICE_TIERS:
+        raise InvalidCallError(
+            "service_tier: under a budget only the default tier is let through: the others are billed at other prices",
+            code="unsupported_parameter",
+            param="service_tier",
+        )
+    if provider.type == OPENAI_TYPE:
+        payload["service_tier"] = "default"
+
+
+def _ask_for_usage(call: Call) -> None:
+    options = call.payload.get("stream_options")
+    if options is None:
+        options = {}
+    if not isinstance(options, dict):
+        raise InvalidCallError("stream_options: must be an object", param="stream_options")
+    call.hide_usage = options.get("include_usage") is not True
+    call.payload["stream_options"] = {**options, "include_usage": True}
+
+
+def responses(provider: Provider, payload: dict[str, Any], body_bytes: int, rules: Rules) -> Call:
+    """Bound a response."""
+    model = find_model(provider, payload, rules)
+    if rules.strict:
+        check_fields(payload, RESPONSES_FIELDS, "responses")
+        _check_tools(sequence(payload, "tools"))
+        _set_service_tier(provider, payload)
+    maximum = output_maximum([number(payload, "max_output_tokens", least=1)], model, rules)
+    payload["max_output_tokens"] = maximum
+    given = payload.get("input")
+    items = given if isinstance(given, list) else []
+    # What the server stored is not in the request: only the window bounds it.
+    inline = payload.get("previous_response_id") is None and all(_is_text_item(item) for item in items)
+    tool_bytes = size_of(payload.get("tools"), payload.get("text"))
+    bound = input_tokens_bound(body_bytes, len(items) + 2, tool_bytes=tool_bytes)
+    return Call(
+        operation="chat",
+        resource_type="llm",
+        provider=provider,
+        model=model,
+        payload=payload,
+        usage_shape="responses",
+        input_bound=bound if inline else model.context_window,
+        output_max=maximum,
+        output_fields=("max_output_tokens",),
+        stream=flag(payload, "stream"),
+    )
+
+
+def _is_text_item(item: Any) -> bool:
+    if not isinstance(item, dict):
+        return False
+    if item.get("type") == "reasoning":
+        return True
+    return item.get("type") in TEXT_ITEMS and _is_text(item.get("content")) and _is_text(item.get("output"))
+
+
+def embeddings(provider: Provider, payload: dict[str, Any], body_bytes: int, rules: Rules) -> Call:
+    """Bound an embedding: input alone. Token ids, too, are at least a byte each, and so is every text's end marker."""
+    model = find_model(provider, payload, rules)
+    if rules.strict:
+        check_fields(payload, EMBEDDING_FIELDS, "embeddings")
+    given = payload.get("input")
+    texts = len(given) if isinstance(given, list) else 1
+    return Call(
+        operation="embeddings",
+        resource_type="embedding",
+        provider=provider,
+        model=model,
+        payload=payload,
+        usage_shape="openai",
+        input_bound=input_tokens_bound(body_bytes, texts),
+    )
+
+
+def usage(value: Any) -> TokenCounts | None:
+    """Read `usage` of chat completions and embeddings; None where it is missing or no usage.
+
+    Documented fields: `prompt_tokens` (cached and written ones included), `completion_tokens` (reasoning included).
+    """
+    if not isinstance(value, dict):
+        return None
+    prompt, completion = count(value, "prompt_tokens"), count(value, "completion_tokens")
+    if prompt is None:
+        return None
+    inner, outer = details(value, "prompt_tokens_details"), details(value, "completion_tokens_details")
+    cached = count(inner, "cached_tokens")
+    return TokenCounts(
+        input=prompt,
+        # DeepSeek's name for it where OpenAI's is absent.
+        cached_input=cached if cached is not None else count(value, "prompt_cache_hit_tokens") or 0,
+        cache_write=count(inner, "cache_write_tokens") or 0,
+        output=completion or 0,
+        reasoning=count(outer, "reasoning_tokens") or 0,
+    )
+
+
+def responses_usage(value: Any) -> TokenCounts | None:
+    """Read `usage` of a response: `input_tokens` and `output_tokens`, with their details as subsets."""
+    if not isinstance(value, dict):
+        return None
+    input_tokens, output_tokens = count(value, "input_tokens"), count(value, "output_tokens")
+    if input_tokens is None or output_tokens is None:
+        return None
+    inner, outer = details(value, "input_tokens_details"), details(value, "output_tokens_details")
+    return TokenCounts(
+        input=input_tokens,
+        cached_input=count(inner, "cached_tokens") or 0,
+        cache_write=count(inner, "cache_write_tokens") or 0,
+        output=output_tokens,
+        reasoning=count(outer, "reasoning_tokens") or 0,
+    )
+
+
+def watch_chat(event: bytes, seen: Seen) -> bool:
+    """Look at one event of a chat stream; True where it holds nothing but usage."""
+    if b"[DONE]" in event and event.strip() == b"data: [DONE]":
+        seen.complete = True
+        return False
+    # Servers that report usage put `"usage":null` on every other event: no need to read those.
+    if b'"usage"' not in event or b'"usage":null' in event or b'"usage": null' in event:
+        return False
+    data = event_data(event)
+    found = usage(data.get("usage"))
+    if found is None:
+        return False
+    seen.tokens = found
+    return data.get("choices") == []
+
+
+def watch_responses(event: bytes, seen: Seen) -> bool:
+    """Look at one event of a response's stream; its last one carries the whole response."""
+    if not any(name in event for name in (b"response.completed", b"response.incomplete", b"response.failed")):
+        return False
+    data = event_data(event)
+    if data.get("type") in ("response.completed", "response.incomplete", "response.failed"):
+        seen.tokens = responses_usage(details(data, "response").get("usage"))
+        seen.complete = True
+    return False
+
+
+def event_data(event: bytes) -> dict[str, Any]:
+    """Read the JSON object in the data lines of a server-sent event; empty where there is none."""
+    lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
+    try:
+        data = json.loads(b"\n".join(lines))
+    except (ValueError, RecursionError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def error_body(code: str, message: str, status: int, param: str | None) -> dict[str, Any]:
+    """Give a refusal in OpenAI's shape."""
+    kind = "insufficient_quota" if code == "insufficient_quota" else "invalid_request_error"
+    if status >= 500:
+        kind = "server_error"
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
