@@ -21,7 +21,7 @@ content gets the stored answer again, with other content the error `operation_co
 | PUT /v1/allotments/{id}/output | meter | PutOutput -> OK |
 | POST /v1/allotments/{id}/progress | meter | PostProgress -> OK |
 | GET /v1/allotments/{id}/signals?timeout_seconds=S | meter | -> Signals (long poll) |
-| GET /v1/costs?by=agent&from=...&to=... | people | -> cost table |
+| GET /v1/costs?by=agent&from=2026-01-01&to=2026-01-31&limit=N | people | -> Costs |
 | GET /v1/executions/{uid}/output | people, operator | -> the output's bytes |
 | GET /healthz /readyz /metrics /openapi.json | anyone | |
 
@@ -367,6 +367,25 @@ class Changes(WireModel):
     more: bool = False
 
 
+# --- people -----------------------------------------------------------------------------------------------------------
+
+
+class CostRow(WireModel):
+    """One group's sums: `key` has a value for each of the table's columns."""
+
+    key: list[str]
+    totals: UsageTotals
+
+
+class Costs(WireModel):
+    """Sums by one dimension (`by`), the dearest first; `columns` names the parts of each row's key."""
+
+    by: str
+    columns: list[str]
+    rows: list[CostRow]
+    truncated: bool = False
+
+
 # --- meter ------------------------------------------------------------------------------------------------------------
 
 
@@ -394,7 +413,11 @@ class Activated(WireModel):
 
 
 class Extend(WireModel):
-    """Ask for more: `need` for the next call, `want` for the ones after it. Both are above what is held now."""
+    """Ask for more: `need` for the next call, `want` for the ones after it. Both are above what is held now.
+
+    Once `window_ends_in_seconds` has passed, what was held serves calls in flight alone: return what is idle (the
+    ledger takes it from the oldest window) and extend, which holds in the new window.
+    """
 
     operation_id: Id
     need: Amounts

@@ -1,0 +1,268 @@
+"""The tables, as SQLAlchemy Core knows them. Migrations make them; `alembic check` keeps the two equal.
+
+Money is BIGINT nano-dollars; times are BIGINT Unix milliseconds (`_ms`), window bounds Unix seconds; JSON is text.
+`windows` holds the balances (one row per account, dimension and window), `holds` what each allotment has in each
+window, `records` the append-only entries. CHECK constraints keep the invariants that one row can show.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy import BigInteger, Boolean, Column, Integer, String, Table, Text
+
+metadata = sa.MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+ACCOUNT_ID_LENGTH = 32
+
+USAGE_COLUMNS = (
+    "cost_nanos",
+    "unaccounted_nanos",
+    "unpriced",
+    "input_tokens",
+    "cached_input_tokens",
+    "cache_write_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+    "requests",
+    "tool_calls",
+)
+"""The columns of UsageTotals, in every table that sums usage."""
+
+
+def _amount(name: str) -> Column[int]:
+    return Column(name, BigInteger, nullable=False, default=0, server_default="0")
+
+
+def _usage() -> list[Column[int]]:
+    return [_amount(name) for name in USAGE_COLUMNS]
+
+
+# One row: who leads. Lower epochs are refused.
+epochs = Table(
+    "epochs",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("holder", String(253), nullable=False),
+    sa.CheckConstraint("id = 1", name="one"),
+)
+
+# Numbers handed out at commit: the row lock is held until then, so numbers become visible in their order.
+counters = Table(
+    "counters",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("value", BigInteger, nullable=False),
+)
+
+# Every mutation's id with its answer, so that a retry gets the same one.
+operations = Table(
+    "operations",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("verb", String(16), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("answer", Text, nullable=False),
+    Column("created_ms", BigInteger, nullable=False, index=True),
+)
+
+# Policy of an account: a quota's (for one subject), or an execution's own limits.
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("id", String(ACCOUNT_ID_LENGTH), primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("namespace", String(253), nullable=False),
+    Column("name", String(253), nullable=False),
+    Column("subject", String(253), nullable=False),
+    Column("generation", BigInteger, nullable=False),
+    Column("enforced", Boolean, nullable=False),
+    Column("period", String(16), nullable=False),
+    Column("time_zone", String(64), nullable=False),
+    Column("limits", Text, nullable=False),
+    Column("max_per_execution", Text, nullable=False),
+    Column("max_per_request", Text, nullable=False),
+    Column("holders", Integer, nullable=False),
+    sa.UniqueConstraint("kind", "namespace", "name", "subject"),
+    sa.CheckConstraint("kind IN ('quota', 'execution')", name="kind"),
+    sa.CheckConstraint("holders >= 0", name="holders"),
+)
+
+windows = Table(
+    "windows",
+    metadata,
+    Column("account_id", String(ACCOUNT_ID_LENGTH), sa.ForeignKey("accounts.id"), primary_key=True),
+    Column("dimension", String(16), primary_key=True),
+    Column("period", String(16), primary_key=True),
+    Column("starts_at", BigInteger, primary_key=True, autoincrement=False),
+    Column("ends_at", BigInteger),
+    Column("enforced", Boolean, nullable=False),
+    Column("limit", BigInteger),
+    _amount("spent"),
+    _amount("reserved"),
+    _amount("excess"),
+    _amount("floor"),
+    sa.CheckConstraint("spent >= 0 AND reserved >= 0 AND excess >= 0 AND floor >= 0", name="not_negative"),
+    sa.CheckConstraint('"limit" IS NULL OR "limit" >= 0', name="limit"),
+    # spent + reserved <= greatest(limit, floor) + excess, in words that both databases know.
+    sa.CheckConstraint(
+        'NOT enforced OR "limit" IS NULL OR spent + reserved - excess <= "limit" OR spent + reserved - excess <= floor',
+        name="within_limit",
+    ),
+)
+
+executions = Table(
+    "executions",
+    metadata,
+    Column("uid", String(64), primary_key=True),
+    Column("kind", String(32), nullable=False),
+    Column("namespace", String(253), nullable=False),
+    Column("name", String(253), nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    sa.Index(None, "namespace", "name"),
+)
+
+allotments = Table(
+    "allotments",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("execution_uid", String(64), sa.ForeignKey("executions.uid"), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("namespace", String(253), nullable=False),
+    Column("name", String(253), nullable=False),
+    Column("agent", String(253), nullable=False),
+    Column("owner", String(253), nullable=False),
+    Column("pod", String(253), nullable=False),
+    Column("pod_uid", String(64)),
+    Column("state", String(16), nullable=False),
+    Column("frozen", Boolean, nullable=False),
+    # JSON: account id -> dimensions it counts for this allotment; dimensions that the meter was told are limited.
+    Column("tracked", Text, nullable=False),
+    Column("limited", Text, nullable=False),
+    Column("opened_ms", BigInteger, nullable=False),
+    Column("activated_ms", BigInteger),
+    Column("exchanged_ms", BigInteger, nullable=False),
+    Column("closed_ms", BigInteger),
+    Column("close_reason", String(128), nullable=False),
+    # 1..contiguous have come, and the ranges ahead (JSON); last_sequence and settled (JSON) as a final return states.
+    Column("contiguous", BigInteger, nullable=False),
+    Column("ahead", Text, nullable=False),
+    Column("final_sequence", BigInteger),
+    Column("final_settled", Text),
+    Column("progress", Text),
+    *_usage(),
+    sa.UniqueConstraint("execution_uid", "attempt"),
+    sa.CheckConstraint("state IN ('offered', 'active', 'void', 'closed')", name="state"),
+    sa.Index(None, "state", "id"),
+)
+
+# What an allotment has in one window: granted covers used; what is granted and not used is reserved there.
+holds = Table(
+    "holds",
+    metadata,
+    Column("allotment_id", String(36), sa.ForeignKey("allotments.id"), primary_key=True),
+    Column("account_id", String(ACCOUNT_ID_LENGTH), primary_key=True),
+    Column("dimension", String(16), primary_key=True),
+    Column("period", String(16), primary_key=True),
+    Column("starts_at", BigInteger, primary_key=True, autoincrement=False),
+    _amount("granted"),
+    _amount("used"),
+    # Parts of used: charged off without a record; billed above what was held.
+    _amount("charged"),
+    _amount("excess"),
+    sa.ForeignKeyConstraint(
+        ["account_id", "dimension", "period", "starts_at"],
+        ["windows.account_id", "windows.dimension", "windows.period", "windows.starts_at"],
+    ),
+    sa.CheckConstraint("0 <= used AND used <= granted", name="used"),
+    sa.CheckConstraint("0 <= charged AND charged <= used AND 0 <= excess AND excess <= used", name="parts"),
+    sa.Index(None, "account_id", "dimension", "period", "starts_at"),
+)
+
+# Entries: append-only. `month` (YYYYMM of the allotment's opening, the ledger's clock) is in the key so that the table
+# can be partitioned by it. `cost_nanos` NULL: unknown. `total_tokens` is what the entry posts to accounts.
+records = Table(
+    "records",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("month", Integer, primary_key=True, autoincrement=False),
+    Column("kind", String(16), nullable=False),
+    Column("corrects", String(36)),
+    Column("allotment_id", String(36), sa.ForeignKey("allotments.id"), nullable=False),
+    Column("sequence", BigInteger),
+    Column("digest", String(64), nullable=False),
+    Column("posted_ms", BigInteger, nullable=False),
+    Column("resource_type", String(16), nullable=False),
+    Column("provider", String(253), nullable=False),
+    Column("model", String(128), nullable=False),
+    Column("operation", String(64), nullable=False),
+    Column("cost_nanos", BigInteger),
+    Column("total_tokens", BigInteger, nullable=False),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("cached_input_tokens", BigInteger, nullable=False),
+    Column("cache_write_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("reasoning_tokens", BigInteger, nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    Column("tool_calls", BigInteger, nullable=False),
+    Column("units", BigInteger, nullable=False),
+    Column("price_version", String(128)),
+    Column("started_ms", BigInteger, nullable=False),
+    Column("duration_ms", BigInteger, nullable=False),
+    Column("outcome", String(16), nullable=False),
+    Column("error", String(256)),
+    Column("metadata", Text, nullable=False),
+    sa.UniqueConstraint("allotment_id", "sequence", "month"),
+    sa.CheckConstraint("kind IN ('usage', 'unaccounted')", name="kind"),
+)
+
+outputs = Table(
+    "outputs",
+    metadata,
+    Column("allotment_id", String(36), sa.ForeignKey("allotments.id"), primary_key=True),
+    Column("content", Text, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("truncated", Boolean, nullable=False),
+)
+
+# Sums by day (UTC) and every dimension that people ask by, kept in the transaction that posts.
+rollups = Table(
+    "rollups",
+    metadata,
+    Column("day", Integer, primary_key=True, autoincrement=False),  # YYYYMMDD
+    Column("namespace", String(253), primary_key=True),
+    Column("agent", String(253), primary_key=True),
+    Column("owner", String(253), primary_key=True),
+    Column("provider", String(253), primary_key=True),
+    Column("model", String(128), primary_key=True),
+    Column("resource_type", String(16), primary_key=True),
+    _amount("records"),
+    *_usage(),
+)
+
+agents = Table(
+    "agents",
+    metadata,
+    Column("namespace", String(253), primary_key=True),
+    Column("name", String(253), primary_key=True),
+    *_usage(),
+)
+
+# The change feed: the newest change of each execution, agent and quota account.
+feed = Table(
+    "feed",
+    metadata,
+    Column("kind", String(16), primary_key=True),
+    Column("key", String(512), primary_key=True),
+    Column("changed", BigInteger, nullable=False, unique=True),
+    Column("changed_ms", BigInteger, nullable=False),
+)

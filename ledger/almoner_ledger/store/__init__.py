@@ -1,0 +1,73 @@
+"""The store: mutations and queries of the books on one database.
+
+    store = Store(Database(url))
+    store.migrate()
+    answers = store.execute([command(Verb.OPEN, message, epoch=1)])
+
+Role: transactions, and the fallback that runs a group one by one. Boundary: knows no HTTP and no callers' identities
+beyond the pod uid in a command.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
+
+from sqlalchemy import exc
+from sqlalchemy.engine import Connection
+
+from almoner_ledger import migrations
+from almoner_ledger.database import Database
+from almoner_ledger.store.commands import Command, Verb, command
+from almoner_ledger.store.operations import Answer, PoisonedError, run
+
+__all__ = ["Answer", "Command", "Database", "Store", "Verb", "command"]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+RACES_MAX: Final = 5
+"""How often a group is run again after a replica wrote the same key first."""
+
+
+class Store:
+    """The books. Thread-safe. `clock` replaces the database's clock (Unix milliseconds) in tests."""
+
+    def __init__(self, database: Database, *, clock: Callable[[], int] | None = None) -> None:
+        self.database = database
+        self._clock = clock
+
+    def migrate(self) -> None:
+        """Bring the schema to the newest revision."""
+        self.database.write(migrations.upgrade)
+
+    def now_ms(self, connection: Connection) -> int:
+        """The clock that all windows follow."""
+        return self._clock() if self._clock is not None else self.database.now_ms(connection)
+
+    def execute(self, commands: Sequence[Command]) -> list[Answer]:
+        """Run commands in one transaction and give their answers, in order, after COMMIT.
+
+        A command that is refused has a LedgerError as its answer. Raises DatabaseUnavailableError; then it is unknown
+        whether anything was committed, and the callers retry with the same operation ids.
+        """
+        for _ in range(RACES_MAX):
+            try:
+                return self._transaction(commands)
+            except exc.IntegrityError as error:
+                log.info("group of %d is run again: %s", len(commands), str(error.orig).partition("\n")[0])
+            except PoisonedError as error:
+                if len(commands) == 1 and error.__cause__ is not None:
+                    return [error.__cause__]  # type: ignore[list-item]
+                break
+        if len(commands) > 1:
+            return [self.execute([each])[0] for each in commands]
+        return self._transaction(commands)
+
+    def _transaction(self, commands: Sequence[Command]) -> list[Answer]:
+        return self.database.write(lambda connection: run(connection, commands, self.now_ms(connection)))
+
+    def read(self, query: Callable[[Connection], T]) -> T:
+        """Run a query in a transaction that only reads."""
+        return self.database.read(query)

@@ -1,0 +1,206 @@
+"""Posting to accounts: settling records, closing, charging off what vanished, and settling that charge later."""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from almoner_core.wire import AllotmentState, Dimension
+from almoner_ledger.errors import invalid
+from almoner_ledger.store.books import Books, RollupKey
+from almoner_ledger.store.granting import release
+from almoner_ledger.store.state import Allotment, Hold, Usage
+
+UNACCOUNTED = "unaccounted"
+_NAMESPACE = uuid.UUID("1d0a5b0e-93a5-5a53-9d0c-0d1a3a1f7b55")
+
+
+def settle(books: Books, allotment: Allotment, amounts: Mapping[Dimension, int], started: int) -> None:
+    """Post amounts to every account that counts them, whatever room there is.
+
+    A call settles in the window of its hold: the one that holds `started` (Unix seconds, within the allotment's life)
+    first, then the oldest that has something left. What no hold covers is excess, and freezes the allotment.
+    """
+    for account, dimensions in allotment.tracked.items():
+        for dimension in dimensions:
+            left = amounts.get(dimension, 0)
+            holds = allotment.holds_of(dimension, account)
+            holds.sort(key=lambda hold: not _covers(hold, started))
+            for hold in holds:
+                amount = min(left, hold.remainder)
+                if amount:
+                    hold.use(amount)
+                    left -= amount
+            if left:
+                if not holds or not _covers(holds[0], started):
+                    holds = [books.hold(allotment, books.current_window(books.accounts[account], dimension))]
+                exceeded = holds[0].use_unheld(left)
+                # A meter that was never told of the limit could not hold for it.
+                allotment.frozen = allotment.frozen or (exceeded and dimension in allotment.limited)
+
+
+def _covers(hold: Hold, second: int) -> bool:
+    window = hold.window
+    return window.starts_at <= second and (window.ends_at is None or second < window.ends_at)
+
+
+def charge_off(books: Books, allotment: Allotment) -> None:
+    """Charge what is granted and not settled as one `unaccounted` entry; nothing held, no entry."""
+    amounts = dict.fromkeys(Dimension, 0)
+    for dimension in Dimension:
+        for account in allotment.accounts_of(dimension):
+            charged = sum(hold.charge_off() for hold in allotment.holds_of(dimension, account) if hold.remainder)
+            amounts[dimension] = max(amounts[dimension], charged)
+    if any(amounts.values()):
+        _enter(books, allotment, "charge", amounts, corrects=None)
+
+
+def uncharge(books: Books, allotment: Allotment, wanted: Mapping[Dimension, int] | None, cause: str = "final") -> None:
+    """Take back of a charge-off what a late record (`cause`) explains (`wanted`), or all that is left (None)."""
+    amounts = dict.fromkeys(Dimension, 0)
+    for account, dimensions in allotment.tracked.items():
+        for dimension in dimensions:
+            reversed_here = 0
+            for hold in reversed(allotment.holds_of(dimension, account)):
+                amount = hold.charged if wanted is None else min(wanted.get(dimension, 0) - reversed_here, hold.charged)
+                if amount:
+                    hold.reverse_charge(amount, keep=wanted is not None)
+                    reversed_here += amount
+            amounts[dimension] = max(amounts[dimension], reversed_here)
+    if any(amounts.values()):
+        negative = {dimension: -amount for dimension, amount in amounts.items()}
+        _enter(books, allotment, f"settle/{cause}", negative, corrects=_entry_id(allotment, "charge"))
+
+
+def _entry_id(allotment: Allotment, step: str) -> str:
+    return str(uuid.uuid5(_NAMESPACE, f"{allotment.id}/{step}"))
+
+
+def _enter(
+    books: Books, allotment: Allotment, step: str, amounts: Mapping[Dimension, int], *, corrects: str | None
+) -> None:
+    """Write one `unaccounted` entry; negative amounts take back an earlier one."""
+    nanos = amounts[Dimension.USD]
+    books.new_records.append(
+        entry(
+            books,
+            allotment,
+            {
+                "id": _entry_id(allotment, step),
+                "kind": UNACCOUNTED,
+                "corrects": corrects,
+                "resource_type": UNACCOUNTED,
+                "cost_nanos": nanos,
+                "total_tokens": amounts[Dimension.TOKENS],
+                "requests": amounts[Dimension.REQUESTS],
+                "tool_calls": amounts[Dimension.TOOL_CALLS],
+            },
+        )
+    )
+    # Tokens, requests and calls of an attempt that vanished are not known: only the money shows in the totals.
+    key = rollup_key(allotment, books.now_ms, resource_type=UNACCOUNTED)
+    books.add_usage(allotment, key, Usage(cost_nanos=nanos, unaccounted_nanos=nanos))
+
+
+def entry(books: Books, allotment: Allotment, values: dict[str, Any]) -> dict[str, Any]:
+    """Give the row of an entry, every column filled."""
+    return {
+        "month": month_of(allotment.opened_ms),
+        "corrects": None,
+        "allotment_id": allotment.id,
+        "sequence": None,
+        "digest": "",
+        "posted_ms": books.now_ms,
+        "provider": "",
+        "model": "",
+        "operation": "",
+        "input_tokens": 0,
+        "cached_input_tokens": 0,
+        "cache_write_tokens": 0,
+        "output_tokens": 0,
+        "reasoning_tokens": 0,
+        "units": 0,
+        "price_version": None,
+        "started_ms": books.now_ms,
+        "duration_ms": 0,
+        "outcome": "ok",
+        "error": None,
+        "metadata": "{}",
+        **values,
+    }
+
+
+def month_of(unix_ms: int) -> int:
+    """The month (UTC) of an instant, as YYYYMM."""
+    day = dt.datetime.fromtimestamp(unix_ms / 1000, dt.UTC)
+    return day.year * 100 + day.month
+
+
+def day_of(unix_ms: int) -> int:
+    """The day (UTC) of an instant, as YYYYMMDD."""
+    day = dt.datetime.fromtimestamp(unix_ms / 1000, dt.UTC)
+    return (day.year * 100 + day.month) * 100 + day.day
+
+
+def rollup_key(
+    allotment: Allotment, unix_ms: int, *, provider: str = "", model: str = "", resource_type: str
+) -> RollupKey:
+    """The key of the sums that an entry goes into."""
+    ref = allotment.execution
+    return (day_of(unix_ms), ref.namespace, ref.agent, ref.owner, provider, model, resource_type)
+
+
+def check_settled(allotment: Allotment, last_sequence: int, settled: Mapping[Dimension, int]) -> None:
+    """Refuse a final return whose totals differ from its own records, if those are all here."""
+    if allotment.sequences.highest > last_sequence:
+        raise invalid("last_sequence", f"record {allotment.sequences.highest} was posted already")
+    posted = allotment.settled()
+    complete = allotment.sequences.contiguous >= last_sequence
+    for dimension, amount in settled.items():
+        if amount < posted[dimension] or (complete and amount != posted[dimension]):
+            raise invalid(
+                f"settled.{dimension.value}", f"the records sum to {posted[dimension]}, the return says {amount}"
+            )
+
+
+def finish(books: Books, allotment: Allotment) -> None:
+    """After a final return: release what no record will settle, and close once every record is there."""
+    if allotment.final_sequence is None:
+        return
+    if allotment.sequences.contiguous >= allotment.final_sequence:
+        uncharge(books, allotment, None)
+        if allotment.open:
+            _release_or_charge_unpriced(books, allotment)
+            end(books, allotment, AllotmentState.CLOSED, "returned")
+        return
+    if allotment.open:
+        stated, posted, held = allotment.final_settled or {}, allotment.settled(), allotment.held()
+        spare = {
+            dimension: max(0, held.get(dimension, 0) - (stated[dimension] - posted[dimension]))
+            for dimension in stated
+            if not (dimension is Dimension.USD and allotment.usage.unpriced)
+        }
+        release(books, allotment, spare)
+
+
+def _release_or_charge_unpriced(books: Books, allotment: Allotment) -> None:
+    if allotment.usage.unpriced and Dimension.USD in allotment.limited:
+        # A call of unknown cost under a money limit is not free: what was held for it is charged.
+        others = allotment.held()
+        others.pop(Dimension.USD, None)
+        release(books, allotment, others)
+        charge_off(books, allotment)
+    release(books, allotment, None)
+
+
+def end(books: Books, allotment: Allotment, state: AllotmentState, reason: str) -> None:
+    """Leave the accounts' holders; nothing is held any more."""
+    allotment.state = state
+    allotment.closed_ms = books.now_ms
+    allotment.close_reason = reason
+    for account in allotment.tracked:
+        books.accounts[account].holders -= 1
+        books.accounts[account].dirty = True
+    books.touch(allotment)

@@ -1,0 +1,218 @@
+"""Writes what a group of commands changed, in the fixed order that Books describes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+
+from almoner_ledger import schema
+from almoner_ledger.schema import USAGE_COLUMNS
+from almoner_ledger.store.books import Books
+from almoner_ledger.store.state import Account, Allotment, Hold, Window
+
+# SQLite's bound variables in one statement are limited (32,766); wide rows are sent in slices.
+ROWS_PER_STATEMENT = 500
+CHANGES = "changes"
+
+
+def flush(books: Books) -> None:
+    """Write all changes; the last statement takes the change numbers."""
+    _flush_epoch(books)
+    _insert(books, schema.executions, books.new_executions)
+    _flush_accounts(books)
+    _flush_windows(books)
+    _flush_allotments(books)
+    _flush_holds(books)
+    _insert(books, schema.records, books.new_records)
+    _insert(books, schema.operations, books.new_operations)
+    _upsert(books, schema.outputs, [books.outputs[key] for key in sorted(books.outputs)], add=())
+    _flush_sums(books)
+    _flush_feed(books)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _insert(books: Books, table: sa.Table, rows: Sequence[dict[str, Any]]) -> None:
+    if rows:
+        books.connection.execute(sa.insert(table), list(rows))
+
+
+def _update(books: Books, table: sa.Table, rows: Sequence[dict[str, Any]]) -> None:
+    """Set all columns of rows that are there, found by primary key; `rows` hold every column."""
+    if not rows:
+        return
+    keys = [column.name for column in table.primary_key]
+    statement = (
+        sa.update(table)
+        .where(*(table.c[key] == sa.bindparam(f"key_{key}") for key in keys))
+        .values({name: sa.bindparam(f"set_{name}") for name in rows[0] if name not in keys})
+    )
+    books.connection.execute(
+        statement, [{(f"key_{name}" if name in keys else f"set_{name}"): row[name] for name in row} for row in rows]
+    )
+
+
+def _upsert(books: Books, table: sa.Table, rows: Sequence[dict[str, Any]], *, add: Iterable[str]) -> None:
+    """Insert rows or, where the key is there, add the columns `add` to what stands and replace the others."""
+    make = postgresql_insert if books.connection.dialect.name == "postgresql" else sqlite_insert
+    keys = [column.name for column in table.primary_key]
+    added = set(add)
+    for start in range(0, len(rows), ROWS_PER_STATEMENT):
+        statement = make(table).values(list(rows[start : start + ROWS_PER_STATEMENT]))
+        changed = {
+            name: table.c[name] + statement.excluded[name] if name in added else statement.excluded[name]
+            for name in rows[0]
+            if name not in keys
+        }
+        books.connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed))
+
+
+def _flush_epoch(books: Books) -> None:
+    if books.epoch_dirty:
+        books.connection.execute(sa.update(schema.epochs).values(epoch=books.epoch, holder=books.epoch_holder))
+
+
+def _flush_accounts(books: Books) -> None:
+    accounts = [books.accounts[key] for key in sorted(books.accounts)]
+    _insert(books, schema.accounts, [_account_row(each) for each in accounts if each.new])
+    _update(books, schema.accounts, [_account_row(each) for each in accounts if each.dirty and not each.new])
+
+
+def _account_row(account: Account) -> dict[str, Any]:
+    return {
+        "id": account.id,
+        "kind": account.kind.value,
+        "namespace": account.namespace,
+        "name": account.name,
+        "subject": account.subject,
+        "generation": account.generation,
+        "enforced": account.enforced,
+        "period": account.period.value,
+        "time_zone": account.time_zone,
+        "limits": _json(account.limits),
+        "max_per_execution": _json(account.max_per_execution),
+        "max_per_request": _json(account.max_per_request),
+        "holders": account.holders,
+    }
+
+
+def _flush_windows(books: Books) -> None:
+    windows = [books.windows[key] for key in sorted(books.windows)]
+    for window in windows:
+        if window.new or window.dirty:
+            window.settle_floor()
+            account = books.accounts[window.account_id]
+            if account.kind == "quota":
+                books.changed.add(("account", account.id))
+    _insert(books, schema.windows, [_window_row(each) for each in windows if each.new])
+    _update(books, schema.windows, [_window_row(each) for each in windows if each.dirty and not each.new])
+
+
+def _window_row(window: Window) -> dict[str, Any]:
+    return {
+        "account_id": window.account_id,
+        "dimension": window.dimension.value,
+        "period": window.period.value,
+        "starts_at": window.starts_at,
+        "ends_at": window.ends_at,
+        "enforced": window.enforced,
+        "limit": window.limit,
+        "spent": window.spent,
+        "reserved": window.reserved,
+        "excess": window.excess,
+        "floor": window.floor,
+    }
+
+
+def _flush_allotments(books: Books) -> None:
+    allotments = [books.allotments[key] for key in sorted(books.allotments)]
+    _insert(books, schema.allotments, [_allotment_row(each) for each in allotments if each.new])
+    _update(books, schema.allotments, [_allotment_row(each) for each in allotments if each.dirty and not each.new])
+
+
+def _allotment_row(allotment: Allotment) -> dict[str, Any]:
+    execution = allotment.execution
+    return {
+        "id": allotment.id,
+        "execution_uid": execution.uid,
+        "attempt": execution.attempt,
+        "kind": execution.kind,
+        "namespace": execution.namespace,
+        "name": execution.name,
+        "agent": execution.agent,
+        "owner": execution.owner,
+        "pod": allotment.pod,
+        "pod_uid": allotment.pod_uid,
+        "state": allotment.state.value,
+        "frozen": allotment.frozen,
+        "tracked": _json(allotment.tracked),
+        "limited": _json(allotment.limited),
+        "opened_ms": allotment.opened_ms,
+        "activated_ms": allotment.activated_ms,
+        "exchanged_ms": allotment.exchanged_ms,
+        "closed_ms": allotment.closed_ms,
+        "close_reason": allotment.close_reason,
+        "contiguous": allotment.sequences.contiguous,
+        "ahead": _json(allotment.sequences.ahead),
+        "final_sequence": allotment.final_sequence,
+        "final_settled": None if allotment.final_settled is None else _json(allotment.final_settled),
+        "progress": allotment.progress,
+        **allotment.usage.to_row(),
+    }
+
+
+def _flush_holds(books: Books) -> None:
+    holds = sorted(books.dirty_holds(), key=lambda hold: (hold.allotment_id, hold.window.key))
+    _insert(books, schema.holds, [_hold_row(each) for each in holds if each.new])
+    _update(books, schema.holds, [_hold_row(each) for each in holds if not each.new])
+
+
+def _hold_row(hold: Hold) -> dict[str, Any]:
+    account, dimension, period, starts_at = hold.window.key
+    return {
+        "allotment_id": hold.allotment_id,
+        "account_id": account,
+        "dimension": dimension.value,
+        "period": period.value,
+        "starts_at": starts_at,
+        "granted": hold.granted,
+        "used": hold.used,
+        "charged": hold.charged,
+        "excess": hold.excess,
+    }
+
+
+def _flush_sums(books: Books) -> None:
+    names = ("day", "namespace", "agent", "owner", "provider", "model", "resource_type")
+    rollups = [
+        {**dict(zip(names, key, strict=True)), "records": rollup.records, **rollup.usage.to_row()}
+        for key, rollup in sorted(books.rollups.items())
+    ]
+    _upsert(books, schema.rollups, rollups, add=("records", *USAGE_COLUMNS))
+    agents = [
+        {"namespace": namespace, "name": name, **usage.to_row()}
+        for (namespace, name), usage in sorted(books.agents.items())
+    ]
+    _upsert(books, schema.agents, agents, add=USAGE_COLUMNS)
+
+
+def _flush_feed(books: Books) -> None:
+    if not books.changed:
+        return
+    table = schema.counters
+    count = len(books.changed)
+    last = books.connection.execute(
+        sa.update(table).where(table.c.name == CHANGES).values(value=table.c.value + count).returning(table.c.value)
+    ).scalar_one()
+    rows = [
+        {"kind": kind, "key": key, "changed": last - count + 1 + index, "changed_ms": books.now_ms}
+        for index, (kind, key) in enumerate(sorted(books.changed))
+    ]
+    _upsert(books, schema.feed, rows, add=())

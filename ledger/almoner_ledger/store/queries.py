@@ -1,0 +1,300 @@
+"""Queries: open allotments, what changed, output, costs. They read only, and lock nothing."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from almoner_core.contract import STATUS_OUTPUT_CHARS_MAX
+from almoner_core.wire import (
+    AccountState,
+    AgentTotals,
+    AllotmentPage,
+    AllotmentState,
+    AllotmentView,
+    Changes,
+    CostRow,
+    Costs,
+    Dimension,
+    ErrorCode,
+    ExecutionTotals,
+)
+from almoner_ledger import schema
+from almoner_ledger.errors import LedgerError
+from almoner_ledger.schema import USAGE_COLUMNS
+from almoner_ledger.store.accounts import account_state
+from almoner_ledger.store.flushing import CHANGES
+from almoner_ledger.store.loading import account_of, execution_ref_of, usage_of, window_of
+from almoner_ledger.store.state import Account, Usage, Window
+from almoner_ledger.windows import span_at
+
+RECENT_MS: Final = 7 * 24 * 3600 * 1000
+"""The feed leaves out what was closed and has not changed for so long, so that a new reader need not read history."""
+OPEN_STATES: Final = (AllotmentState.OFFERED.value, AllotmentState.ACTIVE.value)
+
+
+def open_allotments(connection: Connection, now_ms: int, after: str, limit: int) -> AllotmentPage:
+    """The allotments that hold something, in order of id, after `after`."""
+    table = schema.allotments
+    query = (
+        sa.select(table).where(table.c.state.in_(OPEN_STATES), table.c.id > after).order_by(table.c.id).limit(limit + 1)
+    )
+    rows = connection.execute(query).all()
+    held = _held(connection, [row.id for row in rows[:limit]])
+    views = [
+        AllotmentView(
+            allotment=row.id,
+            state=AllotmentState(row.state),
+            execution=execution_ref_of(row),
+            pod=row.pod,
+            pod_uid=row.pod_uid,
+            held=held.get(row.id, {}),
+            seconds_since_exchange=max(0, (now_ms - row.exchanged_ms) // 1000),
+        )
+        for row in rows[:limit]
+    ]
+    return AllotmentPage(allotments=views, next=views[-1].allotment if len(rows) > limit else None)
+
+
+def _held(connection: Connection, ids: Sequence[str]) -> dict[str, dict[Dimension, int]]:
+    table = schema.holds
+    query = (
+        sa.select(
+            table.c.allotment_id,
+            table.c.dimension,
+            table.c.account_id,
+            sa.cast(sa.func.sum(table.c.granted - table.c.used), sa.BigInteger).label("held"),
+        )
+        .where(table.c.allotment_id.in_(ids))
+        .group_by(table.c.allotment_id, table.c.dimension, table.c.account_id)
+    )
+    held: dict[str, dict[Dimension, int]] = defaultdict(dict)
+    for row in connection.execute(query):
+        mine = held[row.allotment_id]
+        dimension = Dimension(row.dimension)
+        mine[dimension] = min(row.held, mine.get(dimension, row.held))
+    return held
+
+
+def last_change(connection: Connection) -> int:
+    """The newest change number that is committed."""
+    table = schema.counters
+    return int(connection.execute(sa.select(table.c.value).where(table.c.name == CHANGES)).scalar_one())
+
+
+def changes(connection: Connection, now_ms: int, after: int, limit: int) -> Changes:
+    """What changed after the cursor, at most `limit` things, and the next cursor."""
+    feed, allotments = schema.feed, schema.allotments
+    still_open = (
+        sa.select(sa.literal(1))
+        .where(allotments.c.execution_uid == feed.c.key, allotments.c.state.in_(OPEN_STATES))
+        .exists()
+    )
+    query = (
+        sa.select(feed.c.kind, feed.c.key, feed.c.changed)
+        .where(
+            feed.c.changed > after,
+            sa.or_(
+                feed.c.kind != "execution",
+                feed.c.changed_ms > now_ms - RECENT_MS,
+                still_open,
+            ),
+        )
+        .order_by(feed.c.changed)
+        .limit(limit + 1)
+    )
+    newest = last_change(connection)
+    rows = connection.execute(query).all()
+    more, rows = len(rows) > limit, rows[:limit]
+    keys: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        keys[row.kind].append(row.key)
+    cursor = rows[-1].changed if more else max(newest, after, rows[-1].changed if rows else 0)
+    return Changes(
+        after=cursor,
+        executions=execution_totals(connection, keys["execution"]),
+        agents=agent_totals(connection, keys["agent"]),
+        accounts=account_states(connection, keys["account"], now_ms // 1000),
+        more=more,
+    )
+
+
+def execution_totals(connection: Connection, uids: Sequence[str]) -> list[ExecutionTotals]:
+    """Totals of executions over all attempts and by attempt, with the newest progress and output."""
+    if not uids:
+        return []
+    table, outputs = schema.allotments, schema.outputs
+    query = (
+        sa.select(
+            table,
+            sa.func.substr(outputs.c.content, 1, STATUS_OUTPUT_CHARS_MAX).label("output"),
+            outputs.c.bytes.label("output_bytes"),
+        )
+        .outerjoin(outputs, outputs.c.allotment_id == table.c.id)
+        .where(table.c.execution_uid.in_(uids))
+        .order_by(table.c.attempt)
+    )
+    attempts: dict[str, list[Any]] = {uid: [] for uid in uids}
+    for row in connection.execute(query):
+        attempts[row.execution_uid].append(row)
+    return [_execution(rows) for rows in attempts.values() if rows]
+
+
+def _execution(rows: Sequence[Any]) -> ExecutionTotals:
+    total = Usage()
+    for row in rows:
+        total.add(usage_of(row))
+    newest = rows[-1]
+    output = next((row for row in reversed(rows) if row.output is not None), None)
+    progress = next((row.progress for row in reversed(rows) if row.progress is not None), None)
+    return ExecutionTotals(
+        kind=newest.kind,
+        namespace=newest.namespace,
+        name=newest.name,
+        uid=newest.execution_uid,
+        totals=total.to_wire(),
+        attempts={row.attempt: usage_of(row).to_wire() for row in rows},
+        states={row.attempt: AllotmentState(row.state) for row in rows},
+        progress=json.loads(progress) if progress is not None else None,
+        output=output.output if output is not None else None,
+        output_bytes=output.output_bytes if output is not None else None,
+        output_attempt=output.attempt if output is not None else None,
+    )
+
+
+def agent_totals(connection: Connection, keys: Sequence[str]) -> list[AgentTotals]:
+    """Totals of agents, given as namespace/name."""
+    if not keys:
+        return []
+    table = schema.agents
+    pairs = [tuple(key.split("/", 1)) for key in keys]
+    query = sa.select(table).where(sa.tuple_(table.c.namespace, table.c.name).in_(pairs))
+    return [
+        AgentTotals(namespace=row.namespace, agent=row.name, totals=usage_of(row).to_wire())
+        for row in connection.execute(query)
+    ]
+
+
+def account_states(connection: Connection, ids: Sequence[str], now: int) -> list[AccountState]:
+    """Current windows of quota accounts, in every limited dimension.
+
+    A window that has ended and that nobody opened anew shows as empty: that is what the next grant will find.
+    """
+    if not ids:
+        return []
+    table, windows = schema.accounts, schema.windows
+    accounts = [account_of(row) for row in connection.execute(sa.select(table).where(table.c.id.in_(ids)))]
+    live = sa.and_(windows.c.account_id.in_(ids), sa.or_(windows.c.ends_at.is_(None), windows.c.ends_at > now))
+    found: dict[tuple[str, Dimension, str], Window] = {}
+    for row in connection.execute(sa.select(windows).where(live).order_by(windows.c.starts_at)):
+        window = window_of(row)
+        found[window.account_id, window.dimension, window.period] = window
+    states = []
+    for account in accounts:
+        for dimension, limit in account.limits.items():
+            window = found.get((account.id, dimension, account.period)) or _unopened(account, dimension, limit, now)
+            states.append(account_state(account, window, now))
+    return states
+
+
+def _unopened(account: Account, dimension: Dimension, limit: int, now: int) -> Window:
+    span = span_at(account.period, account.time_zone, now)
+    return Window(account.id, dimension, account.period, span.starts_at, span.ends_at, account.enforced, limit)
+
+
+def output(connection: Connection, uid: str) -> str:
+    """The output of an execution's newest attempt that has one. Raises LedgerError where there is none."""
+    table, outputs = schema.allotments, schema.outputs
+    query = (
+        sa.select(outputs.c.content)
+        .join(table, table.c.id == outputs.c.allotment_id)
+        .where(table.c.execution_uid == uid)
+        .order_by(table.c.attempt.desc())
+        .limit(1)
+    )
+    found = connection.execute(query).scalar_one_or_none()
+    if found is None:
+        raise LedgerError(ErrorCode.NOT_FOUND, "uid: no output of that execution is known", field="uid")
+    return str(found)
+
+
+def attempt_state(connection: Connection, allotment: str) -> tuple[str, str | None] | None:
+    """State and bound pod uid of an allotment; None where there is none."""
+    table = schema.allotments
+    row = connection.execute(sa.select(table.c.state, table.c.pod_uid).where(table.c.id == allotment)).one_or_none()
+    return None if row is None else (row.state, row.pod_uid)
+
+
+class By(StrEnum):
+    """What costs are grouped by."""
+
+    AGENT = "agent"
+    OWNER = "owner"
+    MODEL = "model"
+    DAY = "day"
+    NAMESPACE = "namespace"
+    PROVIDER = "provider"
+    RESOURCE_TYPE = "resource_type"
+    EXECUTION = "execution"
+
+
+_GROUPS: Final[dict[By, tuple[str, ...]]] = {
+    By.AGENT: ("namespace", "agent"),
+    By.OWNER: ("owner",),
+    By.MODEL: ("provider", "model"),
+    By.DAY: ("day",),
+    By.NAMESPACE: ("namespace",),
+    By.PROVIDER: ("provider",),
+    By.RESOURCE_TYPE: ("resource_type",),
+    By.EXECUTION: ("namespace", "name", "execution_uid"),
+}
+
+
+def costs(connection: Connection, by: By, since: dt.date | None, until: dt.date | None, limit: int) -> Costs:
+    """Sums by one dimension, the dearest first (days in order), from `since` to `until`, both included (UTC days).
+
+    From the daily sums; by execution from the attempts, each counted on the day on which it was opened.
+    """
+    by_execution = by is By.EXECUTION
+    table = schema.allotments if by_execution else schema.rollups
+    keys = [table.c[name] for name in _GROUPS[by]]
+    sums = [sa.cast(sa.func.sum(table.c[name]), sa.BigInteger).label(name) for name in USAGE_COLUMNS]
+    query = sa.select(*keys, *sums).group_by(*keys)
+    if since is not None:
+        query = query.where(table.c.opened_ms >= _ms(since) if by_execution else table.c.day >= _day(since))
+    if until is not None:
+        after = until + dt.timedelta(days=1)
+        query = query.where(table.c.opened_ms < _ms(after) if by_execution else table.c.day < _day(after))
+    order = keys if by is By.DAY else [sa.desc("cost_nanos"), *keys]
+    rows = connection.execute(query.order_by(*order).limit(limit + 1)).all()
+    return Costs(
+        by=by.value,
+        columns=[*_GROUPS[by]],
+        rows=[
+            CostRow(key=[_text(by, value) for value in row[: len(keys)]], totals=usage_of(row).to_wire())
+            for row in rows[:limit]
+        ],
+        truncated=len(rows) > limit,
+    )
+
+
+def _day(day: dt.date) -> int:
+    return (day.year * 100 + day.month) * 100 + day.day
+
+
+def _ms(day: dt.date) -> int:
+    return int(dt.datetime(day.year, day.month, day.day, tzinfo=dt.UTC).timestamp()) * 1000
+
+
+def _text(by: By, value: Any) -> str:
+    if by is By.DAY:
+        text = str(value)
+        return f"{text[:4]}-{text[4:6]}-{text[6:]}"
+    return str(value)
