@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from almoner_core.api.base import GROUP, VERSION, APIModel
-from almoner_core.api.meta import ONE_OF, VALIDATIONS, Column, Kind, Rule
+from almoner_core.api.meta import VALIDATIONS, Column, Kind, Rule
 from almoner_core.api.registry import KINDS
 
 CATEGORY: Final = "almoner"
@@ -22,7 +22,7 @@ PRESERVE: Final = "x-kubernetes-preserve-unknown-fields"
 _KEPT: Final = frozenset(
     {
         "type", "format", "description", "enum", "pattern", "minLength", "maxLength", "minimum", "maximum",
-        "multipleOf", "minItems", "maxItems", "minProperties", "maxProperties", ONE_OF,
+        "multipleOf", "minItems", "maxItems", "minProperties", "maxProperties",
         "x-kubernetes-list-type", "x-kubernetes-list-map-keys", "x-kubernetes-map-type", INT_OR_STRING, PRESERVE,
         VALIDATIONS,
     }
@@ -62,6 +62,8 @@ class _Converter:
         out = {key: value for key, value in schema.items() if key in _KEPT}
         if out.get(INT_OR_STRING):
             out.pop("type", None)
+            # `kubectl explain` shows such a field as an object.
+            out["description"] = f"{out.get('description', '')} A string or an integer, never a float.".strip()
         elif "type" not in out and not out.get(PRESERVE):
             raise NotStructuralError(f"{path}: a schema without a type; say what it is, or preserve unknown fields")
         if isinstance(out.get("type"), list):

@@ -18,7 +18,7 @@ from almoner_core.api.base import (
     OwnerName,
     Timestamp,
 )
-from almoner_core.api.meta import AGE, ONE_OF, Column, Kind, Rule, condition_reason, immutable, validated
+from almoner_core.api.meta import AGE, Column, Kind, Rule, condition_reason, immutable, validated
 from almoner_core.api.usage import Usage
 
 
@@ -149,10 +149,8 @@ class ExecutionReason(StrEnum):
 class ExecutionInput(APIModel):
     """What the agent is given: exactly one of text, json, configMapKeyRef."""
 
-    # Not a rule in CEL, which cannot see a field of unknown shape such as json.
-    model_config = validated(
-        extra={ONE_OF: [{"required": ["text"]}, {"required": ["json"]}, {"required": ["configMapKeyRef"]}]}
-    )
+    # Not a rule in CEL, which cannot see a field of unknown shape such as json; and oneOf would not name the field.
+    model_config = validated(extra={"minProperties": 1, "maxProperties": 1})
 
     text: str | None = Field(default=None, max_length=32768, description="Input as text.")
     json_: AnyJSON | None = Field(default=None, alias="json", description="Input as any JSON value.")
@@ -180,7 +178,7 @@ class Retry(APIModel):
         default=[],
         max_length=16,
         description="Reasons that are retried; where empty: AgentFailed, RunnerFailed, StartTimeout, Evicted, NodeLost "
-        "and ProviderFailed.",
+        "and ProviderFailed. Quote the key in YAML, where a bare on means true.",
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
 
@@ -215,7 +213,9 @@ class ExecutionSpec(APIModel):
     )
 
     agent_ref: LocalObjectReference = Field(description="The Agent to run, in the same namespace.")
-    input: ExecutionInput = Field(default=ExecutionInput(), description="What the agent is given.")
+    input: ExecutionInput = Field(
+        default=ExecutionInput(), description="What the agent is given: exactly one of text, json, configMapKeyRef."
+    )
     owner: OwnerName | None = Field(
         default=None, description="Whose budget pays, such as a team; the namespace where absent."
     )

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from almoner_core.api.base import APIModel
 
 VALIDATIONS: Final = "x-kubernetes-validations"
-ONE_OF: Final = "oneOf"
 
 RuleReason = Literal["FieldValueInvalid", "FieldValueRequired", "FieldValueForbidden", "FieldValueDuplicate"]
 ColumnType = Literal["string", "integer", "date", "boolean"]
@@ -75,6 +74,7 @@ class Kind:
 NAME_IS_LABEL: Final = Rule(
     "self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",
     "metadata.name becomes a label and part of paths: lower-case letters, digits and '-' only, no dots",
+    ".metadata.name",
 )
 AGE: Final = Column("Age", ".metadata.creationTimestamp", "date", "Time since the object was created.")
 
