@@ -39,6 +39,8 @@ DOWNLOAD_SECONDS_MAX = 900
 START_SECONDS_MAX = 60.0
 # The model was trained with windows of 8,192 tokens: a larger one per slot is refused by nobody and answers garbage.
 CONTEXT_TOKENS_MAX = 8192
+# Where the server finds the key that requests must present; without it nobody is asked for one.
+API_KEY_VARIABLE = "ALMONER_MODEL_API_KEY"
 
 
 class ModelUnavailableError(RuntimeError):
@@ -111,6 +113,7 @@ class LocalModel:
 
     host, port: where it listens (port 0: a free one). context_tokens: the window of one request.
     parallel: requests answered at the same time. base_url has no path: add `/v1` for OpenAI's SDK.
+    api_key: what requests must present (None: nobody is asked for one).
     """
 
     name = MODEL_NAME
@@ -123,6 +126,7 @@ class LocalModel:
         context_tokens: int = 4096,
         parallel: int = 4,
         threads: int | None = None,
+        api_key: str | None = None,
         log: Path | None = None,
         start_seconds: float = START_SECONDS_MAX,
     ) -> None:
@@ -131,6 +135,7 @@ class LocalModel:
         self._arguments = ["--ctx", str(context_tokens), "--parallel", str(parallel)]
         if threads is not None:
             self._arguments += ["--threads", str(threads)]
+        self._api_key = api_key
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._log = log
         self._start_seconds = start_seconds
@@ -156,7 +161,9 @@ class LocalModel:
             self._scratch = tempfile.TemporaryDirectory(prefix="almoner-model-")
             self._log = Path(self._scratch.name) / "model.log"
         command = [sys.executable, "-m", "almoner_dev.model", "--host", self.host, "--port", str(self.port)]
-        self._child = processes.start("model", command + self._arguments, log_path=self._log)
+        # By the environment, so that the key is in no list of processes.
+        key = {API_KEY_VARIABLE: self._api_key} if self._api_key is not None else {}
+        self._child = processes.start("model", command + self._arguments, log_path=self._log, env={**os.environ, **key})
         try:
             processes.wait_until(
                 self.healthy, seconds=self._start_seconds, children=[self._child], what="the model's health"
@@ -203,6 +210,8 @@ def serve(host: str, port: int, context_tokens: int, parallel: int, threads: int
     params.n_ctx = context_tokens * parallel
     params.n_parallel = parallel
     params.kv_unified = False
+    if key := os.environ.get(API_KEY_VARIABLE):
+        params.api_keys = [key]
     params.hostnames = [host]
     params.port = port
     params.ui = False

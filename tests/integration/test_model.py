@@ -73,6 +73,22 @@ def test_anthropic_sdk_plain_streamed_and_counted(local_model: LocalModel) -> No
     assert counted.input_tokens > 2
 
 
+def test_a_key_is_asked_for_in_both_dialects() -> None:
+    with LocalModel(context_tokens=512, parallel=1, api_key="the-key") as model:
+        for key, works in (("the-key", True), ("another", False)):
+            ask: list[dict[str, str]] = [{"role": "user", "content": "Hi"}]
+            openai_client = openai.OpenAI(base_url=model.base_url + "/v1", api_key=key, max_retries=0)
+            anthropic_client = anthropic.Anthropic(base_url=model.base_url, api_key=key, max_retries=0)
+            if works:
+                assert openai_client.chat.completions.create(model=model.name, max_tokens=2, messages=ask).choices  # type: ignore[arg-type]
+                assert anthropic_client.messages.create(model=model.name, max_tokens=2, messages=ask).usage  # type: ignore[arg-type]
+                continue
+            with pytest.raises(openai.AuthenticationError):
+                openai_client.chat.completions.create(model=model.name, max_tokens=2, messages=ask)  # type: ignore[arg-type]
+            with pytest.raises(anthropic.AuthenticationError):
+                anthropic_client.messages.create(model=model.name, max_tokens=2, messages=ask)  # type: ignore[arg-type]
+
+
 def test_stop_leaves_nothing_listening() -> None:
     with LocalModel(context_tokens=512, parallel=1) as model:
         assert model.healthy()
