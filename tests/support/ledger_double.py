@@ -1,4 +1,4 @@
-"""A ledger of one account in memory that speaks wire.py: for the meter's own tests, where the books must be looked into.
+"""A ledger of one account in memory that speaks wire.py: for the meter's own tests, which look into the books.
 
 It reads every message with the wire's own models, so that a meter that writes JSON by hand is held to the contract. It
 can be made to fail: away (no answer), slow, or losing an answer after having acted.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import Any
+from typing import Any, Self
 
 from aiohttp import web
 
@@ -125,7 +125,7 @@ class LedgerDouble:
 
     # --- HTTP ---------------------------------------------------------------------------------------------------------
 
-    async def _handle(self, request: web.Request) -> web.StreamResponse:
+    async def _handle(self, request: web.Request) -> web.StreamResponse:  # noqa: C901 - one case a verb
         verb = request.match_info["verb"]
         if self.away:
             assert request.transport is not None
@@ -175,9 +175,12 @@ class LedgerDouble:
             self._answers[operation] = {**answer, "held": dict(self.held)}
         return self._answers[operation]
 
+    def _quiet(self) -> bool:
+        return not (self.cancel or self.recall or self.away)
+
     async def _signals(self, seconds: float) -> web.Response:
         deadline = self._loop.time() + seconds
-        while not (self.cancel or self.recall or self.away) and self._loop.time() < deadline:
+        while self._quiet() and self._loop.time() < deadline:  # noqa: ASYNC110 - tests set plain attributes
             await asyncio.sleep(0.02)
         return web.json_response({"recall": self.recall, "cancel": self.cancel})
 
@@ -190,7 +193,7 @@ class LedgerDouble:
         await site.start()
         self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
 
-    def __enter__(self) -> LedgerDouble:
+    def __enter__(self) -> Self:
         self._thread.start()
         asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
         return self

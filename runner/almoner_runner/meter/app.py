@@ -1,7 +1,7 @@
 """The routes of the pod's loopback: what an agent may say to the meter, and how the meter answers.
 
-A plain dispatch on the path, no framework: every call passes here. Errors have the shape of the dialect that was spoken,
-so that unmodified SDKs understand them and stop trying where that is vain.
+A plain dispatch on the path, no framework: every call passes here. Errors have the shape of the dialect that was
+spoken, so that unmodified SDKs understand them and stop trying where that is vain.
 """
 
 from __future__ import annotations

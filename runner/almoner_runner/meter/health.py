@@ -1,21 +1,28 @@
-"""The listener on the pod's address: for the kubelet and Prometheus, which do not reach loopback. Reads, never spends."""
+"""The listener on the pod's address, for the kubelet and Prometheus, which do not reach loopback.
+
+It never spends. Anything in the cluster may reach it, so it tells numbers alone, and `/prestop` wants the token that
+the operator put into the pod, where it did.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Final
 
 from aiohttp import web
 
 from almoner_runner.meter.app import App
 
+PRESTOP_HEADER: Final = "x-almoner-prestop"
+
 
 class Health:
     """Answers /healthz, /metrics and /prestop."""
 
-    def __init__(self, app: App, prestop: Callable[[], None]) -> None:
+    def __init__(self, app: App, prestop: Callable[[], None], prestop_token: str | None = None) -> None:
         self._app = app
         self._prestop = prestop
+        self._prestop_token = prestop_token
         self.ready = False
         self.waiting_for = "starting"
 
@@ -30,6 +37,8 @@ class Health:
         if request.path == "/metrics":
             return web.Response(text="".join(self._metrics()), content_type="text/plain", charset="utf-8")
         if request.path == "/prestop":
+            if self._prestop_token is not None and request.headers.get(PRESTOP_HEADER) != self._prestop_token:
+                return web.Response(status=403, text=f"{PRESTOP_HEADER} is missing or wrong\n")
             self._prestop()
             return web.Response(text="ok\n")
         return web.Response(status=404, text="there is /healthz, /metrics and /prestop\n")

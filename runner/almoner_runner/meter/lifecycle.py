@@ -132,7 +132,8 @@ class Meter:
             holds = Holds(books)
             progress = Progress(client)
             app = App(self.config, holds, Forwarder(provider_session, holds), progress, self.settings.providers_dir)
-            health = Health(app, lambda: self._prestop(holds))
+            token = self.config.extra.get("prestop_token")
+            health = Health(app, lambda: self._prestop(holds), token if isinstance(token, str) else None)
             try:
                 async with _serving(health.handle, self.settings.health_address):
                     return await self._live(app, health, books, progress, books.activate(recovered))
@@ -161,7 +162,10 @@ class Meter:
                 gc.collect()
                 gc.freeze()
                 logger.info("ready: allotment %s, limited: %s", books.spool.allotment, books.allotment.limited)
-                await stopping
+                await asyncio.wait((stopping, *background), return_when=asyncio.FIRST_COMPLETED)
+                for task in background:
+                    if task.done():
+                        logger.error("a background task of the meter failed: ending", exc_info=task.exception())
                 await self._drain(app.holds)
         except BooksClosedError as error:
             return self._fail(str(error))

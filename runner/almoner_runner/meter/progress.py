@@ -53,7 +53,7 @@ def _metric_name(name: str) -> str:
 
 def _metric(name: str, value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise ValueError(f"progress.metrics.{name[:64]}: must be a number or a decimal string")
+        raise ValueError(f"progress.metrics.{name[:64]}: must be a number or a decimal string")  # noqa: TRY004 - likewise
     text = str(value)
     if len(text) > METRIC_VALUE_CHARS_MAX:
         raise ValueError(f"progress.metrics.{name[:64]}: at most {METRIC_VALUE_CHARS_MAX} characters")
