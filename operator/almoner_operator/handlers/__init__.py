@@ -1,1 +1,13 @@
-"""kopf handlers, one file a kind: bodies validate, delegate, return."""
+"""kopf's handlers, one file a kind. Each takes an event into the cache and returns; nothing is decided here."""
+
+from __future__ import annotations
+
+import kopf
+
+from almoner_operator.handlers import agent, execution, model_provider, pod, resource_quota, training_job
+
+
+def register_all(registry: kopf.OperatorRegistry) -> None:
+    """Watch every kind that the operator needs."""
+    for module in (agent, execution, model_provider, pod, resource_quota, training_job):
+        module.register(registry)

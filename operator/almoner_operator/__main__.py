@@ -1,0 +1,132 @@
+"""`almoner-operator`: the command line. Every option can be given by an environment variable too."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from almoner_operator.context import OperatorSettings
+from almoner_operator.credentials import CredentialsError
+from almoner_operator.logs import configure
+from almoner_operator.pods import RunnerSettings
+from almoner_operator.scheduling.model import RequireBudget
+from almoner_operator.scheduling.model import Settings as SchedulingSettings
+
+log = logging.getLogger("almoner_operator")
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """Give the command line's parser."""
+    made = argparse.ArgumentParser(
+        prog="almoner-operator",
+        description="Runs Executions and TrainingJobs inside hard limits. Every option can be set by the environment "
+        "variable that is named beside it.",
+    )
+
+    def option(flag: str, variable: str, help_: str, default: str | None = None, **more: object) -> None:
+        value = os.environ.get(variable, default)
+        shown = f" (default: {default})" if default else ""
+        made.add_argument(flag, default=value, help=f"{help_}{shown} [{variable}]", **more)  # type: ignore[arg-type]
+
+    option("--kubeconfig", "ALMONER_KUBECONFIG", "kubeconfig file; in a cluster, the pod's own service account")
+    option("--ledger-url", "ALMONER_LEDGER_URL", "address of the ledger service")
+    option("--ledger-token-file", "ALMONER_OPERATOR_TOKEN_FILE", "file with the token that the ledger knows us by")
+    option(
+        "--runner-ledger-url", "ALMONER_RUNNER_LEDGER_URL", "address of the ledger as runner pods see it, if another"
+    )
+    option("--runner-image", "ALMONER_RUNNER_IMAGE", "image that holds the meter and the agent loop")
+    option("--runner-service-account", "ALMONER_RUNNER_SERVICE_ACCOUNT", "service account of runner pods", "default")
+    option("--image-pull-policy", "ALMONER_IMAGE_PULL_POLICY", "of runner pods", "IfNotPresent")
+    option("--image-pull-secrets", "ALMONER_IMAGE_PULL_SECRETS", "of runner pods, separated by commas", "")
+    option("--meter-cpu", "ALMONER_METER_CPU", "what a meter reserves", "50m")
+    option("--meter-memory", "ALMONER_METER_MEMORY", "what a meter reserves", "96Mi")
+    option("--namespaces", "ALMONER_NAMESPACES", "namespaces to serve, separated by commas; all where empty", "")
+    option("--own-namespace", "ALMONER_OWN_NAMESPACE", "where the Lease of the election lies", "almoner-system")
+    option(
+        "--require-budget",
+        "ALMONER_REQUIRE_BUDGET",
+        "what money limit an execution must have: Any, or a Quota's always",
+        "Any",
+        choices=[each.value for each in RequireBudget],
+    )
+    option("--start-deadline-seconds", "ALMONER_START_DEADLINE_SECONDS", "for a pod to start", "600", type=int)
+    option(
+        "--lost-seconds", "ALMONER_LOST_SECONDS", "after which a vanished pod's money is charged off", "90", type=int
+    )
+    option("--health-port", "ALMONER_HEALTH_PORT", "of /healthz and /readyz; 0: none", "8080", type=int)
+    option("--metrics-port", "ALMONER_METRICS_PORT", "of /metrics; 0: none", "9090", type=int)
+    option("--listen-address", "ALMONER_LISTEN_ADDRESS", "for probes and metrics", "0.0.0.0")  # noqa: S104 - a pod's
+    option("--api-rate", "ALMONER_API_RATE", "most requests a second to the API server", "1000", type=float)
+    option("--api-concurrent", "ALMONER_API_CONCURRENT", "most requests at once to the API server", "48", type=int)
+    option("--log-level", "ALMONER_LOG_LEVEL", "debug, info, warning or error", "info")
+    option("--log-format", "ALMONER_LOG_FORMAT", "of log lines", "json", choices=["json", "text"])
+    return made
+
+
+def settings_of(arguments: argparse.Namespace) -> OperatorSettings:
+    """Read the settings. Raises SystemExit with what is missing."""
+    missing = [f"--{name.replace('_', '-')}" for name in ("ledger_url", "runner_image") if not getattr(arguments, name)]
+    if missing:
+        parser().error(f"{' and '.join(missing)} must be given")
+    return OperatorSettings(
+        ledger_url=arguments.ledger_url,
+        runner=RunnerSettings(
+            image=arguments.runner_image,
+            ledger_url=arguments.runner_ledger_url or arguments.ledger_url,
+            image_pull_policy=arguments.image_pull_policy,
+            image_pull_secrets=_list(arguments.image_pull_secrets),
+            service_account=arguments.runner_service_account,
+            meter_cpu=arguments.meter_cpu,
+            meter_memory=arguments.meter_memory,
+        ),
+        scheduling=SchedulingSettings(require_budget=RequireBudget(arguments.require_budget)),
+        kubeconfig=Path(arguments.kubeconfig) if arguments.kubeconfig else None,
+        ledger_token_file=Path(arguments.ledger_token_file) if arguments.ledger_token_file else None,
+        namespaces=_list(arguments.namespaces),
+        own_namespace=arguments.own_namespace,
+        start_deadline_seconds=arguments.start_deadline_seconds,
+        lost_seconds=arguments.lost_seconds,
+        health_port=arguments.health_port,
+        metrics_port=arguments.metrics_port,
+        listen_address=arguments.listen_address,
+        api_rate=arguments.api_rate,
+        api_concurrent=arguments.api_concurrent,
+    )
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the operator until it is told to stop."""
+    arguments = parser().parse_args(argv)
+    settings = settings_of(arguments)
+    configure(arguments.log_level, arguments.log_format)
+    # Imported late: --help need not wait for kopf.
+    from almoner_operator.app import Operator  # noqa: PLC0415
+
+    async def run() -> None:
+        await Operator(settings).run()
+
+    try:
+        asyncio.run(run())
+    except (CredentialsError, OSError) as error:
+        log.critical("%s", error)
+        return EXIT_USAGE
+    except Exception:
+        log.critical("the operator ends on an unexpected error", exc_info=True)
+        return EXIT_FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,315 @@
+"""Quotas as the ledger knows them: limits handed over, use and money read back into their status.
+
+Role: every ResourceQuota has an account in the ledger for each of its subjects (one, or one for each owner that was
+seen). Nothing is admitted under a quota until the ledger has acknowledged its limits, or under one that asks for what
+this version cannot enforce: limits fail closed.
+
+The generation that the ledger orders updates by is the leader's epoch and a counter: a quota that was deleted and
+created again counts its own generation from 1, which would look stale for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Final
+
+from almoner_core import wire
+from almoner_core.api.resource_quota import (
+    BudgetPeriod,
+    Enforcement,
+    LimitStatus,
+    QuotaReason,
+    ResourceQuotaSpec,
+)
+from almoner_core.identity import operation_id
+from almoner_core.money import Money
+from almoner_core.quantity import format_bytes, format_millicores
+from almoner_operator.cache import Space
+from almoner_operator.conditions import quota_conditions
+from almoner_operator.context import Context, now, target_of
+from almoner_operator.errors import LedgerError, LedgerUnavailableError
+from almoner_operator.limiter import Rank
+from almoner_operator.records import QuotaRecord
+from almoner_operator.scheduling.model import Account, Decisions, Hard, Quota, SubjectUse
+from almoner_operator.writer import COALESCE_SECONDS
+
+log = logging.getLogger(__name__)
+
+BATCH: Final = 200
+RETRY_SECONDS: Final = 1.0
+LIMITS_MAX: Final = 1024
+UPDATE_TRIES_MAX: Final = 3
+
+
+class Accounts:
+    """Keeps the ledger's accounts in step with ResourceQuotas, and their status with the ledger."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._counter = 0
+        self._wake = asyncio.Event()
+        self._known: dict[tuple[str, str], set[str]] = {}
+        """Subjects that the ledger was told of, by quota: of deleted quotas too."""
+        self._use: dict[tuple[str, str], tuple[SubjectUse, ...]] = {}
+
+    def wake(self) -> None:
+        """Look soon at what changed."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Hand changed limits over and write statuses, for ever."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                await self.sync()
+            except LedgerUnavailableError as error:
+                log.warning("limits are not handed over yet: %s", error)
+                await asyncio.sleep(RETRY_SECONDS)
+                self._wake.set()
+            except LedgerError as error:
+                log.error("the ledger refuses limits: %s", error)  # noqa: TRY400 - expected, no trace needed
+                await asyncio.sleep(RETRY_SECONDS * 5)
+                self._wake.set()
+
+    # -- limits --------------------------------------------------------------------------------------
+
+    async def sync(self) -> None:
+        """Hand over what changed. Raises LedgerError; what was not handed over is tried at the next call."""
+        cache = self._context.cache
+        changed, cache.quotas_changed = cache.quotas_changed, set()
+        updates: list[tuple[QuotaRecord | None, wire.AccountLimits]] = []
+        try:
+            for namespace, name in changed:
+                updates += self._updates(cache.space(namespace), name)
+            for start in range(0, len(updates), BATCH):
+                await self._hand_over(updates[start : start + BATCH])
+        except LedgerError:
+            cache.quotas_changed |= changed
+            for namespace, name in changed:
+                record = cache.space(namespace).quotas.get(name)
+                if record is not None and record.acknowledged != record.generation:
+                    record.reason, record.message = QuotaReason.LEDGER_UNAVAILABLE, "the ledger does not answer"
+                    self.write_status(record)
+            raise
+        for namespace, name in changed:
+            record = cache.space(namespace).quotas.get(name)
+            if record is not None:
+                self.write_status(record)
+
+    def subjects_seen(self, space: Space, record: QuotaRecord) -> set[str]:
+        """Give the subjects of a quota: the owners seen, where it opens an account for each, else the one."""
+        if record.spec is None or record.spec.scope is None or not record.spec.scope.per_owner:
+            return {""}
+        owners = {run.owner for run in space.runs.values()}
+        listed = set(record.spec.scope.owners)
+        return (owners & listed) | listed if listed else owners
+
+    def _updates(self, space: Space, name: str) -> list[tuple[QuotaRecord | None, wire.AccountLimits]]:
+        record = space.quotas.get(name)
+        told = self._known.setdefault((space.name, name), set())
+        if record is None:
+            # Deleted: no limit holds any more; the account and what it spent stay.
+            gone: list[tuple[QuotaRecord | None, wire.AccountLimits]] = [
+                (None, self._limits(space.name, name, subject, None)) for subject in sorted(told)
+            ]
+            self._known.pop((space.name, name), None)
+            self._forget(space, name)
+            return gone
+        if record.spec is None:
+            record.reason, record.message = QuotaReason.INVALID_SPEC, record.invalid
+            return []
+        problem = unsupported(record.spec)
+        if problem:
+            record.reason, record.message = QuotaReason.NOT_SUPPORTED, problem
+            record.acknowledged = -1
+            return []
+        seen = self.subjects_seen(space, record)
+        fresh = record.acknowledged != record.generation
+        if fresh:
+            # Not in force until the ledger has the new limits.
+            record.reason, record.message = QuotaReason.LEDGER_UNAVAILABLE, "the ledger does not have its limits yet"
+        wanted = seen | told if fresh else seen - record.subjects
+        return [(record, self._limits(space.name, name, subject, record.spec)) for subject in sorted(wanted)]
+
+    def _forget(self, space: Space, name: str) -> None:
+        for key in [key for key in space.accounts if key[0] == name]:
+            del space.accounts[key]
+        self._use.pop((space.name, name), None)
+
+    def _limits(self, namespace: str, name: str, subject: str, spec: ResourceQuotaSpec | None) -> wire.AccountLimits:
+        self._counter += 1
+        budget = spec.budget if spec is not None else None
+        usd = wire.Dimension.USD
+        return wire.AccountLimits(
+            key=wire.AccountKey(namespace=namespace, quota=name, subject=subject),
+            generation=(self._context.ledger.epoch << 32) + self._counter,
+            enforced=spec is not None and spec.enforcement is Enforcement.ENFORCE,
+            period=budget.period if budget is not None else BudgetPeriod.TOTAL,
+            time_zone=budget.time_zone if budget is not None else "UTC",
+            limits={usd: budget.amount.nanos} if budget is not None else {},
+            max_per_execution=_amount(budget.max_per_execution if budget is not None else None),
+            max_per_request=_amount(budget.max_per_request if budget is not None else None),
+        )
+
+    async def _hand_over(self, updates: list[tuple[QuotaRecord | None, wire.AccountLimits]]) -> None:
+        context = self._context
+        limits = [each for _, each in updates]
+        subject = f"{context.ledger.epoch}/{limits[0].generation}/{len(limits)}"
+        states = await context.ledger.update_accounts(limits, operation_id=operation_id("accounts", subject))
+        moment = now()
+        live = {(record.namespace, record.name) for record, _ in updates if record is not None}
+        for state in states:
+            if (state.key.namespace, state.key.quota) in live:
+                context.cache.take_account(state, moment)
+        for record, each in updates:
+            if record is None:
+                continue
+            self._known.setdefault((record.namespace, record.name), set()).add(each.key.subject)
+            record.subjects.add(each.key.subject)
+            record.acknowledged = record.generation
+            record.reason, record.message = QuotaReason.IN_FORCE, ""
+            context.cache.space(record.namespace).stale = True
+        context.cache.wake()
+
+    # -- status --------------------------------------------------------------------------------------
+
+    def take_decisions(self, decisions: Decisions) -> None:
+        """Note what is used of each quota's counts and machines, as the scheduler reckons it."""
+        cache = self._context.cache
+        for name in decisions.changed:
+            space = cache.space(name)
+            for quota, use in decisions.namespaces[name].use.items():
+                if self._use.get((name, quota)) != use:
+                    self._use[name, quota] = use
+                    record = space.quotas.get(quota)
+                    if record is not None:
+                        self.write_status(record)
+
+    def write_status(self, record: QuotaRecord) -> None:
+        """Bring a quota's status up to date, soon."""
+        context = self._context
+        space = context.cache.space(record.namespace)
+        use = self._use.get((record.namespace, record.name), ())
+        accounts = {
+            subject: account
+            for (quota, subject, dimension), account in space.accounts.items()
+            if quota == record.name and dimension is wire.Dimension.USD
+        }
+        message = record.message or ("the limits hold" if record.reason is QuotaReason.IN_FORCE else "")
+        money = [account for account in accounts.values() if account.limit is not None]
+        before = record.status
+        record.status = before.model_copy(
+            update={
+                "observed_generation": record.generation,
+                "conditions": quota_conditions(
+                    record.reason,
+                    message,
+                    generation=record.generation,
+                    previous=before.conditions,
+                    now=now().replace(microsecond=0),
+                ),
+                "limits": limit_statuses(record, use, accounts),
+                "running": sum(each.executions + each.training_jobs for each in use),
+                "pending": sum(each.pending for each in use),
+                "spent": str(Money(sum(each.spent for each in money))) if money else None,
+                "remaining": str(Money(max(0, sum(each.remaining or 0 for each in money)))) if money else None,
+            }
+        )
+        if record.reason is not QuotaReason.IN_FORCE and record.reason is not QuotaReason.LEDGER_UNAVAILABLE:
+            context.events.tell(
+                "ResourceQuota",
+                record.namespace,
+                record.name,
+                record.uid,
+                reason=str(record.reason),
+                note=message,
+                warning=True,
+            )
+        context.writer.mark(target_of("ResourceQuota", record), Rank.STATUS, delay=COALESCE_SECONDS)
+
+
+def unsupported(spec: ResourceQuotaSpec) -> str:
+    """Say what of a quota this version cannot enforce; empty where there is nothing. Watching needs no enforcing."""
+    if spec.enforcement is not Enforcement.ENFORCE:
+        return ""
+    if spec.rates is not None:
+        return "spec.rates: this version cannot enforce rates; nothing is admitted under this quota"
+    if spec.hard.storage is not None:
+        return "spec.hard.storage: this version cannot enforce storage; nothing is admitted under this quota"
+    return ""
+
+
+def limit_statuses(
+    record: QuotaRecord, use: Iterable[SubjectUse], accounts: Mapping[str, Account]
+) -> list[LimitStatus]:
+    """Give every limit of a quota, and its use, by subject."""
+    if record.spec is None:
+        return []
+    try:
+        quota = Quota.of(record.name, record.spec)
+    except ValueError:
+        return []
+    by_subject = {each.subject: each for each in use}
+    if not quota.per_owner:
+        by_subject.setdefault("", SubjectUse("", 0, 0, 0, 0, 0, 0))
+    result: list[LimitStatus] = []
+    for subject in sorted({*by_subject, *(accounts if quota.budget is not None else ())}):
+        shown = subject or None
+        if subject in by_subject:
+            result += _machines(quota.hard, by_subject[subject], shown)
+        account = accounts.get(subject)
+        if account is not None and account.limit is not None:
+            result.append(_money(account, shown))
+    return result[:LIMITS_MAX]
+
+
+def _machines(hard: Hard, use: SubjectUse, subject: str | None) -> list[LimitStatus]:
+    rows = (
+        ("executions", hard.executions, use.executions, str),
+        ("trainingJobs", hard.training_jobs, use.training_jobs, str),
+        ("pending", hard.pending, use.pending, str),
+        ("cpu", hard.cpu, use.cpu, format_millicores),
+        ("memory", hard.memory, use.memory, format_bytes),
+        ("gpu", hard.gpu, use.gpu, str),
+    )
+    return [
+        LimitStatus(
+            name=name,
+            subject=subject,
+            limit=write(limit),
+            used=write(used),
+            remaining=write(max(0, limit - used)),
+            percent=_percent(used, limit),
+        )
+        for name, limit, used, write in rows
+        if limit is not None
+    ]
+
+
+def _money(account: Account, subject: str | None) -> LimitStatus:
+    assert account.limit is not None
+    resets: datetime | None = account.resets_at.replace(microsecond=0) if account.resets_at is not None else None
+    return LimitStatus(
+        name="budget",
+        subject=subject,
+        limit=str(Money(account.limit)),
+        used=str(Money(account.spent)),
+        reserved=str(Money(account.reserved)),
+        remaining=str(Money(max(0, account.limit - account.spent - account.reserved))),
+        percent=_percent(account.spent + account.reserved, account.limit),
+        reset_time=resets,
+    )
+
+
+def _percent(part: int, whole: int) -> int:
+    if whole <= 0:
+        return 100 if part > 0 else 0
+    return max(0, part * 100 // whole)
+
+
+def _amount(money: Money | None) -> dict[wire.Dimension, int]:
+    return {} if money is None else {wire.Dimension.USD: money.nanos}

@@ -1,0 +1,403 @@
+"""Carries an admission out: allotment, status, pod, binding; each step can be repeated, and what failed is undone.
+
+The order is what makes a crash harmless. The allotment comes first, because nothing may run unpaid. The status names
+the attempt before the pod exists, so whoever takes over finds the intent and finishes it under the same pod name: there
+is never a second pod for an attempt. The pod cannot spend until the ledger has its uid, so an unbound pod is harmless
+too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from dataclasses import dataclass
+from typing import Any, Final
+
+from almoner_core import wire
+from almoner_core.api.agent import AgentSpec
+from almoner_core.api.execution import (
+    Attempt,
+    AttemptOutcome,
+    ExecutionSpec,
+    FailureReason,
+    PinnedAgent,
+    WaitReason,
+)
+from almoner_core.api.training_job import TrainingJobSpec
+from almoner_core.identity import allotment_id, operation_id, pod_name
+from almoner_operator import demand, failpoints, metrics, outcome, providers
+from almoner_operator.attempts import AttemptEnd, remaining_seconds
+from almoner_operator.context import Context, now, run_target
+from almoner_operator.errors import (
+    AlreadyExistsError,
+    ApiError,
+    ForbiddenError,
+    InvalidError,
+    LedgerError,
+    LedgerUnavailableError,
+    NotFoundError,
+)
+from almoner_operator.kubernetes import CONFIG_MAPS, PODS
+from almoner_operator.limiter import Rank
+from almoner_operator.pins import PinLostError
+from almoner_operator.pods import PodError, PodRequest, build_pod
+from almoner_operator.records import Run, runner_of
+from almoner_operator.scheduling.model import Admission, Wait
+
+log = logging.getLogger(__name__)
+
+REFUSED_SECONDS: Final = 15.0
+BUSY_SECONDS: Final = 2.0
+LEDGER_SECONDS: Final = 2.0
+INPUT_SECONDS: Final = 15.0
+OPEN_TRIES_MAX: Final = 8
+
+
+class _NotAdmittedError(Exception):
+    """It waits on: why, for how long at most, in which quota's queue."""
+
+    def __init__(self, reason: WaitReason, message: str, seconds: float, quota: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.seconds = seconds
+        self.quota = quota
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """All that an attempt needs, worked out before anything is written."""
+
+    attempt: Attempt
+    pinned: PinnedAgent | None
+    pod: dict[str, Any]
+
+
+class Admitter:
+    """Admits what was decided, and finishes what a crash left half done."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def admit(self, run: Run, admission: Admission) -> None:
+        """Admit one run; `run.admitting` is set already. Never raises but for lost leadership."""
+        context = self._context
+        try:
+            await self._admit(run, admission)
+        except _NotAdmittedError as error:
+            metrics.ADMISSION_FAILURES.labels(str(error.reason)).inc()
+            context.cache.hold(run, error.reason, error.message, seconds=error.seconds, quota=error.quota)
+        except (PodError, PinLostError) as error:
+            metrics.ADMISSION_FAILURES.labels("PodError").inc()
+            await self._fail(run, str(error))
+        except ApiError as error:
+            metrics.ADMISSION_FAILURES.labels("ApiError").inc()
+            log.warning("admission of %s/%s failed: %s", run.key.namespace, run.key.name, error)
+            context.cache.hold(run, WaitReason.QUEUED, f"the API server: {error.message}", seconds=BUSY_SECONDS)
+        finally:
+            run.admitting = False
+            context.cache.touch(run, review=True)
+
+    async def resume(self, run: Run) -> None:
+        """Create and bind the pod of an attempt that is in the status but has none: a crash came between."""
+        context, attempt = self._context, run.attempt
+        if attempt is None or run.admitting or run.spec is None:
+            return
+        run.admitting = True
+        try:
+            spec = await self._pinned_spec(run, run.status.agent)
+            plan = _Plan(attempt, run.status.agent, self._pod(run, spec, attempt.number))
+            log.info("finishing the admission of %s/%s, attempt %d", run.key.namespace, run.key.name, attempt.number)
+            await self._start(run, plan)
+        except (PodError, PinLostError) as error:
+            run.end = AttemptEnd(AttemptOutcome.FAILED, FailureReason.RUNNER_FAILED, str(error), finished=now())
+        except (ApiError, LedgerError) as error:
+            log.warning("cannot finish the admission of %s/%s yet: %s", run.key.namespace, run.key.name, error)
+        finally:
+            run.admitting = False
+            context.cache.touch(run, review=True)
+
+    # -- the steps -----------------------------------------------------------------------------------
+
+    async def _admit(self, run: Run, admission: Admission) -> None:
+        context = self._context
+        plan = await self._plan(run)
+        plan = await self._open(run, admission, plan)
+        failpoints.hit(failpoints.AFTER_OPEN)
+        before = run.status
+        run.status = outcome.admitted(run, plan.attempt, plan.pinned, admission.quotas, now())
+        run.hold, run.stop, run.timed_out, run.backoff_until = None, None, False, None
+        run.next_attempt = plan.attempt.number + 1
+        try:
+            written = await context.writer.flush(run_target(run), Rank.ADMIT)
+        except ApiError:
+            # Not known whether it was written: the number is spent, and the next patch undoes what may be there.
+            run.written, run.status = run.status, before
+            context.writer.mark(run_target(run), Rank.STATUS, delay=BUSY_SECONDS)
+            await self._void(plan.attempt, "the status could not be written")
+            raise
+        if not written:
+            await self._void(plan.attempt, "deleted")
+            return
+        context.cache.count_run(run)
+        metrics.ADMISSIONS.inc()
+        failpoints.hit(failpoints.AFTER_STATUS)
+        try:
+            await self._start(run, plan)
+        except (ApiError, LedgerError) as error:
+            # The attempt stands in the status: the review finishes it as after a crash.
+            log.warning("the pod of %s/%s is not there yet: %s", run.key.namespace, run.key.name, error)
+
+    async def _plan(self, run: Run) -> _Plan:
+        assert run.spec is not None
+        await self._check_input(run)
+        number = run.next_attempt
+        pinned = run.status.agent
+        if pinned is None and run.agent_name is not None:
+            agent = self._context.cache.space(run.key.namespace).agents.get(run.agent_name)
+            if agent is None or agent.spec is None:
+                raise _NotAdmittedError(
+                    WaitReason.AGENT_NOT_FOUND, f"Agent {run.agent_name} does not exist", REFUSED_SECONDS
+                )
+            pinned = await self._context.pins.pin(agent)
+        spec = await self._pinned_spec(run, pinned)
+        return _Plan(self._attempt(run, number), pinned, self._pod(run, spec, number))
+
+    def _attempt(self, run: Run, number: int) -> Attempt:
+        return Attempt(
+            number=number,
+            pod=pod_name(run.key.name, run.key.uid, number),
+            allotment=allotment_id(run.key.uid, number),
+            admitted_time=outcome.moment(now()),
+        )
+
+    async def _pinned_spec(self, run: Run, pinned: PinnedAgent | None) -> AgentSpec | None:
+        if pinned is None:
+            return None
+        return await self._context.pins.read(run.key.namespace, pinned)
+
+    async def _check_input(self, run: Run) -> None:
+        """A ConfigMap that is not there would leave a pod hanging that holds quota."""
+        if not isinstance(run.spec, ExecutionSpec) or run.spec.input.config_map_key_ref is None:
+            return
+        name = run.spec.input.config_map_key_ref.name
+        if await self._context.client.get_metadata(CONFIG_MAPS, run.key.namespace, name) is None:
+            raise _NotAdmittedError(
+                WaitReason.INPUT_NOT_FOUND, f"the input's ConfigMap {name} does not exist", INPUT_SECONDS
+            )
+
+    def _pod(self, run: Run, agent: AgentSpec | None, number: int) -> dict[str, Any]:
+        assert run.spec is not None
+        space = self._context.cache.space(run.key.namespace)
+        limits = demand.limits_of(run, agent)
+        used = sum(_seconds(attempt) for attempt in run.status.attempts if attempt.number != number)
+        given, given_from, extra = _input(run)
+        return build_pod(
+            PodRequest(
+                kind=run.key.kind,
+                namespace=run.key.namespace,
+                name=run.key.name,
+                uid=run.key.uid,
+                attempt=number,
+                owner=run.owner,
+                runner=runner_of(run, agent),
+                agent_name=run.agent_name,
+                agent=agent,
+                limits=limits,
+                providers=providers.for_agent(agent, space.providers) if agent is not None else (),
+                input=given,
+                input_from=given_from,
+                remaining_seconds=remaining_seconds(limits.timeout_seconds, used),
+                extra=extra,
+            ),
+            self._context.settings.runner,
+        )
+
+    async def _open(self, run: Run, admission: Admission, plan: _Plan) -> _Plan:
+        """Open the allotment. A number whose allotment is void already is passed over, and never used again."""
+        context = self._context
+        space = context.cache.space(run.key.namespace)
+        spec = await self._pinned_spec(run, plan.pinned)
+        first = demand.first_call(run, spec, space.providers)
+        limits = demand.limits_of(run, spec)
+        own = wire_amounts(
+            usd=limits.max_cost.nanos if limits.max_cost is not None else None,
+            tokens=limits.max_tokens,
+            tool_calls=limits.max_tool_calls,
+        )
+        for _ in range(OPEN_TRIES_MAX):
+            attempt = plan.attempt
+            assert attempt.allotment is not None
+            item = wire.OpenAllotment(
+                # Of this leader: an earlier one may have asked with other amounts, and got its own answer.
+                operation_id=operation_id("open", attempt.allotment, context.ledger.epoch),
+                allotment=attempt.allotment,
+                execution=wire.ExecutionRef(
+                    kind=run.key.kind,
+                    namespace=run.key.namespace,
+                    name=run.key.name,
+                    uid=run.key.uid,
+                    attempt=attempt.number,
+                    agent=run.agent_name or "",
+                    owner=run.owner,
+                ),
+                pod=attempt.pod,
+                accounts=list(admission.accounts),
+                limits=own,
+                need=wire_amounts(usd=first.need.get("usd")),
+                want=wire_amounts(usd=first.want.get("usd")),
+            )
+            try:
+                await context.ledger.open(item)
+                return plan
+            except LedgerUnavailableError as error:
+                context.cache.set_ledger_ready(False)
+                raise _NotAdmittedError(
+                    WaitReason.LEDGER_UNAVAILABLE, f"the ledger does not answer: {error.message}", LEDGER_SECONDS
+                ) from error
+            except LedgerError as error:
+                if error.code not in (wire.ErrorCode.WRONG_STATE, wire.ErrorCode.OPERATION_CONFLICT):
+                    raise _refused(error) from error
+            run.next_attempt = attempt.number + 1
+            plan = _Plan(self._attempt(run, run.next_attempt), plan.pinned, self._pod(run, spec, run.next_attempt))
+        raise _NotAdmittedError(WaitReason.QUEUED, "the ledger refuses every attempt's allotment", REFUSED_SECONDS)
+
+    async def _start(self, run: Run, plan: _Plan) -> None:
+        """Create the pod and bind it. Raises ApiError or LedgerError where that can be tried again."""
+        try:
+            pod_uid = await self._create_pod(run, plan)
+        except InvalidError as error:
+            run.end = AttemptEnd(
+                AttemptOutcome.FAILED,
+                FailureReason.RUNNER_FAILED,
+                f"the API server refuses the pod: {error.message}",
+                finished=now(),
+            )
+            return
+        except ForbiddenError as error:
+            await self._unadmit(run, plan, f"the cluster refuses the pod: {error.message}")
+            return
+        except NotFoundError as error:
+            await self._unadmit(run, plan, f"the namespace is going away: {error.message}")
+            return
+        failpoints.hit(failpoints.AFTER_POD)
+        assert plan.attempt.allotment is not None
+        try:
+            await self._context.ledger.bind(
+                wire.BindAllotment(
+                    operation_id=operation_id("bind", plan.attempt.allotment, pod_uid),
+                    allotment=plan.attempt.allotment,
+                    pod_uid=pod_uid,
+                )
+            )
+        except LedgerUnavailableError:
+            raise
+        except LedgerError as error:
+            # Void, or bound to another pod: this pod can never spend. End it; the run queues again.
+            log.warning("the pod of %s/%s cannot be bound: %s", run.key.namespace, run.key.name, error)
+            await self._context.client.delete(PODS, run.key.namespace, plan.attempt.pod, uid=pod_uid, grace_seconds=0)
+            await self._unadmit(run, plan, f"the ledger refuses the pod: {error.message}")
+            return
+        failpoints.hit(failpoints.AFTER_BIND)
+        if run.attempt is not None and run.attempt.number == plan.attempt.number:
+            # Known from now on; written with the next change, since nothing depends on it before.
+            run.status = run.status.model_copy(update={"attempts": outcome.changed_attempt(run, pod_uid=pod_uid)})
+
+    async def _create_pod(self, run: Run, plan: _Plan) -> str:
+        """Create the attempt's pod, or find that it exists, and give its uid."""
+        client, name = self._context.client, plan.attempt.pod
+        try:
+            return str((await client.create(PODS, run.key.namespace, plan.pod))["uid"])
+        except AlreadyExistsError:
+            found = await client.get_metadata(PODS, run.key.namespace, name)
+        owners = (found or {}).get("ownerReferences") or []
+        if found is None or not any(owner.get("uid") == run.key.uid for owner in owners):
+            raise InvalidError(409, "AlreadyExists", f"a pod {name} of somebody else's is in the way")
+        return str(found["uid"])
+
+    # -- undoing -------------------------------------------------------------------------------------
+
+    async def _unadmit(self, run: Run, plan: _Plan, message: str) -> None:
+        """Take the attempt back: no pod of it runs."""
+        await self._void(plan.attempt, "no pod")
+        if run.attempt is None or run.attempt.number != plan.attempt.number:
+            return
+        run.status = outcome.unadmitted(run, Wait(WaitReason.WAITING_FOR_QUOTA, message), now())
+        run.next_attempt = plan.attempt.number + 1
+        self._context.cache.hold(run, WaitReason.WAITING_FOR_QUOTA, message, seconds=REFUSED_SECONDS)
+        self._context.cache.count_run(run)
+        self._context.writer.mark(run_target(run), Rank.STATUS)
+
+    async def _void(self, attempt: Attempt, reason: str) -> None:
+        """Give an allotment back that nothing was started for. A ledger that does not answer is asked again later."""
+        assert attempt.allotment is not None
+        item = wire.CloseAllotment(
+            operation_id=operation_id("void", attempt.allotment), allotment=attempt.allotment, reason=reason
+        )
+        for pause in (0.5, 2.0, 5.0, 15.0, 30.0):
+            try:
+                await self._context.ledger.void(item)
+                return
+            except LedgerUnavailableError:
+                await asyncio.sleep(pause)
+            except LedgerError as error:
+                log.warning("allotment %s is not voided: %s", attempt.allotment, error)
+                return
+
+    async def _fail(self, run: Run, message: str) -> None:
+        """It can never run as it is."""
+        context = self._context
+        run.status = outcome.rejected(run, message, now(), FailureReason.RUNNER_FAILED)
+        context.events.tell(*run.key, reason="RunnerFailed", note=message, warning=True)
+        context.cache.count_run(run)
+        context.cache.review.add(run.key.uid)
+
+
+def _refused(error: LedgerError) -> _NotAdmittedError:
+    """Say why the ledger granted nothing, and when to try again."""
+    refusal = error.refusal
+    if error.code == wire.ErrorCode.INSUFFICIENT and refusal is not None:
+        quota = refusal.account.split("/")[1] if "/" in refusal.account else None
+        seconds = refusal.retry_after_seconds
+        wait = BUSY_SECONDS if refusal.may_free_up else REFUSED_SECONDS
+        return _NotAdmittedError(
+            WaitReason.BUDGET_EXHAUSTED,
+            error.message,
+            float(seconds) if seconds is not None and not refusal.may_free_up else wait,
+            quota,
+        )
+    if error.code == wire.ErrorCode.NOT_FOUND:
+        return _NotAdmittedError(WaitReason.QUOTA_NOT_READY, error.message, BUSY_SECONDS)
+    return _NotAdmittedError(WaitReason.LEDGER_UNAVAILABLE, f"the ledger refuses: {error}", REFUSED_SECONDS)
+
+
+def wire_amounts(**amounts: int | None) -> dict[wire.Dimension, int]:
+    """Give amounts by dimension, without those that are not limited or not asked for."""
+    return {wire.Dimension(name): amount for name, amount in amounts.items() if amount is not None}
+
+
+def _input(run: Run) -> tuple[str | None, Any, dict[str, Any]]:
+    """Give a run's input as it is written to the input file, or the ConfigMap's key; and what else the meter gets."""
+    if isinstance(run.spec, TrainingJobSpec):
+        spec = run.spec
+        told = {
+            "hyperparameters": spec.hyperparameters or {},
+            **({"steps": spec.steps} if spec.steps is not None else {}),
+            **({"episodes": spec.episodes} if spec.episodes is not None else {}),
+        }
+        return json.dumps(told, separators=(",", ":")), None, {}
+    assert run.spec is not None
+    given = run.spec.input
+    if given.config_map_key_ref is not None:
+        return None, given.config_map_key_ref, {}
+    if given.text is not None:
+        return given.text, None, {}
+    return (json.dumps(given.json_, separators=(",", ":")) if given.json_ is not None else None), None, {}
+
+
+def _seconds(attempt: Attempt) -> int:
+    """Give how long an attempt ran, in whole seconds."""
+    if attempt.start_time is None or attempt.finish_time is None:
+        return 0
+    return max(0, int((attempt.finish_time - attempt.start_time).total_seconds()))

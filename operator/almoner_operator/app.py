@@ -1,0 +1,288 @@
+"""The operator as a whole: elected, given an epoch, filled, reconciled, then at work until it is told to stop.
+
+Order matters. Nothing is written before this process leads; nothing is admitted before the cache is full and the
+ledger's open allotments were compared with it. A lost lease or a newer epoch ends the process at once: what it had
+under way is finished by the next leader.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from typing import Any, Final, NoReturn
+from uuid import uuid4
+
+import kopf
+
+from almoner_operator import credentials, metrics, sync
+from almoner_operator.accounts import Accounts
+from almoner_operator.admit import Admitter
+from almoner_operator.cache import Cache
+from almoner_operator.context import Context, OperatorSettings
+from almoner_operator.errors import ApiError, LeadershipLostError, LedgerError
+from almoner_operator.events import EventRecorder
+from almoner_operator.handlers import register_all
+from almoner_operator.health import Health, HealthServer
+from almoner_operator.kubernetes import KubernetesClient
+from almoner_operator.leader import Leader
+from almoner_operator.ledger_client import LedgerClient
+from almoner_operator.lifecycle import Lifecycle
+from almoner_operator.loop import Loop
+from almoner_operator.observe import Observer
+from almoner_operator.pins import Pins
+from almoner_operator.settle import Settler
+from almoner_operator.writer import StatusWriter, Target
+
+log = logging.getLogger(__name__)
+
+EXIT_LEADERSHIP_LOST: Final = 3
+LEASE_NAME: Final = "almoner-operator"
+RETRY_SECONDS: Final = 1.0
+STOP_SECONDS: Final = 8.0
+STILL_SECONDS: Final = 120.0
+WATCH_SECONDS: Final = 600
+
+
+class Operator:
+    """One operator process."""
+
+    def __init__(self, settings: OperatorSettings) -> None:
+        self._settings = settings
+        self._health = Health()
+        self._stop = asyncio.Event()
+
+    async def run(self) -> None:
+        """Work until SIGTERM or SIGINT. Raises OSError where a port is taken."""
+        settings = self._settings
+        access = credentials.load(settings.kubeconfig)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        server = HealthServer(self._health)
+        await server.start(settings.listen_address, settings.health_port, settings.metrics_port)
+        try:
+            async with (
+                KubernetesClient(access, concurrent_max=settings.api_concurrent, rate=settings.api_rate) as client,
+                LedgerClient(settings.ledger_url, token_file=settings.ledger_token_file) as ledger,
+            ):
+                identity = settings.identity or f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}"
+                leader = Leader(client, namespace=settings.own_namespace, name=LEASE_NAME, identity=identity)
+                if not await self._unless_stopped(leader.acquire()):
+                    return
+                try:
+                    await self._lead(access, client, ledger, leader)
+                finally:
+                    self._health.leader = False
+                    metrics.LEADER.set(0)
+        finally:
+            await server.stop()
+
+    async def _unless_stopped(self, work: Any) -> bool:
+        """Wait for some work, or for the order to stop; say whether the work was done."""
+        task = asyncio.ensure_future(work)
+        stopped = asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                await task
+                return True
+            return False
+        finally:
+            for each in (task, stopped):
+                if not each.done():
+                    each.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await each
+
+    async def _lead(
+        self, access: credentials.Credentials, client: KubernetesClient, ledger: LedgerClient, leader: Leader
+    ) -> None:
+        self._health.leader = True
+        metrics.LEADER.set(1)
+        context, parts = self._assemble(client, ledger, leader.identity)
+        context.spawn(leader.keep(), "leadership")
+        # An unexpected error in the keeper must not leave a process that only believes that it leads.
+        context.spawn(self._watch_leader(context, leader), "leadership watch")
+        context.fatal.add_done_callback(lambda fatal: end_at_once(fatal.result()) if not fatal.cancelled() else None)
+        if not await self._unless_stopped(self._prepare(context, leader, parts)):
+            await leader.release()
+            return
+        watching, stop_flag = await self._watch(access, context.cache)
+        for work, name in (
+            (parts.accounts.run(), "accounts"),
+            (parts.observer.run(), "observer"),
+            (parts.settler.follow(), "the ledger's changes"),
+            (parts.lifecycle.tick(), "clock"),
+            (parts.loop.sweep(), "queue statuses"),
+            (sync.sweep(context), "sweep"),
+            (context.events.run(), "events"),
+        ):
+            context.spawn(work, name)
+        deciding = context.spawn(parts.loop.run(), "scheduling")
+        context.cache.synced = self._health.synced = True
+        context.cache.wake()
+        self._health.alive = lambda: _standing_still(parts.loop)
+        self._health.ledger = lambda: context.cache.ledger_ready
+        stopped = asyncio.ensure_future(self._stop.wait())
+        ends: set[asyncio.Future[Any]] = {stopped, watching}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if watching.done():
+            raise RuntimeError("the watches ended by themselves")
+        log.info("stopping")
+        deciding.cancel()
+        await self._finish(context)
+        stop_flag.set()
+        with contextlib.suppress(TimeoutError, asyncio.CancelledError):
+            async with asyncio.timeout(STOP_SECONDS):
+                await watching
+        await leader.release()
+
+    def _assemble(self, client: KubernetesClient, ledger: LedgerClient, identity: str) -> tuple[Context, _Parts]:
+        cache = Cache(meter=self._settings.runner.meter_requests, wake=lambda: None)
+
+        def gone(target: Target) -> None:
+            # A patch found no such object: the watch will say the same, or a sweep.
+            if target.resource.kind in ("Execution", "TrainingJob"):
+                cache.forget_run(target.uid)
+
+        context = Context(
+            settings=self._settings,
+            client=client,
+            ledger=ledger,
+            cache=cache,
+            writer=StatusWriter(client, gone=gone),
+            events=EventRecorder(client, instance=identity),
+            pins=Pins(client),
+            fatal=asyncio.get_running_loop().create_future(),
+        )
+        parts = _Parts(context)
+        cache.wake = parts.wake
+        return context, parts
+
+    async def _prepare(self, context: Context, leader: Leader, parts: _Parts) -> None:
+        """Take an epoch, fill the cache, compare with the ledger; as long as that takes."""
+        operation = str(uuid4())
+        await _until_done(
+            lambda: context.ledger.take_epoch(operation_id=operation, holder=leader.identity), "taking an epoch"
+        )
+        log.info("epoch %d", context.ledger.epoch)
+        await _until_done(lambda: sync.fill(context), "filling the cache")
+        await _until_done(parts.lifecycle.reconcile, "comparing with the ledger")
+        context.cache.set_ledger_ready(True)
+        await parts.observer.judge()
+
+    async def _watch(self, access: credentials.Credentials, cache: Cache) -> tuple[asyncio.Task[None], asyncio.Event]:
+        """Start kopf's watches."""
+        registry = kopf.OperatorRegistry()
+        register_all(registry)
+
+        @kopf.on.login(registry=registry)
+        async def login(**_: Any) -> kopf.ConnectionInfo:
+            return access.for_kopf()
+
+        stop_flag = asyncio.Event()
+        settings = kopf_settings()
+        tasks = await kopf.spawn_tasks(
+            registry=registry,
+            settings=settings,
+            clusterwide=not self._settings.namespaces,
+            namespaces=list(self._settings.namespaces),
+            standalone=True,
+            stop_flag=stop_flag,
+            memo=kopf.Memo(cache=cache),
+        )
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        return asyncio.ensure_future(_run_kopf(tasks)), stop_flag
+
+    async def _watch_leader(self, context: Context, leader: Leader) -> None:
+        while True:
+            await asyncio.sleep(1)
+            if not leader.certain():
+                context.end(LeadershipLostError("the lease ran out"))
+
+    async def _finish(self, context: Context) -> None:
+        """Let what is under way come to its end: admissions and ends, each in a few writes."""
+        short = [
+            task
+            for task in context.tasks
+            if task.get_name().split(" ")[0] in ("admit", "resume", "settle", "finish", "stop")
+        ]
+        if short:
+            await asyncio.wait(short, timeout=STOP_SECONDS)
+        await context.writer.drain(STOP_SECONDS)
+
+
+class _Parts:
+    """The parts that work on one context."""
+
+    def __init__(self, context: Context) -> None:
+        self._cache = context.cache
+        self.admitter = Admitter(context)
+        self.settler = Settler(context)
+        self.lifecycle = Lifecycle(context, self.admitter, self.settler)
+        self.accounts = Accounts(context)
+        self.observer = Observer(context)
+        self.loop = Loop(context, self.admitter, self.lifecycle, self.accounts)
+
+    def wake(self) -> None:
+        """Wake whoever has something to look at."""
+        self.loop.wake()
+        if self._cache.agents_changed or self._cache.providers_changed:
+            self.observer.wake()
+        if self._cache.quotas_changed:
+            self.accounts.wake()
+
+
+def end_at_once(error: BaseException) -> NoReturn:
+    """End without another write: whoever leads now must not be disturbed."""
+    log.critical("leadership lost, ending at once: %s", error)
+    sys.stderr.flush()
+    os._exit(EXIT_LEADERSHIP_LOST)
+
+
+def kopf_settings() -> kopf.OperatorSettings:
+    """Give kopf's settings: only watches are used, so nothing of kopf's is ever written to an object."""
+    settings = kopf.OperatorSettings()
+    settings.posting.level = logging.WARNING
+    settings.posting.enabled = False
+    settings.peering.standalone = True
+    settings.watching.server_timeout = WATCH_SECONDS
+    settings.watching.label_selectors[lambda resource: resource.group == "" and resource.plural == "pods"] = (
+        sync.POD_SELECTOR
+    )
+    settings.queueing.worker_limit = None
+    settings.queueing.idle_timeout = 1.0
+    settings.persistence.finalizer = "almoner.dev/finalizer"
+    settings.persistence.progress_storage = kopf.StatusProgressStorage(name="almoner.dev", field="status.kopf")
+    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix="almoner.dev", key="last-seen")
+    return settings
+
+
+async def _run_kopf(tasks: Any) -> None:
+    await kopf.run_tasks(tasks, ignored=asyncio.all_tasks() - set(tasks))
+
+
+async def _until_done(work: Any, what: str) -> None:
+    said = False
+    while True:
+        try:
+            await work()
+            return
+        except (ApiError, LedgerError) as error:
+            (log.debug if said else log.warning)("%s: %s; trying again", what, error)
+            said = True
+            await asyncio.sleep(RETRY_SECONDS)
+
+
+def _standing_still(loop: Loop) -> str:
+    if loop.decided_at is None or time.monotonic() - loop.decided_at < STILL_SECONDS:
+        return ""
+    return "the scheduling loop stands still"

@@ -1,0 +1,515 @@
+"""Observed plus assumed state, fed by kopf's events, read as an immutable Snapshot.
+
+Role: one place that knows every object. An event costs little: it is parsed once, compared by resourceVersion, and
+marks what depends on it; a namespace of the snapshot is built again only where something in it changed. What the
+operator decided and has not yet seen (an admission under way) counts as if it were seen.
+
+Boundary: no I/O and no waiting; it calls `wake` when there is something to do, and never raises on what an object
+holds.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from almoner_core.api.agent import AgentReason, AgentType
+from almoner_core.api.execution import ExecutionPhase, WaitReason
+from almoner_core.wire import AccountState, Dimension
+from almoner_operator import demand
+from almoner_operator.outcome import backoff_of
+from almoner_operator.records import (
+    AgentRecord,
+    Finished,
+    Pod,
+    ProviderRecord,
+    QuotaRecord,
+    Run,
+    cost_mark,
+    finished_of,
+    parse_agent,
+    parse_pod,
+    parse_provider,
+    parse_quota,
+    parse_run,
+    version_of,
+)
+from almoner_operator.scheduling.model import (
+    Account,
+    Agent,
+    Hold,
+    Namespace,
+    Quota,
+    Requests,
+    Snapshot,
+    Workload,
+    WorkloadKey,
+    WorkloadState,
+)
+
+log = logging.getLogger(__name__)
+
+DELETED: Final = "DELETED"
+_SAME_MOMENT: Final = timedelta(seconds=3)
+
+
+@dataclass(slots=True)
+class Space:
+    """One namespace."""
+
+    name: str
+    runs: dict[str, Run] = field(default_factory=dict)
+    agents: dict[str, AgentRecord] = field(default_factory=dict)
+    quotas: dict[str, QuotaRecord] = field(default_factory=dict)
+    providers: dict[str, ProviderRecord] = field(default_factory=dict)
+    accounts: dict[tuple[str, str, Dimension], Account] = field(default_factory=dict)
+    workloads: dict[str, Workload] = field(default_factory=dict)
+    by_agent: dict[str, set[str]] = field(default_factory=dict)
+    dirty: set[str] = field(default_factory=set)
+    """uids of runs whose Workload is to be built again."""
+    stale: bool = True
+    built: Namespace | None = None
+
+
+class Cache:
+    """Everything that the operator knows. For one event loop; `wake` is called after every change that may matter."""
+
+    def __init__(self, *, meter: Requests, wake: Callable[[], None]) -> None:
+        self._meter = meter
+        self.wake = wake
+        self.spaces: dict[str, Space] = {}
+        self.runs: dict[str, Run] = {}
+        self.finished: dict[str, Finished] = {}
+        self.pods: dict[str, dict[int, Pod]] = {}
+        self.gone: list[Run] = []
+        """Runs that were deleted and whose allotments may still be open."""
+        self.counts: dict[tuple[str, str], Counter[str]] = {}
+        """Runs by phase, by (namespace, agent)."""
+        self._counted: dict[str, tuple[str, str, str]] = {}
+        self.newest: dict[tuple[str, str], tuple[datetime, str]] = {}
+        self.ledger_ready = False
+        self.synced = False
+        # What others are to look at; they take the whole set and leave an empty one.
+        self.review: set[str] = set()
+        self.agents_changed: set[tuple[str, str]] = set()
+        self.quotas_changed: set[tuple[str, str]] = set()
+        self.providers_changed: set[tuple[str, str]] = set()
+        self.finished_changed: set[str] = set()
+
+    # -- events --------------------------------------------------------------------------------------
+
+    def observe_run(self, kind: str, event: str | None, raw: Mapping[str, Any]) -> None:
+        """Take in an Execution or TrainingJob."""
+        uid = str(raw["metadata"]["uid"])
+        if event == DELETED:
+            self.forget_run(uid)
+            return
+        version = version_of(raw)
+        known = self.runs.get(uid)
+        if known is not None:
+            if version <= known.version:
+                return
+            self._update_run(known, kind, raw, version)
+            return
+        done = self.finished.get(uid)
+        if done is not None:
+            if version > done.version:
+                done.version = version
+                done.cost = cost_mark(raw.get("status") or {})
+            return
+        parsed = parse_run(kind, raw)
+        if isinstance(parsed, Finished):
+            self.finished[uid] = parsed
+            self.count(parsed.key, parsed.agent, parsed.phase, parsed.created)
+            self.finished_changed.add(uid)
+            return
+        parsed.backoff_until = backoff_of(parsed)
+        space = self.space(parsed.key.namespace)
+        self.runs[uid] = space.runs[uid] = parsed
+        if parsed.agent_name:
+            space.by_agent.setdefault(parsed.agent_name, set()).add(uid)
+        for quota in space.quotas.values():
+            # An account for an owner who was not seen before, where the quota opens one for each.
+            if parsed.owner not in quota.subjects and quota.spec and quota.spec.scope and quota.spec.scope.per_owner:
+                self.quotas_changed.add((space.name, quota.name))
+        self.count_run(parsed)
+        self.touch(parsed, review=True)
+
+    def _update_run(self, known: Run, kind: str, raw: Mapping[str, Any], version: int) -> None:
+        known.version = version
+        if int(raw["metadata"].get("generation") or 0) == known.generation:
+            return  # A status write, most likely our own; or labels.
+        fresh = parse_run(kind, raw)
+        known.generation = int(raw["metadata"].get("generation") or 0)
+        if isinstance(fresh, Run):
+            known.spec, known.invalid, known.tracked = fresh.spec, fresh.invalid, fresh.tracked
+        self.touch(known, review=True)
+
+    def forget_run(self, uid: str) -> None:
+        """Drop a run that was deleted; whoever reconciles allotments learns of it."""
+        run = self.runs.pop(uid, None)
+        done = self.finished.pop(uid, None)
+        key = run.key if run is not None else done.key if done is not None else None
+        if key is None:
+            return
+        self._uncount(uid)
+        space = self.space(key.namespace)
+        if run is not None:
+            space.runs.pop(uid, None)
+            space.workloads.pop(uid, None)
+            space.dirty.discard(uid)
+            space.stale = True
+            if run.agent_name:
+                space.by_agent.get(run.agent_name, set()).discard(uid)
+            if run.status.attempts or run.admitting:
+                self.gone.append(run)
+        self.wake()
+
+    def observe_agent(self, event: str | None, raw: Mapping[str, Any]) -> None:
+        """Take in an Agent."""
+        space, name = self.space(raw["metadata"]["namespace"]), str(raw["metadata"]["name"])
+        known = space.agents.get(name)
+        if event == DELETED:
+            if known is not None and known.uid == raw["metadata"]["uid"]:
+                del space.agents[name]
+                self.agent_touched(space.name, name)
+            return
+        version = version_of(raw)
+        if known is not None and known.uid == raw["metadata"]["uid"]:
+            if version <= known.version:
+                return
+            labels = dict(raw["metadata"].get("labels") or {})
+            if int(raw["metadata"].get("generation") or 0) == known.generation and labels == known.labels:
+                known.version = version
+                return
+        record = parse_agent(raw)
+        if known is not None and known.uid == record.uid:
+            record.status, record.written = known.status, known.written
+            record.reason, record.message = known.reason, known.message
+            record.revision_known = known.revision_known and known.hash == record.hash
+            record.judged = known.judged and known.generation == record.generation
+        space.agents[name] = record
+        self.agent_touched(space.name, name)
+
+    def agent_touched(self, namespace: str, name: str) -> None:
+        """Note that an Agent, or whether it can be used, changed: what waits for it is looked at again."""
+        space = self.space(namespace)
+        space.dirty |= space.by_agent.get(name, set())
+        space.stale = True
+        self.agents_changed.add((namespace, name))
+        # Handoffs name agents: whoever names this one may be ready now.
+        self.agents_changed.update(
+            (namespace, other.name)
+            for other in space.agents.values()
+            if other.spec is not None and any(handoff.agent == name for handoff in other.spec.handoffs)
+        )
+        self.wake()
+
+    def observe_quota(self, event: str | None, raw: Mapping[str, Any]) -> None:
+        """Take in a ResourceQuota (resourcequotas.almoner.dev)."""
+        space, name = self.space(raw["metadata"]["namespace"]), str(raw["metadata"]["name"])
+        known = space.quotas.get(name)
+        if event == DELETED:
+            if known is not None and known.uid == raw["metadata"]["uid"]:
+                del space.quotas[name]
+                space.stale = True
+                self.quotas_changed.add((space.name, name))
+                self.wake()
+            return
+        version = version_of(raw)
+        if known is not None and known.uid == raw["metadata"]["uid"]:
+            if version <= known.version:
+                return
+            known.version = version
+            if int(raw["metadata"].get("generation") or 0) == known.generation:
+                return
+        record = parse_quota(raw)
+        if known is not None and known.uid == record.uid:
+            record.status, record.written = known.status, known.written
+        space.quotas[name] = record
+        space.stale = True
+        self.quotas_changed.add((space.name, name))
+        self.wake()
+
+    def observe_provider(self, event: str | None, raw: Mapping[str, Any]) -> None:
+        """Take in a ModelProvider."""
+        space, name = self.space(raw["metadata"]["namespace"]), str(raw["metadata"]["name"])
+        known = space.providers.get(name)
+        if event == DELETED:
+            if known is not None and known.uid == raw["metadata"]["uid"]:
+                del space.providers[name]
+                self._provider_touched(space, name)
+            return
+        version = version_of(raw)
+        if known is not None and known.uid == raw["metadata"]["uid"]:
+            if version <= known.version:
+                return
+            known.version = version
+            if int(raw["metadata"].get("generation") or 0) == known.generation:
+                return
+        record = parse_provider(raw)
+        if known is not None and known.uid == record.uid:
+            record.status, record.written = known.status, known.written
+        space.providers[name] = record
+        self._provider_touched(space, name)
+
+    def _provider_touched(self, space: Space, name: str) -> None:
+        self.providers_changed.add((space.name, name))
+        self.agents_changed.update((space.name, agent.name) for agent in space.agents.values() if _uses(agent, name))
+        self.wake()
+
+    def provider_touched(self, namespace: str, name: str) -> None:
+        """Note that whether a provider can be used changed."""
+        self._provider_touched(self.space(namespace), name)
+
+    def observe_pod(self, event: str | None, raw: Mapping[str, Any]) -> None:
+        """Take in a runner pod."""
+        pod = parse_pod(raw)
+        if pod is None:
+            return
+        attempts = self.pods.setdefault(pod.run_uid, {})
+        known = attempts.get(pod.attempt)
+        if event == DELETED:
+            if known is not None and known.uid == pod.uid:
+                # What it said last still tells how the attempt ended.
+                pod.raw["gone"] = True
+                attempts[pod.attempt] = pod
+        elif known is None or known.uid != pod.uid or pod.version > known.version:
+            attempts[pod.attempt] = pod
+        else:
+            return
+        self.review.add(pod.run_uid)
+        self.wake()
+
+    def drop_pods(self, uid: str) -> None:
+        """Forget the pods of a run that needs them no more."""
+        self.pods.pop(uid, None)
+
+    # -- what others tell ----------------------------------------------------------------------------
+
+    def space(self, namespace: str) -> Space:
+        """Give a namespace, made at first sight."""
+        found = self.spaces.get(namespace)
+        if found is None:
+            found = self.spaces[namespace] = Space(namespace)
+        return found
+
+    def touch(self, run: Run, *, review: bool = False) -> None:
+        """Note that a run changed, so that its part of the snapshot is built again."""
+        space = self.space(run.key.namespace)
+        space.dirty.add(run.key.uid)
+        space.stale = True
+        if review:
+            self.review.add(run.key.uid)
+        self.wake()
+
+    def take_account(self, state: AccountState, now: datetime) -> None:
+        """Take in what the ledger tells of an account."""
+        space = self.space(state.key.namespace)
+        resets = None
+        if state.resets_in_seconds is not None:
+            resets = now + timedelta(seconds=state.resets_in_seconds)
+            known = space.accounts.get((state.key.quota, state.key.subject, state.dimension))
+            if known is not None and known.resets_at is not None and abs(known.resets_at - resets) < _SAME_MOMENT:
+                resets = known.resets_at
+        space.accounts[state.key.quota, state.key.subject, state.dimension] = Account(
+            limit=state.limit, spent=state.spent, reserved=state.reserved, resets_at=resets
+        )
+        space.stale = True
+        self.quotas_changed.add((space.name, state.key.quota))
+        if state.dimension is Dimension.USD and state.limit is not None:
+            self._free_holds(space, state.key.quota, state.limit - state.spent - state.reserved)
+        self.wake()
+
+    def _free_holds(self, space: Space, quota: str, left: int) -> None:
+        """Let those try again whose allotment was refused for want of what is there now."""
+        for run in space.runs.values():
+            hold = run.hold
+            if hold is not None and hold.reason is WaitReason.BUDGET_EXHAUSTED and hold.quota == quota:
+                workload = space.workloads.get(run.key.uid)
+                if workload is None or workload.need <= left:
+                    run.hold = None
+                    space.dirty.add(run.key.uid)
+
+    def set_ledger_ready(self, ready: bool) -> None:
+        """Note whether the ledger answers."""
+        if ready != self.ledger_ready:
+            self.ledger_ready = ready
+            log.info("the ledger %s", "answers" if ready else "does not answer: nothing is admitted")
+            self.wake()
+
+    def finish(self, run: Run) -> None:
+        """Keep only a few words of a run that has ended and whose status is written."""
+        uid = run.key.uid
+        if self.runs.pop(uid, None) is None:
+            return
+        space = self.space(run.key.namespace)
+        space.runs.pop(uid, None)
+        space.workloads.pop(uid, None)
+        space.dirty.discard(uid)
+        space.stale = True
+        if run.agent_name:
+            space.by_agent.get(run.agent_name, set()).discard(uid)
+        self.finished[uid] = finished_of(run)
+        self.finished_changed.add(uid)
+        self.drop_pods(uid)
+        self.wake()
+
+    # -- counts for Agents' status -------------------------------------------------------------------
+
+    def count_run(self, run: Run) -> None:
+        """Count a run under its present phase."""
+        phase = run.status.phase or ExecutionPhase.PENDING
+        self.count(run.key, run.agent_name, str(phase), run.created)
+
+    def count(self, key: WorkloadKey, agent: str | None, phase: str, created: datetime) -> None:
+        """Count one under a phase of its agent, and no longer under the one before."""
+        if agent is None:
+            return
+        namespace, name, uid = key.namespace, key.name, key.uid
+        previous = self._counted.get(uid)
+        if previous == (namespace, agent, phase):
+            return
+        self._uncount(uid)
+        self._counted[uid] = (namespace, agent, phase)
+        self.counts.setdefault((namespace, agent), Counter())[phase] += 1
+        newest = self.newest.get((namespace, agent))
+        if newest is None or (created, name) > newest:
+            self.newest[namespace, agent] = (created, name)
+        self.agents_changed.add((namespace, agent))
+
+    def _uncount(self, uid: str) -> None:
+        previous = self._counted.pop(uid, None)
+        if previous is not None:
+            self.counts[previous[0], previous[1]][previous[2]] -= 1
+            self.agents_changed.add((previous[0], previous[1]))
+
+    # -- the snapshot --------------------------------------------------------------------------------
+
+    def snapshot(self) -> Snapshot:
+        """Give everything that decides, immutable; what did not change is the same object as before."""
+        built: dict[str, Namespace] = {}
+        for name, space in self.spaces.items():
+            if space.stale or space.built is None:
+                space.built = self._build(space)
+                space.stale = False
+            built[name] = space.built
+        return Snapshot(built, self.ledger_ready)
+
+    def _build(self, space: Space) -> Namespace:
+        for uid in space.dirty:
+            run = space.runs.get(uid)
+            workload = self._workload(space, run) if run is not None else None
+            if workload is None:
+                space.workloads.pop(uid, None)
+            else:
+                space.workloads[uid] = workload
+        space.dirty.clear()
+        return Namespace(
+            name=space.name,
+            workloads=tuple(space.workloads.values()),
+            quotas=tuple(self._quotas(space)),
+            agents={record.name: _agent(record) for record in space.agents.values()},
+            shares={},
+        )
+
+    def _workload(self, space: Space, run: Run) -> Workload | None:
+        """Give what the scheduler sees of a run; None while it neither waits nor holds anything."""
+        if run.spec is None or run.end is not None or run.settling:
+            return None
+        attempt = run.attempt
+        reserved = attempt is not None or run.admitting
+        record = space.agents.get(run.agent_name or "")
+        agent = record.spec if record is not None else None
+        first = demand.first_call(run, agent, space.providers) if not reserved else None
+        return Workload(
+            key=run.key,
+            owner=run.owner,
+            agent=run.agent_name,
+            created=run.created,
+            since=run.status.queue.since if run.status.queue and run.status.queue.since else run.created,
+            priority=run.spec.priority,
+            preemptible=run.spec.preemptible,
+            requests=demand.requests(run, agent, self._meter),
+            max_cost=demand.max_cost(run, agent),
+            need=first.need.get("usd", 0) if first is not None else 0,
+            state=WorkloadState.RESERVED if reserved else WorkloadState.WAITING,
+            suspend=run.spec.suspend,
+            cancel=run.spec.cancel,
+            backoff_until=run.backoff_until,
+            hold=run.hold,
+            admitted=attempt.admitted_time if attempt is not None else None,
+            stopping=run.stop,
+        )
+
+    def _quotas(self, space: Space) -> Iterator[Quota]:
+        by_quota: dict[str, dict[tuple[str, Dimension], Account]] = {}
+        for (name, subject, dimension), account in space.accounts.items():
+            by_quota.setdefault(name, {})[subject, dimension] = account
+        for record in space.quotas.values():
+            if record.spec is None:
+                # Its limits are not known, so whatever it may select waits: limits fail closed.
+                yield Quota(name=record.name, ready=False, message=record.message or record.invalid)
+                continue
+            try:
+                yield Quota.of(
+                    record.name,
+                    record.spec,
+                    accounts=by_quota.get(record.name),
+                    ready=record.acknowledged == record.generation,
+                    message=record.message,
+                )
+            except ValueError as error:
+                yield Quota(name=record.name, ready=False, message=str(error))
+
+    def holds_expired(self, now: datetime) -> None:
+        """Take away holds whose time is over."""
+        for space in self.spaces.values():
+            for run in space.runs.values():
+                if run.hold is not None and run.hold.until is not None and run.hold.until <= now:
+                    run.hold = None
+                    space.dirty.add(run.key.uid)
+                    space.stale = True
+                if run.backoff_until is not None and run.backoff_until <= now:
+                    run.backoff_until = None
+                    space.dirty.add(run.key.uid)
+                    space.stale = True
+
+    def hold(
+        self, run: Run, reason: WaitReason, message: str, *, seconds: float | None, quota: str | None = None
+    ) -> None:
+        """Keep a waiting run back for a while, with the reason that people read."""
+        until = datetime.now(UTC) + timedelta(seconds=seconds) if seconds is not None else None
+        run.hold = Hold(reason=reason, message=message, until=until, quota=quota)
+        self.touch(run)
+
+
+def _uses(agent: AgentRecord, provider: str) -> bool:
+    if agent.spec is None:
+        return False
+    model = agent.spec.model
+    return model.provider == provider or any(choice.provider == provider for choice in model.fallbacks)
+
+
+def _agent(record: AgentRecord) -> Agent:
+    if record.spec is None:
+        return Agent(
+            name=record.name,
+            type=AgentType.SIMULATION,
+            labels=record.labels,
+            ready=False,
+            reason=AgentReason.INVALID_SPEC,
+            message=record.invalid,
+        )
+    return Agent(
+        name=record.name,
+        type=record.spec.type,
+        labels=record.labels,
+        ready=record.judged and record.reason is AgentReason.READY,
+        reason=record.reason,
+        message=record.message if record.judged else "it was not looked at yet",
+    )

@@ -1,0 +1,101 @@
+"""What a run asks for before it is admitted: machines, money for its first call, its own limits.
+
+Role: the few numbers that the scheduler compares with quotas, and that the first allotment is opened with. Prices come
+from almoner_core; a model without a known price bounds nothing, which the agent's condition says.
+
+Boundary: no I/O, no clock.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Final
+
+from almoner_core.api.agent import AgentSpec, Limits
+from almoner_core.api.execution import ExecutionInput, ExecutionSpec
+from almoner_core.api.training_job import TrainingJobSpec
+from almoner_core.contract import DEFAULT_MAX_OUTPUT_TOKENS, PriceCard
+from almoner_core.price_data import price_card
+from almoner_core.pricing import FirstCall, first_call_bound
+from almoner_operator.agents import effective_limits
+from almoner_operator.records import ProviderRecord, Run, runner_of
+from almoner_operator.scheduling.model import Requests, requests_of
+
+UNKNOWN_INPUT_BYTES: Final = 2048
+"""Taken for an input that the operator does not read (a ConfigMap's); the meter bounds the real call."""
+_cards: dict[tuple[str, str, str, int, str], PriceCard | None] = {}
+_CARDS_MAX: Final = 4096
+
+
+def limits_of(run: Run, agent: AgentSpec | None) -> Limits:
+    """Give the limits that govern a run: the tighter of the agent's and its own."""
+    if run.spec is None:
+        return Limits()
+    own_timeout = run.spec.timeout_seconds if isinstance(run.spec, ExecutionSpec) else run.spec.deadline_seconds
+    return effective_limits(agent.limits if agent is not None else Limits(), run.spec.limits, own_timeout)
+
+
+def max_cost(run: Run, agent: AgentSpec | None) -> int | None:
+    """Give a run's own money limit in nano-dollars, None where it has none."""
+    limit = limits_of(run, agent).max_cost
+    return None if limit is None else limit.nanos
+
+
+def requests(run: Run, agent: AgentSpec | None, meter: Requests) -> Requests:
+    """Give what its pod reserves. A quantity that is none counts as nothing here; the pod is refused later, by name."""
+    try:
+        return requests_of(runner_of(run, agent), meter)
+    except ValueError:
+        return meter
+
+
+def card_for(provider: ProviderRecord, model: str) -> PriceCard | None:
+    """Give what a model costs at a provider, None where that is unknown. Remembered by the provider's generation."""
+    if provider.spec is None:
+        return None
+    key = (provider.namespace, provider.name, provider.uid, provider.generation, model)
+    if key not in _cards:
+        if len(_cards) >= _CARDS_MAX:
+            _cards.clear()
+        _cards[key] = price_card(provider.spec, f"{provider.namespace}/{provider.name}", model, provider.generation)
+    return _cards[key]
+
+
+def first_call(run: Run, agent: AgentSpec | None, providers: Mapping[str, ProviderRecord]) -> FirstCall:
+    """Bound the first call of a run, capped by the run's own limits: what fits a cap cannot need more than it."""
+    if agent is None:
+        return FirstCall(need={}, want={})
+    provider = providers.get(agent.model.provider)
+    card = card_for(provider, agent.model.name) if provider is not None else None
+    schema = agent.output is not None
+    bound = first_call_bound(
+        card,
+        text_bytes=len(agent.instructions.encode()) + input_bytes(run),
+        max_output_tokens=agent.model.settings.max_output_tokens or DEFAULT_MAX_OUTPUT_TOKENS,
+        tool_bytes=sum(512 for _ in agent.tools),
+        schema=schema,
+    )
+    limits = limits_of(run, agent)
+    caps: dict[str, int] = {}
+    if limits.max_cost is not None:
+        caps["usd"] = limits.max_cost.nanos
+    if limits.max_tokens is not None:
+        caps["tokens"] = limits.max_tokens
+    return FirstCall(need=_capped(bound.need, caps), want=_capped(bound.want, caps))
+
+
+def _capped(amounts: Mapping[str, int], caps: Mapping[str, int]) -> dict[str, int]:
+    return {name: min(amount, caps.get(name, amount)) for name, amount in amounts.items()}
+
+
+def input_bytes(run: Run) -> int:
+    """Give the bytes of a run's input as JSON."""
+    if isinstance(run.spec, TrainingJobSpec):
+        return len(json.dumps(run.spec.hyperparameters or {}).encode())
+    given = run.spec.input if run.spec is not None else ExecutionInput()
+    if given.text is not None:
+        return len(json.dumps(given.text).encode())
+    if given.json_ is not None:
+        return len(json.dumps(given.json_).encode())
+    return UNKNOWN_INPUT_BYTES if given.config_map_key_ref is not None else 0

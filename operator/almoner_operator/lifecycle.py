@@ -1,0 +1,422 @@
+"""What happens to a run besides its admission: pods watched to their end, stops, timeouts, TTL, what was left behind.
+
+Role: `review` looks at one run and starts what is due; it may be called any number of times, so every event and every
+tick simply asks for it. `reconcile` compares the ledger's open allotments with runs and pods after a start, both ways.
+
+Boundary: decides only what follows from one run and its pod; what depends on others is the scheduler's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from almoner_core import wire
+from almoner_core.api.execution import TERMINAL_PHASES, AttemptOutcome, ExecutionPhase, FailureReason
+from almoner_core.identity import pod_name
+from almoner_operator import demand, outcome
+from almoner_operator.admit import Admitter
+from almoner_operator.attempts import AttemptEnd, classify, has_terminated, started_at
+from almoner_operator.context import Context, now, run_target
+from almoner_operator.errors import ApiError
+from almoner_operator.kubernetes import BY_KIND, PODS
+from almoner_operator.limiter import Rank
+from almoner_operator.records import Finished, Pod, Run, parse_time
+from almoner_operator.scheduling.model import Rejection, Stop, StopCause, WorkloadKey
+from almoner_operator.settle import Settler
+from almoner_operator.writer import COALESCE_SECONDS
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS: Final = 1.0
+RESUME_SECONDS: Final = 3.0
+STOP_AGAIN_SECONDS: Final = 30.0
+_OUTCOMES: Final = {
+    StopCause.CANCELLED: AttemptOutcome.CANCELLED,
+    StopCause.SUSPENDED: AttemptOutcome.SUSPENDED,
+    StopCause.PREEMPTED: AttemptOutcome.PREEMPTED,
+    StopCause.DRAINED: AttemptOutcome.PREEMPTED,
+}
+
+
+@dataclass(slots=True)
+class Orphan:
+    """An open allotment of an attempt that nobody speaks for any more."""
+
+    allotment: str
+    namespace: str
+    uid: str
+    attempt: int
+    pod: str
+    pod_uid: str | None
+    since: float
+    closing: bool = False
+
+
+class Lifecycle:
+    """Watches over runs, their pods and what they leave behind."""
+
+    def __init__(self, context: Context, admitter: Admitter, settler: Settler) -> None:
+        self._context = context
+        self._admitter = admitter
+        self._settler = settler
+        self._orphans: dict[str, Orphan] = {}
+        self._expiry: dict[str, datetime] = {}
+        self._tried: dict[str, float] = {}
+        self.reviewed = asyncio.Event()
+
+    # -- one run -------------------------------------------------------------------------------------
+
+    def review_all(self) -> None:
+        """Look at every run about which something was noted."""
+        cache = self._context.cache
+        uids, cache.review = cache.review, set()
+        for uid in uids:
+            run = cache.runs.get(uid)
+            if run is not None:
+                try:
+                    self.review(run)
+                except Exception:  # One odd object must not keep the others from being looked at.
+                    log.exception("looking at %s/%s failed", run.key.namespace, run.key.name)
+            elif uid not in cache.finished and uid in cache.pods:
+                self._review_left_pods(uid)
+        gone, cache.gone = cache.gone, []
+        for run in gone:
+            self._adopt_gone(run)
+        done, cache.finished_changed = cache.finished_changed, set()
+        for uid in done:
+            self._note_expiry(uid)
+        if gone:
+            self._review_orphans()
+
+    def review(self, run: Run) -> None:
+        """Start what is due for one run."""
+        if run.admitting or run.settling:
+            return
+        if run.status.phase in TERMINAL_PHASES:
+            run.settling = True
+            self._context.spawn(self._finish(run), f"finish {run.key.namespace}/{run.key.name}")
+            return
+        if run.spec is None:
+            self._review_invalid(run)
+            return
+        attempt = run.attempt
+        if attempt is None:
+            return
+        if run.end is None:
+            pod = self._context.cache.pods.get(run.key.uid, {}).get(attempt.number)
+            if pod is None:
+                self._review_missing(run)
+            else:
+                self._review_pod(run, pod)
+        if run.end is not None and not run.settling:
+            self._settler.start(run)
+
+    async def _finish(self, run: Run) -> None:
+        try:
+            await self._settler.finish(run)
+        finally:
+            run.settling = False
+
+    def _review_invalid(self, run: Run) -> None:
+        """A stored object that this version cannot read: said once, and its pod, if any, is stopped."""
+        context = self._context
+        if run.attempt is not None:
+            run.end = AttemptEnd(AttemptOutcome.FAILED, FailureReason.INVALID_SPEC, run.invalid, finished=now())
+            pod = context.cache.pods.get(run.key.uid, {}).get(run.attempt.number)
+            if pod is not None and not has_terminated(pod.raw) and not pod.raw.get("gone"):
+                self._delete_pod(pod)
+                run.end = None
+                return
+            self._settler.start(run)
+            return
+        run.status = outcome.invalid(run, now())
+        context.events.tell(*run.key, reason="InvalidSpec", note=run.invalid, warning=True)
+        context.cache.count_run(run)
+        context.cache.review.add(run.key.uid)
+        context.cache.wake()
+
+    def _review_missing(self, run: Run) -> None:
+        """No pod is known for the attempt: it was never created, or it vanished."""
+        attempt = run.attempt
+        assert attempt is not None
+        if attempt.pod_uid is None:
+            if run.stop is not None:
+                run.end = AttemptEnd(_OUTCOMES[run.stop], message="stopped before its pod existed", finished=now())
+                return
+            moment = time.monotonic()
+            if moment - self._tried.get(run.key.uid, -RESUME_SECONDS) >= RESUME_SECONDS:
+                self._tried[run.key.uid] = moment
+                self._context.spawn(self._admitter.resume(run), f"resume {run.key.namespace}/{run.key.name}")
+            return
+        self._vanished(run)
+
+    def _long_past(self, pod: Pod, moment: datetime) -> bool:
+        """Whether a pod's node has not ended it long after its grace period: its meter can spend no more."""
+        deletion = parse_time((pod.raw.get("metadata") or {}).get("deletionTimestamp"))
+        lost = timedelta(seconds=self._context.settings.lost_seconds)
+        return deletion is not None and moment >= deletion + lost
+
+    def _vanished(self, run: Run, end: AttemptEnd | None = None) -> None:
+        """The pod is gone without a last word: wait until its meter can surely spend no more."""
+        attempt = run.attempt
+        assert attempt is not None
+        moment = time.monotonic()
+        if run.pod_missing_since is None:
+            run.pod_missing_since = moment
+        over = run.allotment_state(attempt.number) in (wire.AllotmentState.CLOSED, wire.AllotmentState.VOID)
+        if over or moment - run.pod_missing_since >= self._context.settings.lost_seconds:
+            run.end = run.early or end or classify(None, now=now(), intent=run.stop, timed_out=run.timed_out)
+
+    def _review_pod(self, run: Run, pod: Pod) -> None:
+        moment = now()
+        started = started_at(pod.raw)
+        attempt = run.attempt
+        assert attempt is not None
+        timed_out = run.timed_out or (pod.deleting and self._overdue(run, started, moment))
+        gone = bool(pod.raw.get("gone"))
+        ended = gone or has_terminated(pod.raw)
+        end = classify(
+            pod.raw,
+            now=moment,
+            intent=run.stop,
+            timed_out=timed_out,
+            start_deadline_seconds=self._context.settings.start_deadline_seconds,
+        )
+        if ended and (not gone or has_terminated(pod.raw) or not pod.raw["spec"].get("nodeName")):
+            run.end = run.early or end or classify(None, now=moment, intent=run.stop, timed_out=timed_out)
+            return
+        if gone:
+            self._vanished(run, end)
+            return
+        if end is not None and end.exit_code is None and not pod.deleting:
+            # It never started, or its node is lost: nobody but us ends it.
+            run.early = end
+            self._delete_pod(pod)
+            return
+        if pod.deleting and self._long_past(pod, moment):
+            run.end = run.early or end or classify(None, now=moment, intent=run.stop, timed_out=timed_out)
+            return
+        if started is not None and run.status.phase is not ExecutionPhase.RUNNING and run.stop is None:
+            run.status = outcome.running(run, pod.uid, started, moment)
+            self._context.cache.count_run(run)
+            self._context.writer.mark(run_target(run), Rank.STATUS, delay=COALESCE_SECONDS / 3)
+        if run.stop is not None and not pod.deleting:
+            self._delete_pod(pod)
+
+    # -- stopping ------------------------------------------------------------------------------------
+
+    def stop(self, decided: Stop) -> None:
+        """Tell a run's pod to stop, with its grace period; why is written first, so that a crash cannot forget it."""
+        run = self._context.cache.runs.get(decided.key.uid)
+        if run is None or run.stop is not None or run.attempt is None or run.settling or run.admitting:
+            return
+        run.stop = decided.cause
+        run.status = outcome.stopping(run, decided.cause, decided.message, now())
+        self._context.events.tell(*run.key, reason=decided.cause.value, note=decided.message)
+        self._context.cache.touch(run)
+        self._context.spawn(self._stop(run), f"stop {run.key.namespace}/{run.key.name}")
+
+    async def _stop(self, run: Run) -> None:
+        try:
+            await self._context.writer.flush(run_target(run), Rank.ADMIT)
+        except ApiError as error:
+            log.warning("why %s/%s is stopped is not written yet: %s", run.key.namespace, run.key.name, error)
+            self._context.writer.mark(run_target(run), Rank.STATUS, delay=1.0)
+        self._context.cache.review.add(run.key.uid)
+        self._context.cache.wake()
+
+    def _delete_pod(self, pod: Pod) -> None:
+        moment = time.monotonic()
+        if moment - self._tried.get(pod.uid, -STOP_AGAIN_SECONDS) < STOP_AGAIN_SECONDS:
+            return
+        self._tried[pod.uid] = moment
+        self._context.spawn(self._delete(pod), f"delete pod {pod.namespace}/{pod.name}")
+
+    async def _delete(self, pod: Pod) -> None:
+        try:
+            if not await self._context.client.delete(PODS, pod.namespace, pod.name, uid=pod.uid):
+                pod.raw["gone"] = True
+                self._context.cache.review.add(pod.run_uid)
+                self._context.cache.wake()
+        except ApiError as error:
+            self._tried.pop(pod.uid, None)
+            log.warning("pod %s/%s is not deleted yet: %s", pod.namespace, pod.name, error)
+
+    def cancel(self, key: WorkloadKey) -> None:
+        """End a waiting run that was cancelled."""
+        run = self._context.cache.runs.get(key.uid)
+        if run is None or run.admitting or run.settling or run.attempt is not None:
+            return
+        run.status = outcome.cancelled_before(run, now())
+        self._ended(run)
+
+    def reject(self, decided: Rejection) -> None:
+        """End a waiting run that a quota rejects."""
+        run = self._context.cache.runs.get(decided.key.uid)
+        if run is None or run.admitting or run.settling or run.attempt is not None:
+            return
+        run.status = outcome.rejected(run, decided.message, now())
+        self._context.events.tell(*run.key, reason="Rejected", note=decided.message, warning=True)
+        self._ended(run)
+
+    def _ended(self, run: Run) -> None:
+        self._context.cache.count_run(run)
+        self._context.cache.touch(run, review=True)
+
+    # -- time ----------------------------------------------------------------------------------------
+
+    async def tick(self) -> None:
+        """Look at the clock once a second, for ever."""
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            try:
+                self._tick()
+            except Exception:
+                log.exception("a tick failed")
+
+    def _tick(self) -> None:
+        cache, moment = self._context.cache, now()
+        cache.holds_expired(moment)
+        for run in list(cache.runs.values()):
+            if run.attempt is not None and not run.settling:
+                self._check_timeout(run, moment)
+                cache.review.add(run.key.uid)
+        self.review_all()
+        self._review_orphans()
+        self._expire(moment)
+        if len(self._tried) > 4096:
+            cutoff = time.monotonic() - STOP_AGAIN_SECONDS
+            self._tried = {key: at for key, at in self._tried.items() if at > cutoff}
+
+    def _check_timeout(self, run: Run, moment: datetime) -> None:
+        attempt = run.attempt
+        pod = self._context.cache.pods.get(run.key.uid, {}).get(attempt.number) if attempt is not None else None
+        if pod is None or run.timed_out or pod.raw.get("gone"):
+            return
+        if self._overdue(run, started_at(pod.raw), moment):
+            run.timed_out = True
+            log.info("%s/%s ran out of time", run.key.namespace, run.key.name)
+            self._delete_pod(pod)
+
+    def _overdue(self, run: Run, started: datetime | None, moment: datetime) -> bool:
+        """Whether the seconds of running over all attempts have run out."""
+        agent = self._context.cache.space(run.key.namespace).agents.get(run.agent_name or "")
+        timeout = demand.limits_of(run, agent.spec if agent is not None else None).timeout_seconds
+        if timeout is None or started is None:
+            return False
+        used = sum(
+            (earlier.finish_time - earlier.start_time).total_seconds()
+            for earlier in run.status.attempts[:-1]
+            if earlier.start_time is not None and earlier.finish_time is not None
+        )
+        return used + (moment - started).total_seconds() >= timeout
+
+    def _note_expiry(self, uid: str) -> None:
+        done = self._context.cache.finished.get(uid)
+        if done is None or done.ttl_seconds is None or done.completed is None or done.tracked:
+            return
+        self._expiry[uid] = done.completed + timedelta(seconds=done.ttl_seconds)
+
+    def _expire(self, moment: datetime) -> None:
+        for uid, due in list(self._expiry.items()):
+            if due <= moment:
+                del self._expiry[uid]
+                done = self._context.cache.finished.get(uid)
+                if done is not None:
+                    self._context.spawn(self._delete_finished(done), f"expire {done.key.namespace}/{done.key.name}")
+
+    async def _delete_finished(self, done: Finished) -> None:
+        try:
+            await self._context.client.delete(
+                BY_KIND[done.key.kind], done.key.namespace, done.key.name, uid=done.key.uid, rank=Rank.BACKGROUND
+            )
+        except ApiError as error:
+            log.warning("%s/%s is not deleted yet: %s", done.key.namespace, done.key.name, error)
+            self._expiry[done.key.uid] = now() + timedelta(seconds=30)
+
+    # -- what was left behind ------------------------------------------------------------------------
+
+    def _adopt_gone(self, run: Run) -> None:
+        """An Execution was deleted while its attempt ran: its owner reference removes the pod; its money comes back."""
+        attempt = run.attempt
+        if attempt is None or attempt.allotment is None:
+            return
+        self._orphans[attempt.allotment] = Orphan(
+            attempt.allotment,
+            run.key.namespace,
+            run.key.uid,
+            attempt.number,
+            attempt.pod,
+            attempt.pod_uid,
+            time.monotonic(),
+        )
+
+    async def reconcile(self) -> None:
+        """Compare the ledger's open allotments with runs, after a start. Raises LedgerError."""
+        cache = self._context.cache
+        count = 0
+        async for view in self._context.ledger.open_allotments():
+            run = cache.runs.get(view.execution.uid)
+            attempt = run.attempt if run is not None else None
+            if run is not None and attempt is not None and attempt.allotment == view.allotment:
+                if view.pod_uid is not None and attempt.pod_uid is None:
+                    # Its pod existed: if it is not there now it vanished, and must not be created again.
+                    run.status = run.status.model_copy(
+                        update={"attempts": outcome.changed_attempt(run, pod_uid=view.pod_uid)}
+                    )
+                continue
+            if run is not None:
+                run.next_attempt = max(run.next_attempt, view.execution.attempt + 1)
+            count += 1
+            self._orphans[view.allotment] = Orphan(
+                view.allotment,
+                view.execution.namespace,
+                view.execution.uid,
+                view.execution.attempt,
+                pod_name(view.execution.name, view.execution.uid, view.execution.attempt),
+                view.pod_uid,
+                time.monotonic() - view.seconds_since_exchange,
+            )
+        if count:
+            log.info("%d open allotments belong to nothing that runs; they are given back", count)
+        self._review_orphans()
+
+    def _review_orphans(self) -> None:
+        for orphan in list(self._orphans.values()):
+            if not orphan.closing and self._may_close(orphan):
+                orphan.closing = True
+                self._context.spawn(self._close_orphan(orphan), f"close {orphan.allotment}")
+
+    def _may_close(self, orphan: Orphan) -> bool:
+        """Whether the attempt's pod surely runs no more."""
+        pod = self._context.cache.pods.get(orphan.uid, {}).get(orphan.attempt)
+        if pod is not None:
+            if has_terminated(pod.raw) or (pod.raw.get("gone") and not pod.raw["spec"].get("nodeName")):
+                return True
+            if not pod.raw.get("gone"):
+                # The garbage collector does this too, where there is one.
+                if not pod.deleting:
+                    self._delete_pod(pod)
+                orphan.since = time.monotonic()
+                return False
+        elif orphan.pod_uid is None:
+            return True
+        return time.monotonic() - orphan.since >= self._context.settings.lost_seconds
+
+    async def _close_orphan(self, orphan: Orphan) -> None:
+        await self._settler.close(orphan.allotment, "its execution is gone")
+        self._orphans.pop(orphan.allotment, None)
+        if orphan.uid not in self._context.cache.runs:
+            self._context.cache.drop_pods(orphan.uid)
+
+    def _review_left_pods(self, uid: str) -> None:
+        """Pods of a run that is not known: being collected, or a leftover of a superseded attempt."""
+        if any(orphan.uid == uid for orphan in self._orphans.values()):
+            self._review_orphans()
+        elif all(pod.raw.get("gone") for pod in self._context.cache.pods[uid].values()):
+            self._context.cache.drop_pods(uid)

@@ -1,0 +1,247 @@
+"""Whether Agents and ModelProviders can be used: facts gathered, judged by agents.py, written as conditions.
+
+Role: what only the operator can see (a missing provider, a Secret that agents may not read, a model without a price)
+becomes a condition and an event. Secrets are not watched: their metadata is read when something that names them
+changed, and again every half minute while one is missing. What may not be read at all holds nothing back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from typing import Final
+
+from almoner_core.api.agent import AgentReason, AgentSpec, ExecutionCounts
+from almoner_core.api.base import LocalObjectReference
+from almoner_core.api.execution import ExecutionPhase
+from almoner_core.api.model_provider import ProviderReason
+from almoner_core.contract import LABEL_AGENT_READABLE
+from almoner_operator import demand
+from almoner_operator.agents import AgentFacts, ProviderFacts, SecretFacts, agent_verdict, provider_verdict
+from almoner_operator.cache import Space
+from almoner_operator.conditions import agent_conditions, provider_conditions
+from almoner_operator.context import Context, now, target_of
+from almoner_operator.errors import ApiError, ForbiddenError
+from almoner_operator.kubernetes import SECRETS
+from almoner_operator.limiter import Rank
+from almoner_operator.outcome import moment
+from almoner_operator.records import AgentRecord, ProviderRecord
+from almoner_operator.scheduling.model import Quota
+from almoner_operator.writer import COALESCE_SECONDS
+
+log = logging.getLogger(__name__)
+
+SECRET_FRESH_SECONDS: Final = 5.0
+AGAIN_SECONDS: Final = 30.0
+
+
+class Observer:
+    """Judges Agents and ModelProviders whenever something about them changed."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._secrets: dict[tuple[str, str], tuple[float, SecretFacts | None]] = {}
+        self._blind = False
+        self._wake = asyncio.Event()
+
+    def wake(self) -> None:
+        """Look soon at what changed."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Judge what changed, for ever."""
+        again = time.monotonic() + AGAIN_SECONDS
+        while True:
+            try:
+                async with asyncio.timeout(max(0.1, again - time.monotonic())):
+                    await self._wake.wait()
+            except TimeoutError:
+                again = time.monotonic() + AGAIN_SECONDS
+                self._again()
+            self._wake.clear()
+            try:
+                await self.judge()
+            except Exception:
+                log.exception("judging Agents and ModelProviders failed")
+                await asyncio.sleep(1)
+
+    def _again(self) -> None:
+        """Look again at what misses a Secret, which nothing tells us of."""
+        cache = self._context.cache
+        for space in cache.spaces.values():
+            for provider in space.providers.values():
+                if provider.reason is ProviderReason.SECRET_NOT_FOUND:
+                    cache.providers_changed.add((space.name, provider.name))
+            for agent in space.agents.values():
+                if agent.reason in (AgentReason.SECRET_NOT_FOUND, AgentReason.SECRET_NOT_READABLE):
+                    cache.agents_changed.add((space.name, agent.name))
+
+    async def judge(self) -> None:
+        """Judge everything that changed since the last time: providers first, since agents depend on them."""
+        cache = self._context.cache
+        providers, cache.providers_changed = cache.providers_changed, set()
+        for namespace, name in providers:
+            provider = cache.space(namespace).providers.get(name)
+            if provider is not None:
+                await self._judge_provider(provider)
+        agents, cache.agents_changed = cache.agents_changed, set()
+        for namespace, name in agents:
+            space = cache.space(namespace)
+            agent = space.agents.get(name)
+            if agent is not None:
+                await self._judge_agent(space, agent)
+
+    async def _judge_provider(self, record: ProviderRecord) -> None:
+        context, before = self._context, (record.reason, record.message)
+        if record.spec is None:
+            record.reason, record.message, bypassable = ProviderReason.INVALID_SPEC, record.invalid, False
+        else:
+            names = [record.spec.credentials.name] if record.spec.credentials is not None else []
+            secrets = await self._facts(record.namespace, names)
+            record.reason, record.message, bypassable = provider_verdict(record.spec, secrets)
+        conditions = provider_conditions(
+            record.reason,
+            record.message,
+            bypassable=bypassable,
+            generation=record.generation,
+            previous=record.status.conditions,
+            now=now().replace(microsecond=0),
+        )
+        record.status = record.status.model_copy(
+            update={"observed_generation": record.generation, "conditions": conditions}
+        )
+        context.writer.mark(target_of("ModelProvider", record))
+        if (record.reason, record.message) != before:
+            self._tell("ModelProvider", record, good=record.reason is ProviderReason.READY)
+            context.cache.provider_touched(record.namespace, record.name)
+            context.cache.providers_changed.discard((record.namespace, record.name))
+
+    async def _judge_agent(self, space: Space, record: AgentRecord) -> None:
+        context, before = self._context, (record.reason, record.message)
+        if record.spec is None:
+            record.reason, record.message = AgentReason.INVALID_SPEC, record.invalid
+        else:
+            record.reason, record.message = agent_verdict(record.spec, await self._agent_facts(space, record))
+        conditions = agent_conditions(
+            record.reason,
+            record.message,
+            generation=record.generation,
+            previous=record.status.conditions,
+            now=now().replace(microsecond=0),
+        )
+        counts, newest = self._counts(record)
+        record.status = record.status.model_copy(
+            update={
+                "observed_generation": record.generation,
+                "conditions": conditions,
+                "executions": counts,
+                "last_execution": LocalObjectReference(name=newest[1]) if newest else None,
+                "last_execution_time": newest[0] if newest else None,
+            }
+        )
+        changed = not record.judged or (record.reason, record.message) != before
+        record.judged = True
+        context.writer.mark(
+            target_of("Agent", record),
+            Rank.STATUS if changed else Rank.BACKGROUND,
+            delay=0.0 if changed else COALESCE_SECONDS,
+        )
+        if changed:
+            self._tell("Agent", record, good=record.reason is AgentReason.READY)
+            context.cache.agent_touched(record.namespace, record.name)
+            context.cache.agents_changed.discard((record.namespace, record.name))
+
+    def _counts(self, record: AgentRecord) -> tuple[ExecutionCounts, tuple[object, str] | None]:
+        cache, key = self._context.cache, (record.namespace, record.name)
+        by_phase: Mapping[str, int] = cache.counts.get(key, {})
+
+        def of(*phases: ExecutionPhase) -> int:
+            return max(0, sum(by_phase.get(phase.value, 0) for phase in phases))
+
+        counts = ExecutionCounts(
+            pending=of(ExecutionPhase.PENDING),
+            queued=of(ExecutionPhase.QUEUED),
+            running=of(ExecutionPhase.ADMITTED, ExecutionPhase.RUNNING),
+            succeeded=of(ExecutionPhase.SUCCEEDED),
+            failed=of(ExecutionPhase.FAILED),
+            cancelled=of(ExecutionPhase.CANCELLED),
+        )
+        newest = cache.newest.get(key)
+        return counts, (moment(newest[0]), newest[1]) if newest is not None else None
+
+    def _tell(self, kind: str, record: AgentRecord | ProviderRecord, *, good: bool) -> None:
+        if not good:
+            self._context.events.tell(
+                kind,
+                record.namespace,
+                record.name,
+                record.uid,
+                reason=str(record.reason),
+                note=record.message,
+                warning=True,
+            )
+
+    async def _agent_facts(self, space: Space, record: AgentRecord) -> AgentFacts:
+        spec = record.spec
+        assert spec is not None
+        names = {
+            variable.value_from.secret_key_ref.name
+            for variable in spec.runner.env
+            if variable.value_from is not None and variable.value_from.secret_key_ref is not None
+        }
+        return AgentFacts(
+            providers={
+                name: ProviderFacts(each.spec, each.reason is ProviderReason.READY, each.message)
+                for name, each in space.providers.items()
+                if each.spec is not None
+            },
+            agents=space.agents.keys(),
+            secrets=await self._facts(space.name, sorted(names)),
+            has_price=lambda provider, model: _has_price(space, provider, model),
+            budgeted=_budgeted(space, record, spec),
+        )
+
+    async def _facts(self, namespace: str, names: list[str]) -> dict[str, SecretFacts] | None:
+        """Give what is known of Secrets by their metadata, None where the operator may not look."""
+        facts: dict[str, SecretFacts] = {}
+        for name in names:
+            known = self._secrets.get((namespace, name))
+            if known is None or time.monotonic() - known[0] > SECRET_FRESH_SECONDS:
+                try:
+                    metadata = await self._context.client.get_metadata(SECRETS, namespace, name)
+                except ForbiddenError:
+                    if not self._blind:
+                        log.warning("Secrets may not be looked at: a missing one shows when a pod does not start")
+                    self._blind = True
+                    return None
+                except ApiError as error:
+                    log.warning("Secret %s/%s cannot be looked at now: %s", namespace, name, error)
+                    return None
+                labels = (metadata or {}).get("labels") or {}
+                fact = SecretFacts(labels.get(LABEL_AGENT_READABLE) == "true") if metadata is not None else None
+                known = self._secrets[namespace, name] = (time.monotonic(), fact)
+            if known[1] is not None:
+                facts[name] = known[1]
+        return facts
+
+
+def _has_price(space: Space, provider: str, model: str) -> bool:
+    record = space.providers.get(provider)
+    return record is not None and demand.card_for(record, model) is not None
+
+
+def _budgeted(space: Space, record: AgentRecord, spec: AgentSpec) -> bool:
+    """Whether a quota with an enforced budget can govern the agent, whoever owns its executions."""
+    for quota in space.quotas.values():
+        if quota.spec is None or quota.spec.budget is None:
+            continue
+        try:
+            read = Quota.of(quota.name, quota.spec)
+        except ValueError:
+            continue
+        labels = all(record.labels.get(key) == value for key, value in read.agent_selector)
+        if read.enforced and not read.owners and labels and (not read.agent_types or spec.type in read.agent_types):
+            return True
+    return False

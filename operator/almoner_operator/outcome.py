@@ -1,0 +1,307 @@
+"""What a run's status says at each step of its life: pure functions from a record and a fact to the next status.
+
+Boundary: no I/O, no clock; `now` is an argument. Conditions come from conditions.py's truth table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from almoner_core.api.execution import (
+    Attempt,
+    AttemptOutcome,
+    ExecutionPhase,
+    FailureReason,
+    PinnedAgent,
+    QueueStatus,
+    WaitReason,
+)
+from almoner_core.api.training_job import Metric, Progress, TrainingJobStatus
+from almoner_core.api.usage import TokenUsage, Usage
+from almoner_core.contract import STATUS_OUTPUT_CHARS_MAX
+from almoner_core.money import Money
+from almoner_core.wire import ExecutionTotals, UsageTotals
+from almoner_operator.attempts import AttemptEnd, retry_at
+from almoner_operator.conditions import Standing, conditions_for
+from almoner_operator.records import Run, RunStatus
+from almoner_operator.scheduling.model import StopCause, Wait
+
+MESSAGE_CHARS_MAX: Final = 1024
+ATTEMPTS_MAX: Final = 101
+START_BACKOFF_SECONDS: Final = 15
+START_BACKOFF_SECONDS_MAX: Final = 600
+
+
+def moment(now: datetime) -> datetime:
+    """Give a time as statuses carry it: to the millisecond."""
+    return now.replace(microsecond=now.microsecond // 1000 * 1000)
+
+
+def stand(run: Run, standing: Standing, now: datetime, **changes: Any) -> RunStatus:
+    """Give the run's status in a standing, with other changed fields."""
+    return run.status.model_copy(
+        update={
+            "observed_generation": run.generation,
+            "phase": standing.phase,
+            "owner": run.owner,
+            "message": standing.message[:MESSAGE_CHARS_MAX] or None,
+            "conditions": conditions_for(
+                standing, generation=run.generation, previous=run.status.conditions, now=now.replace(microsecond=0)
+            ),
+            **changes,
+        }
+    )
+
+
+def waiting(run: Run, wait: Wait, quotas: Sequence[str], now: datetime) -> RunStatus:
+    """It waits, and this is why."""
+    standing = Standing(
+        phase=ExecutionPhase.QUEUED,
+        message=wait.message,
+        suspended=wait.reason is WaitReason.SUSPENDED,
+        wait=wait.reason,
+        admitted=bool(run.status.attempts),
+    )
+    since = run.status.queue.since if run.status.queue and run.status.queue.since else moment(now)
+    queue = QueueStatus(
+        position=wait.position, waiting_for=wait.message[:1024] or None, since=since, next_change_time=wait.next_change
+    )
+    return stand(run, standing, now, queue=queue, quotas=list(quotas)[:64])
+
+
+def admitted(run: Run, attempt: Attempt, pinned: PinnedAgent | None, quotas: Sequence[str], now: datetime) -> RunStatus:
+    """An attempt is admitted; its pod is yet to be created."""
+    standing = Standing(ExecutionPhase.ADMITTED, message=f"attempt {attempt.number} admitted", admitted=True)
+    return stand(
+        run,
+        standing,
+        now,
+        attempts=[*run.status.attempts, attempt][-ATTEMPTS_MAX:],
+        agent=pinned,
+        quotas=list(quotas)[:64],
+        queue=None,
+        admitted_time=run.status.admitted_time or attempt.admitted_time,
+    )
+
+
+def changed_attempt(run: Run, **changes: Any) -> list[Attempt]:
+    """Give the attempts with the last one changed."""
+    return [*run.status.attempts[:-1], run.status.attempts[-1].model_copy(update=changes)]
+
+
+def running(run: Run, pod_uid: str, started: datetime, now: datetime) -> RunStatus:
+    """The agent container runs."""
+    number = run.status.attempts[-1].number
+    standing = Standing(ExecutionPhase.RUNNING, message=f"attempt {number} runs", admitted=True)
+    return stand(
+        run,
+        standing,
+        now,
+        attempts=changed_attempt(run, pod_uid=pod_uid, start_time=started),
+        start_time=run.status.start_time or started,
+    )
+
+
+def ended(run: Run, end: AttemptEnd, now: datetime) -> RunStatus:
+    """The attempt ended: the run is over, or waits for another attempt."""
+    finished = end.finished or now
+    attempts = changed_attempt(
+        run,
+        outcome=end.outcome,
+        reason=str(end.reason) if end.reason else _stop_reason(run, end),
+        message=end.message[:MESSAGE_CHARS_MAX] or None,
+        exit_code=end.exit_code,
+        start_time=end.started or run.status.attempts[-1].start_time,
+        finish_time=moment(finished),
+    )
+    start = run.status.start_time or end.started
+    if end.outcome is AttemptOutcome.SUCCEEDED:
+        return _terminal(run, Standing(ExecutionPhase.SUCCEEDED, end.message, admitted=True), now, attempts, start)
+    if end.outcome is AttemptOutcome.CANCELLED:
+        message = end.message or "cancelled"
+        return _terminal(run, Standing(ExecutionPhase.CANCELLED, message, admitted=True), now, attempts, start)
+    if end.outcome is AttemptOutcome.FAILED:
+        reason = end.reason or FailureReason.RUNNER_FAILED
+        again = next_try(run, attempts, reason, finished)
+        if again is None:
+            standing = Standing(ExecutionPhase.FAILED, end.message, admitted=True, failure=reason)
+            return _terminal(run, standing, now, attempts, start)
+        message = f"attempt {attempts[-1].number} failed ({reason}: {end.message}); tried again at {_clock(again)}"
+        wait = Wait(WaitReason.BACKOFF, message, next_change=again)
+    else:
+        wait = Wait(WaitReason.QUEUED, end.message or f"attempt {attempts[-1].number} was stopped; it queues again")
+    standing = Standing(ExecutionPhase.QUEUED, wait.message, wait=wait.reason, admitted=True)
+    queue = QueueStatus(waiting_for=wait.message[:1024], since=moment(now), next_change_time=wait.next_change)
+    return stand(run, standing, now, attempts=attempts, queue=queue, start_time=start)
+
+
+def next_try(run: Run, attempts: Sequence[Attempt], reason: FailureReason, finished: datetime) -> datetime | None:
+    """Give when a failed run may be tried again; None where it may not."""
+    if run.spec is None or run.spec.cancel:
+        return None
+    failures = sum(1 for attempt in attempts if attempt.outcome is AttemptOutcome.FAILED)
+    again = retry_at(run.key.uid, attempts[-1].number, reason, run.spec.retry, failures=failures, finished=finished)
+    if again is None and reason is FailureReason.START_TIMEOUT:
+        # Not its fault: there was no place for the pod. It gave its quota back and tries again, ever less often.
+        again = finished + timedelta(
+            seconds=min(START_BACKOFF_SECONDS_MAX, START_BACKOFF_SECONDS * 2 ** min(failures, 8))
+        )
+    return again
+
+
+def backoff_of(run: Run) -> datetime | None:
+    """Give until when a run that was read anew still waits after a failed attempt."""
+    last = run.status.attempts[-1] if run.status.attempts else None
+    if last is None or last.outcome is not AttemptOutcome.FAILED or last.finish_time is None:
+        return None
+    reason = next((each for each in FailureReason if each.value == last.reason), FailureReason.RUNNER_FAILED)
+    return next_try(run, run.status.attempts, reason, last.finish_time)
+
+
+def unadmitted(run: Run, wait: Wait, now: datetime) -> RunStatus:
+    """The attempt came to nothing before a pod existed: as if it had not been admitted."""
+    attempts = run.status.attempts[:-1]
+    standing = Standing(ExecutionPhase.QUEUED, wait.message, wait=wait.reason, admitted=bool(attempts))
+    queue = QueueStatus(waiting_for=wait.message[:1024], since=moment(now), next_change_time=wait.next_change)
+    return stand(run, standing, now, attempts=attempts, queue=queue)
+
+
+def stopping(run: Run, cause: StopCause, message: str, now: datetime) -> RunStatus:
+    """The pod is about to be told to stop: the reason is kept, so that a crash does not make a failure of it."""
+    standing = Standing(
+        run.status.phase or ExecutionPhase.RUNNING, message or f"stopping: {cause.value}", admitted=True
+    )
+    return stand(run, standing, now, attempts=changed_attempt(run, reason=cause.value, message=message[:1024] or None))
+
+
+def cancelled_before(run: Run, now: datetime) -> RunStatus:
+    """It waited and was cancelled."""
+    standing = Standing(ExecutionPhase.CANCELLED, "cancelled while it waited", admitted=bool(run.status.attempts))
+    return _terminal(run, standing, now, run.status.attempts, run.status.start_time)
+
+
+def rejected(run: Run, message: str, now: datetime, reason: FailureReason = FailureReason.REJECTED) -> RunStatus:
+    """It ends without another attempt."""
+    standing = Standing(ExecutionPhase.FAILED, message, admitted=bool(run.status.attempts), failure=reason)
+    return _terminal(run, standing, now, run.status.attempts, run.status.start_time)
+
+
+def invalid(run: Run, now: datetime) -> RunStatus:
+    """The stored object does not fit this version's schema."""
+    standing = Standing(
+        ExecutionPhase.FAILED,
+        run.invalid,
+        accepted=False,
+        admitted=bool(run.status.attempts),
+        failure=FailureReason.INVALID_SPEC,
+    )
+    return _terminal(run, standing, now, run.status.attempts, run.status.start_time)
+
+
+def _terminal(
+    run: Run, standing: Standing, now: datetime, attempts: Sequence[Attempt], started: datetime | None
+) -> RunStatus:
+    return stand(
+        run,
+        standing,
+        now,
+        attempts=list(attempts),
+        queue=None,
+        start_time=started,
+        completion_time=moment(now),
+    )
+
+
+def _stop_reason(run: Run, end: AttemptEnd) -> str | None:
+    if end.outcome is AttemptOutcome.SUCCEEDED:
+        return None
+    return run.stop.value if run.stop is not None else None
+
+
+def _clock(when: datetime) -> str:
+    return when.strftime("%H:%M:%S UTC")
+
+
+# --- what the ledger tells ----------------------------------------------------------------------------------------
+
+
+def usage_of(totals: UsageTotals) -> Usage:
+    """Give totals in the form that statuses have."""
+    return Usage(
+        cost=Money(totals.cost_nanos),
+        unpriced_records=totals.unpriced,
+        unaccounted=Money(totals.unaccounted_nanos) if totals.unaccounted_nanos else None,
+        tokens=TokenUsage(
+            input=totals.input_tokens,
+            cached_input=totals.cached_input_tokens,
+            cache_write=totals.cache_write_tokens,
+            output=totals.output_tokens,
+            reasoning=totals.reasoning_tokens,
+            total=totals.input_tokens + totals.output_tokens,
+        ),
+        requests=totals.requests,
+        tool_calls=totals.tool_calls,
+    )
+
+
+def with_totals(status: RunStatus, totals: ExecutionTotals, now: datetime) -> RunStatus:
+    """Give the status with usage, output and progress as the ledger has them."""
+    changes: dict[str, Any] = {}
+    usage = usage_of(totals.totals)
+    if usage != status.usage:
+        changes["usage"] = usage
+    attempts = [_with_usage(attempt, totals) for attempt in status.attempts]
+    if attempts != status.attempts:
+        changes["attempts"] = attempts
+    if totals.output is not None and totals.output != status.output:
+        changes["output"] = totals.output[:STATUS_OUTPUT_CHARS_MAX]
+        truncated = (totals.output_bytes or 0) > len(totals.output[:STATUS_OUTPUT_CHARS_MAX].encode())
+        changes["output_truncated"] = truncated or None
+    if isinstance(status, TrainingJobStatus) and totals.progress is not None:
+        changes.update(_progress(status, totals.progress, now))
+    return status.model_copy(update=changes) if changes else status
+
+
+def _with_usage(attempt: Attempt, totals: ExecutionTotals) -> Attempt:
+    found = totals.attempts.get(attempt.number)
+    if found is None:
+        return attempt
+    usage = usage_of(found)
+    return attempt if attempt.usage == usage else attempt.model_copy(update={"usage": usage})
+
+
+def _progress(status: TrainingJobStatus, told: dict[str, Any], now: datetime) -> dict[str, Any]:
+    """Read what the trainer reported. It is somebody else's data: what does not fit is left out."""
+    try:
+        step = max(0, int(told.get("step") or 0))
+        total = int(told["total"]) if told.get("total") else None
+    except (TypeError, ValueError):
+        return {}
+    before = status.progress
+    metrics = [
+        Metric(name=str(name)[:128], value=str(value)[:64])
+        for name, value in sorted((told.get("metrics") or {}).items())[:32]
+        if str(name)
+    ]
+    message = str(told["message"])[:256] if told.get("message") else None
+    if before is not None and (before.step, before.total, before.message) == (step, total, message):
+        return {"metrics": metrics} if metrics != status.metrics else {}
+    progress = Progress(
+        step=step,
+        total=total,
+        percent=min(100, step * 100 // total) if total else None,
+        message=message,
+        estimated_completion_time=_estimate(status, step, total, now),
+        update_time=moment(now),
+    )
+    return {"progress": progress, "metrics": metrics}
+
+
+def _estimate(status: TrainingJobStatus, step: int, total: int | None, now: datetime) -> datetime | None:
+    start = status.attempts[-1].start_time if status.attempts else None
+    if start is None or not total or step <= 0 or step >= total:
+        return None
+    elapsed_ms = int((now - start) / timedelta(milliseconds=1))
+    return moment(now + timedelta(milliseconds=elapsed_ms * (total - step) // step))

@@ -1,0 +1,435 @@
+"""What the cache keeps of each object: parsed once, as little as is needed, invalid ones marked instead of raised.
+
+Role: a `Run` is an Execution or a TrainingJob that has not ended; a `Finished` one is a few words, because a cluster
+may hold a hundred times as many of them. `status` is what the operator means the object's status to be, `written` what
+the API server has of it; the difference is what status.py writes.
+
+Boundary: no I/O. Parsing never raises on what a stored object may hold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar
+
+from pydantic import ValidationError
+
+from almoner_core.api.agent import AgentReason, AgentSpec, AgentStatus
+from almoner_core.api.base import APIModel
+from almoner_core.api.execution import (
+    TERMINAL_PHASES,
+    Attempt,
+    AttemptOutcome,
+    ExecutionSpec,
+    ExecutionStatus,
+)
+from almoner_core.api.model_provider import ModelProviderSpec, ModelProviderStatus, ProviderReason
+from almoner_core.api.resource_quota import QuotaReason, ResourceQuotaSpec, ResourceQuotaStatus
+from almoner_core.api.runner import Runner
+from almoner_core.api.training_job import TrainingJobSpec, TrainingJobStatus
+from almoner_core.contract import LABEL_ATTEMPT, LABEL_EXECUTION_UID
+from almoner_core.wire import AllotmentState, ExecutionTotals
+from almoner_operator.attempts import AttemptEnd
+from almoner_operator.scheduling.model import EXECUTION, Hold, StopCause, WorkloadKey
+
+TRACKING_MARKS: Final = (
+    "argocd.argoproj.io/tracking-id",
+    "argocd.argoproj.io/instance",
+    "kustomize.toolkit.fluxcd.io/name",
+    "helm.toolkit.fluxcd.io/name",
+)
+"""Labels or annotations by which Argo CD and Flux mark what they would create again."""
+_TERMINAL: Final = frozenset(str(phase) for phase in TERMINAL_PHASES)
+
+Parsed = TypeVar("Parsed", bound=APIModel)
+RunSpec = ExecutionSpec | TrainingJobSpec
+RunStatus = ExecutionStatus | TrainingJobStatus
+
+
+def version_of(raw: Mapping[str, Any]) -> int:
+    """Give an object's resourceVersion as the number that it is; 0 where it has none."""
+    text = str((raw.get("metadata") or {}).get("resourceVersion") or "0")
+    return int(text) if text.isdigit() else 0
+
+
+def parse_time(value: str | None) -> datetime | None:
+    """Read a Kubernetes time, None where there is none."""
+    if not value:
+        return None
+    try:
+        return datetime.fromisoformat(value)
+    except ValueError:
+        return None
+
+
+def explain(error: ValidationError | ValueError) -> str:
+    """Say in one line what a stored object has wrong: the field, and why."""
+    if not isinstance(error, ValidationError):
+        return str(error)[:300]
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"]) or "spec"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"spec.{where}: {first['msg']}{more}"[:300]
+
+
+@dataclass(slots=True)
+class Run:
+    """An Execution or TrainingJob that has not ended."""
+
+    key: WorkloadKey
+    version: int
+    generation: int
+    created: datetime
+    spec: RunSpec | None
+    invalid: str
+    """Why `spec` is None."""
+    status: RunStatus
+    written: RunStatus
+    tracked: bool
+    """Argo CD or Flux would create it again."""
+    hold: Hold | None = None
+    next_attempt: int = 1
+    stop: StopCause | None = None
+    """Why its pod was told to stop."""
+    timed_out: bool = False
+    end: AttemptEnd | None = None
+    """How the present attempt ended, while its last word is still awaited from the ledger."""
+    early: AttemptEnd | None = None
+    """How it will have ended once its pod, which was told to stop, is gone: a pod that never started."""
+    totals: ExecutionTotals | None = None
+    settling: bool = False
+    admitting: bool = False
+    """Between the decision and the status: it holds quota already."""
+    pod_missing_since: float | None = None
+    backoff_until: datetime | None = None
+    writing: bool = False
+    rank: int = 9
+    """How urgent the next write is; 9 where nothing is to be written."""
+    position_at: float = 0.0
+    """When its place in the queue was last written, on the monotonic clock."""
+
+    @property
+    def attempt(self) -> Attempt | None:
+        """The attempt that is under way, if any."""
+        last = self.status.attempts[-1] if self.status.attempts else None
+        return last if last is not None and last.outcome is AttemptOutcome.RUNNING else None
+
+    @property
+    def agent_name(self) -> str | None:
+        """The Agent that the spec names."""
+        return self.spec.agent_ref.name if self.spec is not None and self.spec.agent_ref is not None else None
+
+    @property
+    def owner(self) -> str:
+        """Whose budget pays: the namespace where the spec names nobody."""
+        return (self.spec.owner if self.spec is not None else None) or self.key.namespace
+
+    def allotment_state(self, attempt: int) -> AllotmentState | None:
+        """What the ledger last told of an attempt's allotment."""
+        return self.totals.states.get(attempt) if self.totals is not None else None
+
+
+@dataclass(slots=True)
+class Finished:
+    """One that has ended: what TTL, counts and late reports need."""
+
+    key: WorkloadKey
+    version: int
+    phase: str
+    agent: str | None
+    created: datetime
+    completed: datetime | None
+    ttl_seconds: int | None
+    tracked: bool
+    cost: str = "0.00"
+    """`usage.cost` and the number of attempts, as written: a late report is told by the difference."""
+
+
+@dataclass(slots=True)
+class AgentRecord:
+    """An Agent."""
+
+    namespace: str
+    name: str
+    uid: str
+    version: int
+    generation: int
+    labels: Mapping[str, str]
+    spec: AgentSpec | None
+    invalid: str
+    hash: str
+    status: AgentStatus
+    written: AgentStatus
+    reason: AgentReason = AgentReason.READY
+    message: str = ""
+    judged: bool = False
+    """Whether `reason` is about this generation; until then nothing is admitted with it."""
+    revision_known: bool = False
+    writing: bool = False
+    rank: int = 9
+
+
+@dataclass(slots=True)
+class QuotaRecord:
+    """A ResourceQuota."""
+
+    namespace: str
+    name: str
+    uid: str
+    version: int
+    generation: int
+    spec: ResourceQuotaSpec | None
+    invalid: str
+    status: ResourceQuotaStatus
+    written: ResourceQuotaStatus
+    reason: QuotaReason = QuotaReason.LEDGER_UNAVAILABLE
+    message: str = ""
+    acknowledged: int = -1
+    """The generation whose limits the ledger has."""
+    subjects: set[str] = field(default_factory=set)
+    """Subjects whose accounts the ledger has in that generation."""
+    writing: bool = False
+    rank: int = 9
+
+
+@dataclass(slots=True)
+class ProviderRecord:
+    """A ModelProvider."""
+
+    namespace: str
+    name: str
+    uid: str
+    version: int
+    generation: int
+    spec: ModelProviderSpec | None
+    invalid: str
+    status: ModelProviderStatus
+    written: ModelProviderStatus
+    reason: ProviderReason = ProviderReason.READY
+    message: str = ""
+    writing: bool = False
+    rank: int = 9
+
+
+@dataclass(slots=True)
+class Pod:
+    """A runner pod: what says how its attempt goes."""
+
+    namespace: str
+    name: str
+    uid: str
+    version: int
+    run_uid: str
+    attempt: int
+    raw: dict[str, Any]
+    """metadata, a little of spec, and status, as the pure layers read them."""
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The labels that say whose pod it is."""
+        return {LABEL_EXECUTION_UID: self.run_uid, LABEL_ATTEMPT: str(self.attempt)}
+
+    @property
+    def deleting(self) -> bool:
+        """Whether somebody asked for its deletion."""
+        return bool((self.raw.get("metadata") or {}).get("deletionTimestamp"))
+
+
+def parse_run(kind: str, raw: Mapping[str, Any]) -> Run | Finished:
+    """Read an Execution or TrainingJob."""
+    metadata = raw.get("metadata") or {}
+    key = WorkloadKey(kind, metadata["namespace"], metadata["name"], metadata["uid"])
+    created = parse_time(metadata.get("creationTimestamp")) or datetime.now(UTC)
+    raw_spec, raw_status = raw.get("spec") or {}, raw.get("status") or {}
+    if raw_status.get("phase") in _TERMINAL:
+        return Finished(
+            key=key,
+            version=version_of(raw),
+            phase=raw_status["phase"],
+            agent=(raw_spec.get("agentRef") or {}).get("name"),
+            created=created,
+            completed=parse_time(raw_status.get("completionTime")),
+            ttl_seconds=raw_spec.get("ttlSecondsAfterFinished"),
+            tracked=is_tracked(metadata),
+            cost=cost_mark(raw_status),
+        )
+    spec_type: type[RunSpec] = ExecutionSpec if kind == EXECUTION else TrainingJobSpec
+    status_type: type[RunStatus] = ExecutionStatus if kind == EXECUTION else TrainingJobStatus
+    spec, invalid = _parsed(spec_type, raw_spec)
+    status, _ = _parsed(status_type, raw_status)
+    status = status or status_type()
+    return Run(
+        key=key,
+        version=version_of(raw),
+        generation=int(metadata.get("generation") or 0),
+        created=created,
+        spec=spec,
+        invalid=invalid,
+        status=status,
+        written=status,
+        tracked=is_tracked(metadata),
+        next_attempt=(status.attempts[-1].number if status.attempts else 0) + 1,
+        stop=stop_intent(status),
+    )
+
+
+def finished_of(run: Run) -> Finished:
+    """Give the few words that are kept of a run that has ended."""
+    return Finished(
+        key=run.key,
+        version=run.version,
+        phase=str(run.status.phase),
+        agent=run.agent_name,
+        created=run.created,
+        completed=run.status.completion_time,
+        ttl_seconds=run.spec.ttl_seconds_after_finished if run.spec is not None else None,
+        tracked=run.tracked,
+        cost=cost_mark({"usage": run.status.usage.to_wire()}),
+    )
+
+
+def stop_intent(status: RunStatus) -> StopCause | None:
+    """Read why the pod was told to stop: a crash must not turn a preempted attempt into a failed one."""
+    last = status.attempts[-1] if status.attempts else None
+    if last is None or last.outcome is not AttemptOutcome.RUNNING or last.reason is None:
+        return None
+    return next((cause for cause in StopCause if cause.value == last.reason), None)
+
+
+def cost_mark(raw_status: Mapping[str, Any]) -> str:
+    """Give what tells a usage that was written from a later one."""
+    usage = raw_status.get("usage") or {}
+    return f"{usage.get('cost', '0.00')}/{usage.get('requests', 0)}"
+
+
+def is_tracked(metadata: Mapping[str, Any]) -> bool:
+    """Say whether Argo CD or Flux would create the object again once deleted."""
+    marks = {**(metadata.get("labels") or {}), **(metadata.get("annotations") or {})}
+    return any(mark in marks for mark in TRACKING_MARKS)
+
+
+def parse_agent(raw: Mapping[str, Any]) -> AgentRecord:
+    """Read an Agent."""
+    metadata = raw.get("metadata") or {}
+    raw_spec = raw.get("spec") or {}
+    spec, invalid = _parsed(AgentSpec, raw_spec)
+    status, _ = _parsed(AgentStatus, raw.get("status") or {})
+    status = status or AgentStatus()
+    return AgentRecord(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        version=version_of(raw),
+        generation=int(metadata.get("generation") or 0),
+        labels=dict(metadata.get("labels") or {}),
+        spec=spec,
+        invalid=invalid,
+        hash=spec_hash(spec) if spec is not None else "",
+        status=status,
+        written=status,
+    )
+
+
+def spec_hash(spec: APIModel) -> str:
+    """Give the SHA-256 of a spec, in hexadecimal: equal specs have equal hashes, whatever their order of fields."""
+    text = json.dumps(spec.to_wire(), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def parse_quota(raw: Mapping[str, Any]) -> QuotaRecord:
+    """Read a ResourceQuota."""
+    metadata = raw.get("metadata") or {}
+    spec, invalid = _parsed(ResourceQuotaSpec, raw.get("spec") or {})
+    status, _ = _parsed(ResourceQuotaStatus, raw.get("status") or {})
+    status = status or ResourceQuotaStatus()
+    return QuotaRecord(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        version=version_of(raw),
+        generation=int(metadata.get("generation") or 0),
+        spec=spec,
+        invalid=invalid,
+        status=status,
+        written=status,
+    )
+
+
+def parse_provider(raw: Mapping[str, Any]) -> ProviderRecord:
+    """Read a ModelProvider."""
+    metadata = raw.get("metadata") or {}
+    spec, invalid = _parsed(ModelProviderSpec, raw.get("spec") or {})
+    status, _ = _parsed(ModelProviderStatus, raw.get("status") or {})
+    status = status or ModelProviderStatus()
+    return ProviderRecord(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        version=version_of(raw),
+        generation=int(metadata.get("generation") or 0),
+        spec=spec,
+        invalid=invalid,
+        status=status,
+        written=status,
+    )
+
+
+def parse_pod(raw: Mapping[str, Any]) -> Pod | None:
+    """Read a runner pod, None where its labels do not say whose it is. Keeps a small part of it."""
+    metadata = raw.get("metadata") or {}
+    labels = metadata.get("labels") or {}
+    attempt = str(labels.get(LABEL_ATTEMPT) or "")
+    run_uid = labels.get(LABEL_EXECUTION_UID)
+    if not run_uid or not attempt.isdigit():
+        return None
+    spec = raw.get("spec") or {}
+    kept = {
+        "metadata": {
+            name: metadata[name]
+            for name in (
+                "name",
+                "namespace",
+                "uid",
+                "creationTimestamp",
+                "deletionTimestamp",
+                "deletionGracePeriodSeconds",
+            )
+            if name in metadata
+        },
+        "spec": {
+            **{name: spec[name] for name in ("nodeName", "terminationGracePeriodSeconds") if name in spec},
+            **{
+                group: [{name: each[name] for name in ("name", "resources") if name in each} for each in spec[group]]
+                for group in ("initContainers", "containers")
+                if group in spec
+            },
+        },
+        "status": raw.get("status") or {},
+    }
+    return Pod(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        version=version_of(raw),
+        run_uid=str(run_uid),
+        attempt=int(attempt),
+        raw=kept,
+    )
+
+
+def runner_of(run: Run, agent: AgentSpec | None) -> Runner:
+    """Give how the container runs: the job's own runner, else the agent's."""
+    if isinstance(run.spec, TrainingJobSpec) and run.spec.runner is not None:
+        return run.spec.runner
+    return agent.runner if agent is not None else Runner()
+
+
+def _parsed(model: type[Parsed], raw: Mapping[str, Any]) -> tuple[Parsed | None, str]:
+    try:
+        return model.model_validate(raw), ""
+    except ValidationError as error:
+        return None, explain(error)

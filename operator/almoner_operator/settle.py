@@ -1,0 +1,216 @@
+"""What pods and the ledger tell becomes status: the end of an attempt, usage as it grows, late reports.
+
+Role: an attempt is over when its pod has terminated and its allotment is closed; the status that ends a run is written
+with the final totals in it, so that the sum of the statuses is the sum of the ledger. Until then changed totals are
+written coalesced, within a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+from pydantic import ValidationError
+
+from almoner_core import wire
+from almoner_core.api.execution import TERMINAL_PHASES, AttemptOutcome, ExecutionStatus
+from almoner_core.api.training_job import TrainingJobStatus
+from almoner_core.identity import operation_id
+from almoner_operator import failpoints, metrics, outcome
+from almoner_operator.context import Context, now, run_target
+from almoner_operator.errors import ApiError, LedgerError, LedgerUnavailableError, NotFoundError
+from almoner_operator.kubernetes import BY_KIND
+from almoner_operator.limiter import Rank
+from almoner_operator.records import Finished, Run, cost_mark
+from almoner_operator.scheduling.model import EXECUTION
+from almoner_operator.writer import COALESCE_SECONDS, difference
+
+log = logging.getLogger(__name__)
+
+FEED_WAIT_SECONDS: Final = 20
+FEED_RETRY_SECONDS: Final = 1.0
+CLOSE_RETRY_SECONDS: Final = 2.0
+WRITE_RETRY_SECONDS: Final = 2.0
+_OVER: Final = (wire.AllotmentState.CLOSED, wire.AllotmentState.VOID)
+
+
+class Settler:
+    """Ends attempts and carries the ledger's changes into statuses."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._told: dict[str, asyncio.Event] = {}
+        self.cursor = 0
+
+    # -- the end of an attempt -----------------------------------------------------------------------
+
+    def start(self, run: Run) -> None:
+        """Settle the attempt that ended (`run.end` says how), in the background."""
+        run.settling = True
+        self._context.spawn(self._settle(run), f"settle {run.key.namespace}/{run.key.name}")
+
+    async def _settle(self, run: Run) -> None:
+        context, end, attempt = self._context, run.end, run.attempt
+        try:
+            if end is None or attempt is None:
+                return
+            failpoints.hit(failpoints.BEFORE_CLOSE)
+            if attempt.allotment is not None:
+                await self.close(attempt.allotment, end.reason.value if end.reason else end.outcome.value)
+                failpoints.hit(failpoints.AFTER_CLOSE)
+                await self._last_totals(run, attempt.number)
+            run.status = outcome.ended(run, end, now())
+            if run.totals is not None:
+                run.status = outcome.with_totals(run.status, run.totals, now())
+            run.end, run.early, run.stop, run.timed_out = None, None, None, False
+            run.pod_missing_since = None
+            run.backoff_until = outcome.backoff_of(run)
+            context.cache.count_run(run)
+            if end.outcome is AttemptOutcome.FAILED:
+                context.events.tell(
+                    *run.key, reason=end.reason.value if end.reason else "Failed", note=end.message, warning=True
+                )
+            if run.status.phase in TERMINAL_PHASES:
+                await self.finish(run)
+            else:
+                context.writer.mark(run_target(run), Rank.ADMIT)
+        finally:
+            run.settling = False
+            self._told.pop(run.key.uid, None)
+            context.cache.touch(run, review=True)
+
+    async def close(self, allotment: str, reason: str) -> str:
+        """Close an allotment whose pod is gone, or void it where it was only offered; as long as it takes."""
+        item = wire.CloseAllotment(
+            operation_id=operation_id("close", allotment), allotment=allotment, reason=reason[:128]
+        )
+        while True:
+            try:
+                return await self._context.ledger.close(item)
+            except LedgerUnavailableError as error:
+                log.warning("allotment %s is not closed yet: %s", allotment, error)
+                await asyncio.sleep(CLOSE_RETRY_SECONDS)
+            except LedgerError as error:
+                if error.code == wire.ErrorCode.WRONG_STATE:
+                    return await self._void(allotment, reason)
+                log.warning("allotment %s cannot be closed: %s", allotment, error)
+                return ""
+
+    async def _void(self, allotment: str, reason: str) -> str:
+        item = wire.CloseAllotment(
+            operation_id=operation_id("void", allotment), allotment=allotment, reason=reason[:128]
+        )
+        while True:
+            try:
+                return await self._context.ledger.void(item)
+            except LedgerUnavailableError:
+                await asyncio.sleep(CLOSE_RETRY_SECONDS)
+            except LedgerError as error:
+                log.info("allotment %s is over already: %s", allotment, error)
+                return ""
+
+    async def _last_totals(self, run: Run, attempt: int) -> None:
+        """Wait until the feed has told the attempt's final totals, or for so long that a late report must do."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._context.settings.settle_seconds
+        while run.allotment_state(attempt) not in _OVER:
+            told = self._told.setdefault(run.key.uid, asyncio.Event())
+            told.clear()
+            try:
+                async with asyncio.timeout(max(0.0, deadline - loop.time())):
+                    await told.wait()
+            except TimeoutError:
+                log.warning("no final totals of %s/%s, attempt %d", run.key.namespace, run.key.name, attempt)
+                return
+
+    async def finish(self, run: Run) -> None:
+        """Write the status of a run that has ended, until that is done, and keep little of it."""
+        context = self._context
+        failpoints.hit(failpoints.BEFORE_STATUS_FINAL)
+        while True:
+            try:
+                written = await context.writer.flush(run_target(run), Rank.ADMIT)
+                break
+            except ApiError as error:
+                log.warning("the end of %s/%s is not written yet: %s", run.key.namespace, run.key.name, error)
+                await asyncio.sleep(WRITE_RETRY_SECONDS)
+        failpoints.hit(failpoints.AFTER_STATUS_FINAL)
+        metrics.FINISHED.labels(str(run.status.phase)).inc()
+        if written:
+            context.cache.finish(run)
+
+    # -- the ledger's changes ------------------------------------------------------------------------
+
+    async def follow(self) -> None:
+        """Follow the ledger's feed of changes, for ever."""
+        context = self._context
+        while True:
+            try:
+                changes = await context.ledger.changes(self.cursor, wait_seconds=FEED_WAIT_SECONDS)
+            except LedgerError as error:
+                if context.cache.ledger_ready:
+                    log.warning("the ledger's changes cannot be read: %s", error)
+                context.cache.set_ledger_ready(False)
+                await asyncio.sleep(FEED_RETRY_SECONDS)
+                continue
+            context.cache.set_ledger_ready(True)
+            self.take(changes)
+
+    def take(self, changes: wire.Changes) -> None:
+        """Take in one page of changes."""
+        cache = self._context.cache
+        moment = now()
+        for totals in changes.executions:
+            self._take_totals(totals)
+        for agent in changes.agents:
+            record = cache.space(agent.namespace).agents.get(agent.agent)
+            if record is not None:
+                record.status = record.status.model_copy(update={"usage": outcome.usage_of(agent.totals)})
+                cache.agents_changed.add((agent.namespace, agent.agent))
+        for account in changes.accounts:
+            cache.take_account(account, moment)
+        if changes.agents:
+            cache.wake()
+        self.cursor = changes.after
+
+    def _take_totals(self, totals: wire.ExecutionTotals) -> None:
+        context = self._context
+        run = context.cache.runs.get(totals.uid)
+        if run is None:
+            done = context.cache.finished.get(totals.uid)
+            if done is not None and _mark(totals) != done.cost:
+                context.spawn(self._late(done, totals), f"late report {totals.namespace}/{totals.name}")
+            return
+        run.totals = totals
+        told = self._told.get(totals.uid)
+        if told is not None:
+            told.set()
+        if run.settling:
+            return
+        run.status = outcome.with_totals(run.status, totals, now())
+        if run.status is not run.written and not run.admitting:
+            context.writer.mark(run_target(run), Rank.STATUS, delay=COALESCE_SECONDS)
+
+    async def _late(self, done: Finished, totals: wire.ExecutionTotals) -> None:
+        """Write what was reported about a run after its end."""
+        client, resource = self._context.client, BY_KIND[done.key.kind]
+        try:
+            raw = await client.get(resource, done.key.namespace, done.key.name)
+        except NotFoundError:
+            return
+        if raw["metadata"]["uid"] != done.key.uid:
+            return
+        status_type = ExecutionStatus if done.key.kind == EXECUTION else TrainingJobStatus
+        try:
+            status = status_type.model_validate(raw.get("status") or {})
+        except ValidationError:
+            return
+        patch = difference(status, outcome.with_totals(status, totals, now()))
+        if patch:
+            await client.patch_status(resource, done.key.namespace, done.key.name, uid=done.key.uid, status=patch)
+        done.cost = _mark(totals)
+
+
+def _mark(totals: wire.ExecutionTotals) -> str:
+    return cost_mark({"usage": outcome.usage_of(totals.totals).to_wire()})

@@ -1,0 +1,114 @@
+"""Fills the cache at the start, and finds what the watches missed.
+
+Role: kopf's watches begin with a list too, but do not say when it is over, and after a gap in a watch kopf lists anew
+without telling what is no longer there. So this lists everything itself once before the first decision, and sweeps the
+names of what exists every few minutes to forget the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from almoner_core.contract import LABEL_COMPONENT, RUNNER_COMPONENT
+from almoner_operator import metrics
+from almoner_operator.cache import DELETED, Cache
+from almoner_operator.context import Context
+from almoner_operator.errors import ApiError
+from almoner_operator.kubernetes import AGENTS, EXECUTIONS, PODS, PROVIDERS, QUOTAS, TRAINING_JOBS, Resource
+from almoner_operator.records import AgentRecord, ProviderRecord, QuotaRecord
+from almoner_operator.scheduling.model import EXECUTION, TRAINING_JOB
+
+log = logging.getLogger(__name__)
+
+SWEEP_FIRST_SECONDS: Final = 10.0
+SWEEP_SECONDS: Final = 300.0
+POD_SELECTOR: Final = f"{LABEL_COMPONENT}={RUNNER_COMPONENT}"
+
+Observe = Callable[[str | None, Mapping[str, Any]], None]
+
+
+def observers(cache: Cache) -> list[tuple[Resource, str | None, Observe]]:
+    """Give every watched resource with its label selector and who takes its events in; agents before executions."""
+    return [
+        (PROVIDERS, None, cache.observe_provider),
+        (QUOTAS, None, cache.observe_quota),
+        (AGENTS, None, cache.observe_agent),
+        (PODS, POD_SELECTOR, cache.observe_pod),
+        (EXECUTIONS, None, lambda event, raw: cache.observe_run(EXECUTION, event, raw)),
+        (TRAINING_JOBS, None, lambda event, raw: cache.observe_run(TRAINING_JOB, event, raw)),
+    ]
+
+
+async def fill(context: Context) -> None:
+    """List everything into the cache. Raises ApiError."""
+    started = time.monotonic()
+    for resource, selector, observe in observers(context.cache):
+        count = 0
+        for namespace in context.settings.namespaces or (None,):
+            async for page in context.client.pages(resource, namespace=namespace, label_selector=selector):
+                for raw in page:
+                    # Items of a list do not repeat what they are.
+                    observe(None, raw)
+                count += len(page)
+                await asyncio.sleep(0)
+        metrics.KNOWN.labels(resource.kind).set(count)
+        log.info("%d %s known", count, resource.plural)
+    log.info("the cache is filled", extra={"seconds": round(time.monotonic() - started, 3)})
+
+
+async def sweep(context: Context) -> None:
+    """Forget what is no longer there, now and then, for ever."""
+    await asyncio.sleep(SWEEP_FIRST_SECONDS)
+    while True:
+        try:
+            await sweep_once(context)
+        except ApiError as error:
+            log.warning("sweeping failed: %s", error)
+        await asyncio.sleep(SWEEP_SECONDS)
+
+
+async def sweep_once(context: Context) -> None:
+    """List the metadata of everything, and forget what was known before and is not listed."""
+    cache = context.cache
+    for resource, selector, observe in observers(cache):
+        known = _known(cache, resource)
+        for namespace in context.settings.namespaces or (None,):
+            pages = context.client.pages(resource, namespace=namespace, label_selector=selector, metadata_only=True)
+            async for page in pages:
+                for item in page:
+                    known.pop(item["metadata"]["uid"], None)
+        for raw in known.values():
+            log.info("%s %s was deleted unseen", resource.kind, raw["metadata"]["name"])
+            observe(DELETED, raw)
+
+
+def _known(cache: Cache, resource: Resource) -> dict[str, dict[str, Any]]:
+    """Give what is known of a resource, in the little of an object's form that its deletion needs."""
+    if resource is PODS:
+        return {
+            pod.uid: {**pod.raw, "metadata": {**pod.raw["metadata"], "labels": pod.labels}}
+            for attempts in cache.pods.values()
+            for pod in attempts.values()
+            if not pod.raw.get("gone")
+        }
+    if resource in (EXECUTIONS, TRAINING_JOBS):
+        keys = [run.key for run in cache.runs.values()] + [done.key for done in cache.finished.values()]
+        return {key.uid: _named(key.namespace, key.name, key.uid) for key in keys if key.kind == resource.kind}
+    found: dict[str, dict[str, Any]] = {}
+    for space in cache.spaces.values():
+        groups: dict[Resource, Mapping[str, AgentRecord | QuotaRecord | ProviderRecord]] = {
+            AGENTS: space.agents,
+            QUOTAS: space.quotas,
+            PROVIDERS: space.providers,
+        }
+        for record in groups[resource].values():
+            found[record.uid] = _named(record.namespace, record.name, record.uid)
+    return found
+
+
+def _named(namespace: str, name: str, uid: str) -> dict[str, Any]:
+    return {"metadata": {"namespace": namespace, "name": name, "uid": uid}}
