@@ -106,7 +106,7 @@ def compare(picture: Picture, sums: dict[str, Sum], accounts: Sequence[Account])
             )
         if usage.unpriced_records != booked.unknown:
             audit.problems.append(
-                f"{work.name}: of unknown cost are {usage.unpriced_records} entries in its status, {booked.unknown} booked"
+                f"{work.name}: {usage.unpriced_records} entries of unknown cost in its status, {booked.unknown} booked"
             )
     known = {work.uid for work in picture.work}
     audit.problems.extend(
