@@ -4,14 +4,17 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
 from almoner_core import contract
 from almoner_dev.model import LocalModel, ModelUnavailableError, weights
+from almoner_dev.scripted import Reply, ScriptedProvider, ToolCall, Usage
 from tests.conftest import missing
 
 DIALECTS = ["OpenAI", "Anthropic"]
@@ -38,7 +41,9 @@ class Ended:
         self.output = output.read_text() if output.exists() else None
 
 
-def run_agent(tmp_path: Path, base_url: str, agent: dict[str, Any], text: str) -> Ended:
+def run_agent(
+    tmp_path: Path, base_url: str, agent: dict[str, Any], text: str, *, meter_url: str | None = None
+) -> Ended:
     """Runs almoner-agent as a runner pod does, with the model's own server where the meter would be."""
     (tmp_path / "input").write_text(text)
     output = tmp_path / "output"
@@ -50,7 +55,7 @@ def run_agent(tmp_path: Path, base_url: str, agent: dict[str, Any], text: str) -
             contract.ENV_AGENT_SPEC: json.dumps({"type": "Research", **agent}),
             contract.ENV_INPUT_FILE: str(tmp_path / "input"),
             contract.ENV_OUTPUT_FILE: str(output),
-            contract.ENV_METER_URL: base_url,
+            contract.ENV_METER_URL: meter_url or base_url,
             contract.ENV_OPENAI_BASE_URL: f"{base_url}/v1",
             contract.ENV_OPENAI_API_KEY: contract.PLACEHOLDER_KEY,
             contract.ENV_ANTHROPIC_BASE_URL: base_url,
@@ -111,3 +116,122 @@ def test_a_provider_that_is_not_there_is_named(tmp_path: Path, api: str) -> None
     assert ended.code == contract.AgentExitCode.PROVIDER_FAILED
     assert ended.last_line.startswith("almoner-agent: the model provider failed: ")
     assert ended.output is None
+
+
+class ToolMeter(ThreadingHTTPServer):
+    """The meter's POST /tools/{tool}/calls alone: grants so many calls, then answers as the meter refuses."""
+
+    def __init__(self, allowed: int, refusal: dict[str, Any] | None = None) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.allowed = allowed
+        self.refusal = refusal or {}
+        self.paths: list[str] = []
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self.serve_forever, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self._thread.join()
+        self.server_close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: ToolMeter
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        granted = len(self.server.paths) < self.server.allowed
+        self.server.paths.append(self.path)
+        body = json.dumps({"granted": True} if granted else {"error": self.server.refusal}).encode()
+        self.send_response(200 if granted else 429)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None:
+        """Say nothing."""
+
+
+def product(a: int, b: int) -> Reply:
+    return Reply(
+        text="",
+        tool_calls=(ToolCall(name="calculator", arguments={"operation": "multiply", "a": a, "b": b}, id=f"call_{a}"),),
+        usage=Usage(input_tokens=40, output_tokens=12),
+    )
+
+
+def asked(provider: ScriptedProvider, number: int) -> str:
+    return json.dumps(provider.requests[number])
+
+
+@pytest.mark.parametrize("api", DIALECTS)
+def test_tools_run_in_both_dialects(tmp_path: Path, api: str) -> None:
+    replies = [product(6, 7), Reply(text="It is 42.", usage=Usage(input_tokens=60, output_tokens=6))]
+    agent = {"model": model_of(api), "tools": [{"name": "calculator"}], "instructions": "Use the calculator."}
+    with ScriptedProvider(replies) as provider, ToolMeter(allowed=5) as meter:
+        ended = run_agent(tmp_path, provider.base_url, agent, "6 times 7?", meter_url=meter.url)
+        assert ended.code == 0, ended.log
+        assert ended.output == "It is 42."
+        assert meter.paths == ["/tools/calculator/calls"]
+        assert "Use the calculator." in asked(provider, 0)
+        assert "multiply" in asked(provider, 0)
+        assert "42" in asked(provider, 1)
+    assert "2 turns, 1 tool calls, 100 tokens in, 18 out" in ended.last_line
+    assert "almoner-agent: tool calculator: ok" in ended.log
+
+
+@pytest.mark.parametrize("api", DIALECTS)
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("no room for this call in execution: of tool calls it could use up to 1, and 0 of 2 are left", 67),
+        ("no room for this call in demo/team: of nano-dollars it could use up to 9, and 0 of 5 are left", 68),
+    ],
+)
+def test_a_tool_call_that_is_refused_ends_the_run(tmp_path: Path, api: str, said: str, code: int) -> None:
+    agent = {"model": model_of(api), "tools": [{"name": "calculator"}]}
+    refusal = {"message": said, "type": "insufficient_quota", "param": None, "code": "insufficient_quota"}
+    with ScriptedProvider([product(2, 3)]) as provider, ToolMeter(allowed=2, refusal=refusal) as meter:
+        ended = run_agent(tmp_path, provider.base_url, agent, "Go on for ever", meter_url=meter.url)
+    assert ended.code == code, ended.log
+    assert said in ended.last_line
+    assert ended.output is None
+
+
+@pytest.mark.parametrize("api", DIALECTS)
+def test_a_refused_model_call_says_which_budget(tmp_path: Path, api: str) -> None:
+    said = "no room for this call in demo/team: of nano-dollars it could use up to 900, and 5 of 1000 are left"
+    message = said if api == "OpenAI" else f"insufficient_quota: {said}"
+    reply = Reply(status=429, message=message, headers={"x-should-retry": "false"})
+    with ScriptedProvider([reply]) as provider:
+        ended = run_agent(tmp_path, provider.base_url, {"model": model_of(api)}, "Hello")
+        assert len(provider.requests) == 1
+    assert ended.code == contract.AgentExitCode.BUDGET_EXHAUSTED, ended.log
+    assert ended.last_line == f"almoner-agent: {said}"
+
+
+@pytest.mark.parametrize("api", DIALECTS)
+def test_the_sdk_tries_again_when_the_meter_restarts(tmp_path: Path, api: str) -> None:
+    replies = [Reply(status=503, message="starting"), Reply(text="Here I am.")]
+    with ScriptedProvider(replies) as provider:
+        ended = run_agent(tmp_path, provider.base_url, {"model": model_of(api)}, "Hello")
+        assert len(provider.requests) == 2
+    assert (ended.code, ended.output) == (0, "Here I am.")
+
+
+@pytest.mark.parametrize("api", DIALECTS)
+def test_turns_are_limited_in_both_dialects(tmp_path: Path, api: str) -> None:
+    agent = {"model": model_of(api), "tools": [{"name": "calculator"}], "limits": {"maxTurns": 2}}
+    with ScriptedProvider([product(2, 3)]) as provider, ToolMeter(allowed=9) as meter:
+        ended = run_agent(tmp_path, provider.base_url, agent, "Go on for ever", meter_url=meter.url)
+        assert len(provider.requests) == 2
+    assert ended.code == contract.AgentExitCode.LIMIT_EXCEEDED
+    assert "maxTurns of 2" in ended.last_line
