@@ -34,6 +34,8 @@ SUSTAINED_SHARE: Final = 0.98
 SUSTAINED_P99_MS: Final = 1000.0
 SPEND_SECONDS_MAX: Final = 300.0
 OPEN_ITEMS: Final = 50
+ATTEMPTS_PER_CONNECTION: Final = 8
+"""Requests of allotments are small: it takes many under way to find what the service can do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +144,10 @@ class _Bench:
         accounts = tuple(self._accounts())
         tally = self._run(
             load.lifecycle_load,
-            [{"accounts": accounts, "connections": options.connections} for _ in range(options.processes)],
+            [
+                {"accounts": accounts, "connections": options.connections * ATTEMPTS_PER_CONNECTION}
+                for _ in range(options.processes)
+            ],
         )
         counted = sum(tally.counts.get(name, 0) for name in ("open", "extend", "return"))
         return {
