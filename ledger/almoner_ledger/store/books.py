@@ -1,9 +1,9 @@
 """The part of the books that one transaction works on: loaded and locked first, changed in memory, written at the end.
 
 Role: one load and one flush per group of commands keep the number of statements small and their order fixed, so that
-replicas do not deadlock: epoch, executions by uid, allotments by id, accounts by id (which covers
-their windows), sums by key, and last the counter of changes, whose row lock is held until COMMIT: change numbers become visible
-in their order, and the feed skips nothing that commits late. Boundary: decides nothing.
+replicas do not deadlock: epoch, executions by uid, allotments by id, accounts by id (an account's lock covers its
+windows), sums by key, and last the counter of changes, whose row lock is held until COMMIT: change numbers become
+visible in their order, and the feed skips nothing that commits late. Boundary: decides nothing.
 """
 
 from __future__ import annotations

@@ -14,6 +14,23 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+# In an order in which they can be dropped.
+TABLES = (
+    "records",
+    "outputs",
+    "holds",
+    "windows",
+    "allotments",
+    "rollups",
+    "operations",
+    "feed",
+    "executions",
+    "epochs",
+    "counters",
+    "agents",
+    "accounts",
+)
+
 
 def upgrade() -> None:
     """Apply."""
@@ -37,21 +54,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Take back."""
-    for table in (
-        "records",
-        "outputs",
-        "holds",
-        "windows",
-        "allotments",
-        "rollups",
-        "operations",
-        "feed",
-        "executions",
-        "epochs",
-        "counters",
-        "agents",
-        "accounts",
-    ):
+    for table in TABLES:
         op.drop_table(table)
     if op.get_bind().dialect.name == "postgresql":
         op.execute("DROP FUNCTION refuse_change()")
@@ -267,7 +270,8 @@ def _make_windows() -> None:
         sa.Column("floor", sa.BigInteger(), server_default="0", nullable=False),
         sa.CheckConstraint('"limit" IS NULL OR "limit" >= 0', name=op.f("ck_windows_limit")),
         sa.CheckConstraint(
-            'NOT enforced OR "limit" IS NULL OR spent + reserved - excess <= "limit" OR spent + reserved - excess <= floor',
+            'NOT enforced OR "limit" IS NULL OR spent + reserved - excess <= "limit" '
+            "OR spent + reserved - excess <= floor",
             name=op.f("ck_windows_within_limit"),
         ),
         sa.CheckConstraint(

@@ -1,0 +1,183 @@
+"""Who calls: bearer tokens to callers with roles.
+
+Role: judges tokens by TokenReview (audience almoner-ledger), cached. A pod-bound token makes a meter, whose pod uid the
+store compares with the one that the operator bound; a configured user makes the operator; configured users and groups
+may read. Static tokens serve a laptop without Kubernetes, and tests: whoever holds the file is whom it says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+from almoner_core.contract import LEDGER_AUDIENCE
+from almoner_core.wire import ErrorCode
+from almoner_ledger import metrics
+from almoner_ledger.errors import LedgerError
+from almoner_ledger.kubernetes import Access, KubernetesUnavailableError, Review, TokenReviewer
+
+log = logging.getLogger(__name__)
+
+OPERATOR_USER: Final = "system:serviceaccount:almoner-system:almoner-operator"
+READER_GROUP: Final = "almoner:readers"
+TOKEN_BYTES_MAX: Final = 16_384
+CACHE_MAX: Final = 10_000
+FRESH_SECONDS: Final = 60.0
+REFUSED_SECONDS: Final = 10.0
+STALE_SECONDS: Final = 300.0
+"""How long a caller that was known is still known while the API server does not answer."""
+REVIEWS_AT_ONCE: Final = 32
+
+
+class Role(StrEnum):
+    """What a caller may do; a caller may have several."""
+
+    OPERATOR = "operator"
+    METER = "meter"
+    READER = "reader"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """An authenticated caller."""
+
+    name: str
+    roles: frozenset[Role]
+    pod_uid: str | None = None
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Which users are the operator, and who may read."""
+
+    operators: frozenset[str] = frozenset({OPERATOR_USER})
+    reader_users: frozenset[str] = frozenset()
+    reader_groups: frozenset[str] = frozenset({READER_GROUP, "system:masters"})
+
+    def caller(self, review: Review) -> Caller:
+        """Give the caller that a review describes."""
+        roles = set()
+        if review.username in self.operators:
+            roles |= {Role.OPERATOR, Role.READER}
+        elif review.pod_uid:
+            roles.add(Role.METER)
+        if review.username in self.reader_users or review.groups & self.reader_groups:
+            roles.add(Role.READER)
+        return Caller(review.username, frozenset(roles), review.pod_uid)
+
+
+def load_static_tokens(path: Path) -> dict[str, Caller]:
+    """Read static tokens: a JSON list of {"token", "role", "name", "pod_uid"}; roles operator, meter, reader.
+
+    Raises ValueError that names what is wrong.
+    """
+    callers: dict[str, Caller] = {}
+    for index, entry in enumerate(json.loads(path.read_text())):
+        try:
+            role, token = Role(entry["role"]), str(entry["token"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: entry {index}: needs a token and a role of operator, meter or reader") from error
+        pod_uid = entry.get("pod_uid")
+        if role is Role.METER and not pod_uid:
+            raise ValueError(f"{path}: entry {index}: a meter needs the pod_uid that it speaks for")
+        roles = {role, Role.READER} if role is Role.OPERATOR else {role}
+        callers[_fingerprint(token)] = Caller(str(entry.get("name", role)), frozenset(roles), pod_uid)
+    return callers
+
+
+def _fingerprint(token: str) -> str:
+    # Tokens themselves are kept nowhere.
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+@dataclass(slots=True)
+class _Known:
+    caller: Caller | None
+    error: str
+    judged: float
+
+
+@dataclass
+class Authenticator:
+    """Judges bearer tokens. Bounded: the cache, the token's length, and the reviews that run at once."""
+
+    access: Access | None
+    policy: Policy = field(default_factory=Policy)
+    static: Mapping[str, Caller] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._reviewer = TokenReviewer(self.access, LEDGER_AUDIENCE) if self.access is not None else None
+        self._cache: OrderedDict[str, _Known] = OrderedDict()
+        self._under_way: dict[str, asyncio.Task[_Known]] = {}
+        self._slots = asyncio.Semaphore(REVIEWS_AT_ONCE)
+
+    async def close(self) -> None:
+        """Close what it holds open."""
+        if self._reviewer is not None:
+            await self._reviewer.close()
+
+    async def caller(self, authorization: str | None) -> Caller:
+        """Give the caller of an Authorization header. Raises LedgerError `unauthenticated` or `unavailable`."""
+        scheme, _, token = (authorization or "").partition(" ")
+        token = token.strip()
+        if scheme.lower() != "bearer" or not token:
+            raise _unauthenticated("send Authorization: Bearer <token>", "missing")
+        if len(token) > TOKEN_BYTES_MAX or not token.isascii():
+            raise _unauthenticated("the token is not one of Kubernetes", "malformed")
+        key = _fingerprint(token)
+        if (static := self.static.get(key)) is not None:
+            return static
+        known = self._cache.get(key)
+        if known is None or not _fresh(known):
+            known = await self._judge(key, token, known)
+        if known.caller is None:
+            raise _unauthenticated(known.error or "the token is not valid", "refused")
+        metrics.AUTHENTICATION.labels("accepted").inc()
+        return known.caller
+
+    async def _judge(self, key: str, token: str, known: _Known | None) -> _Known:
+        if self._reviewer is None:
+            raise _unauthenticated("no such token, and no API server to ask", "refused")
+        # Many requests of one caller at once are one review; it goes on if the first of them hangs up.
+        task = self._under_way.get(key)
+        if task is None:
+            task = self._under_way[key] = asyncio.create_task(self._review(key, token))
+            task.add_done_callback(lambda _: self._under_way.pop(key, None))
+        try:
+            return await asyncio.shield(task)
+        except KubernetesUnavailableError as error:
+            if known is not None and known.caller is not None and time.monotonic() - known.judged < STALE_SECONDS:
+                return known
+            metrics.AUTHENTICATION.labels("unavailable").inc()
+            raise LedgerError(ErrorCode.UNAVAILABLE, f"the token could not be checked: {error}") from error
+
+    async def _review(self, key: str, token: str) -> _Known:
+        assert self._reviewer is not None
+        async with self._slots:
+            review = await self._reviewer.review(token)
+        caller = self.policy.caller(review) if review.authenticated else None
+        known = _Known(caller, review.error, time.monotonic())
+        self._cache[key] = known
+        self._cache.move_to_end(key)
+        while len(self._cache) > CACHE_MAX:
+            self._cache.popitem(last=False)
+        return known
+
+
+def _fresh(known: _Known) -> bool:
+    age = time.monotonic() - known.judged
+    return age < (FRESH_SECONDS if known.caller is not None else REFUSED_SECONDS)
+
+
+def _unauthenticated(message: str, result: str) -> LedgerError:
+    metrics.AUTHENTICATION.labels(result).inc()
+    return LedgerError(ErrorCode.UNAUTHENTICATED, message)

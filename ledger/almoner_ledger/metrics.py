@@ -1,0 +1,25 @@
+"""What the ledger tells Prometheus. Labels are bounded: verbs, error codes, routes."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+REQUESTS = Counter("almoner_ledger_requests_total", "Requests by route and error code.", ["route", "code"])
+REQUEST_SECONDS = Histogram(
+    "almoner_ledger_request_seconds",
+    "Seconds to answer, long polls apart.",
+    ["route"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30),
+)
+TRANSACTION_SECONDS = Histogram(
+    "almoner_ledger_transaction_seconds",
+    "Seconds of one group's transaction, retries included.",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30),
+)
+GROUP_SIZE = Histogram(
+    "almoner_ledger_group_size", "Commands in one transaction.", buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500)
+)
+QUEUE = Gauge("almoner_ledger_queue", "Commands waiting for a transaction.")
+AUTHENTICATION = Counter(
+    "almoner_ledger_authentication_total", "Tokens presented, by how they were judged.", ["result"]
+)

@@ -1,0 +1,96 @@
+"""Reads bodies and query parameters strictly, and names the field that is wrong."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from aiohttp import web
+from pydantic import ValidationError
+
+from almoner_core.wire import ErrorCode, WireModel
+from almoner_ledger.errors import LedgerError, invalid
+
+M = TypeVar("M", bound=WireModel)
+
+
+async def read_body(request: web.Request, limit: int) -> bytes:
+    """Read a body of at most `limit` bytes. Raises LedgerError `too_large` as soon as it is known to be longer."""
+    error = LedgerError(ErrorCode.TOO_LARGE, f"the body may have at most {limit} bytes; send less at once")
+    if (request.content_length or 0) > limit:
+        raise error
+    body = bytearray()
+    async for chunk in request.content.iter_chunked(65_536):
+        body += chunk
+        if len(body) > limit:
+            raise error
+    return bytes(body)
+
+
+def parse_body(body: bytes, model: type[M]) -> M:
+    """Read a message. Strict: no number from a string, no unknown field. Raises LedgerError `invalid`.
+
+    The character NUL, which PostgreSQL's text cannot hold, is refused.
+    """
+    if b"\\u0000" in body:
+        _refuse_nul(body)
+    try:
+        return model.model_validate_json(body, strict=True)
+    except ValidationError as error:
+        raise invalid(*_first(error)) from None
+
+
+def _first(error: ValidationError) -> tuple[str, str]:
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    place = ".".join(str(part) for part in first["loc"])[:256] or "body"
+    return place, str(first["msg"])[:512]
+
+
+def _refuse_nul(body: bytes) -> None:
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return  # The model's validation says what is wrong.
+    stack: list[tuple[str, Any]] = [("", document)]
+    while stack:
+        place, value = stack.pop()
+        if isinstance(value, str) and "\0" in value:
+            raise invalid(place or "body", "the character NUL is not allowed")
+        children: list[tuple[Any, Any]] = []
+        if isinstance(value, dict):
+            if any("\0" in key for key in value):
+                raise invalid(place or "body", "the character NUL is not allowed in a name")
+            children = list(value.items())
+        elif isinstance(value, list):
+            children = list(enumerate(value))
+        stack.extend((f"{place}.{name}" if place else str(name), child) for name, child in children)
+
+
+def integer(query: Mapping[str, str], name: str, default: int, most: int) -> int:
+    """Read an integer parameter from 0 to `most`."""
+    text = query.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= 19 and int(text) <= most):
+        raise invalid(name, f"write an integer from 0 to {most}")
+    return int(text)
+
+
+def day(query: Mapping[str, str], name: str) -> dt.date | None:
+    """Read a day such as 2026-01-31; None where it is not given."""
+    text = query.get(name)
+    if text is None:
+        return None
+    try:
+        return dt.date.fromisoformat(text)
+    except ValueError:
+        raise invalid(name, "write a day such as 2026-01-31") from None
+
+
+def known_only(query: Mapping[str, str], names: set[str]) -> None:
+    """Refuse parameters that are not known: a misspelt one is not a silent default."""
+    for name in query:
+        if name not in names:
+            raise invalid(name[:64], f"unknown parameter; known are {', '.join(sorted(names)) or 'none'}")

@@ -1,0 +1,233 @@
+"""The routes of the ledger's HTTP API, as a table: the service and the OpenAPI document are both made of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from almoner_core import wire
+from almoner_core.wire import BODY_BYTES_MAX, ErrorAnswer, WireModel
+from almoner_ledger.auth import Role
+from almoner_ledger.store.commands import Done
+from almoner_ledger.store.queries import By
+
+OUTPUT_BODY_BYTES_MAX: Final = 7 * 1024 * 1024
+"""A mebibyte of characters may take six bytes each as JSON escapes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One query parameter."""
+
+    name: str
+    schema: dict[str, Any]
+    description: str
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One call: who may make it (`role` None: anyone), what it takes and what it answers.
+
+    `handler` names a method of the service. `answer` None: not JSON.
+    """
+
+    method: str
+    path: str
+    handler: str
+    summary: str
+    role: Role | None = None
+    body: type[WireModel] | None = None
+    answer: type[WireModel] | None = None
+    parameters: tuple[Parameter, ...] = ()
+    body_bytes_max: int = BODY_BYTES_MAX
+    long_poll: bool = False
+
+
+def _integer(name: str, description: str, default: int, most: int) -> Parameter:
+    return Parameter(name, {"type": "integer", "minimum": 0, "maximum": most, "default": default}, description)
+
+
+_TIMEOUT = _integer("timeout_seconds", "Seconds to wait for news.", 0, 55)
+_LIMIT = _integer("limit", "Most items in the answer.", 500, 1000)
+_DAY: Final = {"type": "string", "format": "date"}
+
+ROUTES: Final[tuple[Route, ...]] = (
+    Route("POST", "/v1/epochs", "command", "Take an epoch", Role.OPERATOR, wire.TakeEpoch, wire.Epoch),
+    Route(
+        "POST",
+        "/v1/accounts:update",
+        "command",
+        "Put limits in force",
+        Role.OPERATOR,
+        wire.UpdateAccounts,
+        wire.AccountsAnswer,
+    ),
+    Route("POST", "/v1/allotments:open", "batch", "Open allotments", Role.OPERATOR, wire.OpenBatch, wire.OpenAnswers),
+    Route(
+        "POST",
+        "/v1/allotments:bind",
+        "batch",
+        "Bind allotments to pods",
+        Role.OPERATOR,
+        wire.BindBatch,
+        wire.BatchAnswer,
+    ),
+    Route(
+        "POST",
+        "/v1/allotments:void",
+        "batch",
+        "Void allotments that were never activated",
+        Role.OPERATOR,
+        wire.CloseBatch,
+        wire.BatchAnswer,
+    ),
+    Route(
+        "POST",
+        "/v1/allotments:close",
+        "batch",
+        "Close allotments whose pods are gone",
+        Role.OPERATOR,
+        wire.CloseBatch,
+        wire.BatchAnswer,
+    ),
+    Route(
+        "GET",
+        "/v1/allotments",
+        "list_allotments",
+        "Open allotments",
+        Role.OPERATOR,
+        answer=wire.AllotmentPage,
+        parameters=(
+            Parameter("state", {"type": "string", "enum": ["open"], "default": "open"}, "Which allotments."),
+            Parameter("after", {"type": "string", "default": ""}, "The last page's `next`."),
+            _LIMIT,
+        ),
+    ),
+    Route(
+        "GET",
+        "/v1/changes",
+        "changes",
+        "Totals that changed",
+        Role.OPERATOR,
+        answer=wire.Changes,
+        parameters=(_integer("after", "The last answer's `after`; 0 at first.", 0, wire.BIGINT_MAX), _TIMEOUT, _LIMIT),
+        long_poll=True,
+    ),
+    Route(
+        "POST",
+        "/v1/allotments/{id}/activate",
+        "command",
+        "Take one's allotment",
+        Role.METER,
+        wire.Activate,
+        wire.Activated,
+    ),
+    Route("POST", "/v1/allotments/{id}/extend", "command", "Ask for more", Role.METER, wire.Extend, wire.Extended),
+    Route("POST", "/v1/allotments/{id}/records", "command", "Post records", Role.METER, wire.PostRecords, wire.Posted),
+    Route("POST", "/v1/allotments/{id}/return", "command", "Give back", Role.METER, wire.Return, wire.Returned),
+    Route(
+        "PUT",
+        "/v1/allotments/{id}/output",
+        "command",
+        "Hand over the output",
+        Role.METER,
+        wire.PutOutput,
+        Done,
+        body_bytes_max=OUTPUT_BODY_BYTES_MAX,
+    ),
+    Route("POST", "/v1/allotments/{id}/progress", "command", "Report progress", Role.METER, wire.PostProgress, Done),
+    Route(
+        "GET",
+        "/v1/allotments/{id}/signals",
+        "signals",
+        "What is wanted of the meter",
+        Role.METER,
+        answer=wire.Signals,
+        parameters=(_TIMEOUT,),
+        long_poll=True,
+    ),
+    Route(
+        "GET",
+        "/v1/costs",
+        "costs",
+        "What was spent",
+        Role.READER,
+        answer=wire.Costs,
+        parameters=(
+            Parameter("by", {"type": "string", "enum": [str(each) for each in By], "default": "agent"}, "Grouping."),
+            Parameter("from", _DAY, "First day (UTC)."),
+            Parameter("to", _DAY, "Last day (UTC), included."),
+            _LIMIT,
+        ),
+    ),
+    Route("GET", "/v1/executions/{uid}/output", "output", "An execution's output", Role.READER),
+    Route("GET", "/healthz", "healthz", "Whether the process lives"),
+    Route("GET", "/readyz", "readyz", "Whether the database answers"),
+    Route("GET", "/metrics", "metrics", "Metrics for Prometheus"),
+    Route("GET", "/openapi.json", "openapi", "This document"),
+)
+
+
+def openapi(version: str) -> dict[str, Any]:
+    """Make the OpenAPI 3.1 document of the routes."""
+    models: set[type[BaseModel]] = {ErrorAnswer}
+    models.update(model for route in ROUTES for model in (route.body, route.answer) if model is not None)
+    ordered = sorted(models, key=lambda model: model.__name__)
+    _, definitions = models_json_schema(
+        [(model, "validation") for model in ordered], ref_template="#/components/schemas/{model}"
+    )
+    paths: dict[str, dict[str, Any]] = {}
+    for route in ROUTES:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Almoner ledger", "version": version, "description": (wire.__doc__ or "").strip()},
+        "paths": paths,
+        "components": {
+            "schemas": definitions["$defs"],
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _operation(route: Route) -> dict[str, Any]:
+    content = (
+        {"application/json": {"schema": _reference(route.answer)}} if route.answer is not None else {"text/plain": {}}
+    )
+    operation: dict[str, Any] = {
+        "summary": route.summary,
+        "responses": {
+            "200": {"description": "Done.", "content": content},
+            "default": {
+                "description": "Refused, by name.",
+                "content": {"application/json": {"schema": _reference(ErrorAnswer)}},
+            },
+        },
+        "security": [{"token": []}] if route.role is not None else [],
+    }
+    if route.role is not None:
+        operation["description"] = f"For the role {route.role.value}."
+    if route.body is not None:
+        operation["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": _reference(route.body)}},
+        }
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in ("id", "uid")
+        if f"{{{name}}}" in route.path
+    ]
+    parameters += [
+        {"name": each.name, "in": "query", "schema": each.schema, "description": each.description}
+        for each in route.parameters
+    ]
+    if parameters:
+        operation["parameters"] = parameters
+    return operation
+
+
+def _reference(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{model.__name__}"}

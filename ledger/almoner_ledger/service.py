@@ -1,0 +1,281 @@
+"""The HTTP service: routes to commands and queries, callers to roles, errors to bodies.
+
+Role: thin. Bodies are validated strictly, callers judged, commands handed to the batcher, queries run in a thread; long
+polls wait. Boundary: decides nothing about money.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar
+
+import prometheus_client
+from aiohttp import web
+from sqlalchemy.engine import Connection
+
+from almoner_core import wire
+from almoner_core.wire import ErrorAnswer, ErrorCode, WireModel
+from almoner_ledger import metrics
+from almoner_ledger.auth import Authenticator, Caller, Role
+from almoner_ledger.batching import Batcher, ChangeWatch
+from almoner_ledger.database import DatabaseUnavailableError
+from almoner_ledger.errors import LedgerError, invalid
+from almoner_ledger.parsing import day, integer, known_only, parse_body, read_body
+from almoner_ledger.routes import ROUTES, Route, openapi
+from almoner_ledger.store import Answer, Store, Verb, command, queries
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+VERBS: Final[dict[str, Verb]] = {
+    "/v1/epochs": Verb.TAKE_EPOCH,
+    "/v1/accounts:update": Verb.UPDATE_ACCOUNTS,
+    "/v1/allotments:open": Verb.OPEN,
+    "/v1/allotments:bind": Verb.BIND,
+    "/v1/allotments:void": Verb.VOID,
+    "/v1/allotments:close": Verb.CLOSE,
+    "/v1/allotments/{id}/activate": Verb.ACTIVATE,
+    "/v1/allotments/{id}/extend": Verb.EXTEND,
+    "/v1/allotments/{id}/records": Verb.POST,
+    "/v1/allotments/{id}/return": Verb.RETURN,
+    "/v1/allotments/{id}/output": Verb.OUTPUT,
+    "/v1/allotments/{id}/progress": Verb.PROGRESS,
+}
+READY_SECONDS: Final = 2.0
+SIGNAL_POLL_SECONDS: Final = 2.0
+JSON: Final = "application/json"
+
+
+class Service:
+    """The ledger's HTTP application over a store."""
+
+    def __init__(self, store: Store, authenticator: Authenticator, *, version: str = "0") -> None:
+        self.store = store
+        self.authenticator = authenticator
+        self.version = version
+
+    def application(self) -> web.Application:
+        """Make the application; its start-up and clean-up start and stop the writer."""
+        app = web.Application(client_max_size=0)
+        app.cleanup_ctx.append(self._running)
+        for route in ROUTES:
+            app.router.add_route(route.method, route.path, functools.partial(self._serve, route))
+        # What fits no route is refused by name as well.
+        app.router.add_route("*", "/{rest:.*}", self._unknown)
+        return app
+
+    async def _running(self, _: web.Application) -> Any:
+        self.batcher = Batcher(self.store)
+        self.watch = ChangeWatch(self.store, self.batcher)
+        self.stopping = asyncio.Event()
+        self.batcher.start()
+        self.watch.start()
+        yield
+        self.stopping.set()
+        await self.watch.close()
+        await self.batcher.close()
+        await self.authenticator.close()
+
+    # -- around every call -----------------------------------------------------------------------------
+
+    async def _serve(self, route: Route, request: web.Request) -> web.StreamResponse:
+        started = time.perf_counter()
+        code = "ok"
+        try:
+            caller = await self._caller(route, request)
+            handler: Callable[[Route, web.Request, Caller | None], Awaitable[web.Response]] = getattr(
+                self, f"_{route.handler}"
+            )
+            response = await handler(route, request, caller)
+        except LedgerError as error:
+            code = error.code.value
+            response = _error(error)
+        except DatabaseUnavailableError as error:
+            code = ErrorCode.UNAVAILABLE.value
+            response = _error(LedgerError(ErrorCode.UNAVAILABLE, f"the database does not answer: {error}"))
+        except (asyncio.CancelledError, ConnectionError):
+            raise
+        except Exception:
+            log.exception("%s %s failed", route.method, route.path)
+            code = ErrorCode.UNAVAILABLE.value
+            response = _error(LedgerError(ErrorCode.UNAVAILABLE, "the ledger failed and logged why; retry"))
+        metrics.REQUESTS.labels(route.path, code).inc()
+        if not route.long_poll:
+            metrics.REQUEST_SECONDS.labels(route.path).observe(time.perf_counter() - started)
+        return response
+
+    async def _caller(self, route: Route, request: web.Request) -> Caller | None:
+        if route.role is None:
+            return None
+        caller = await self.authenticator.caller(request.headers.get("Authorization"))
+        if route.role not in caller.roles:
+            raise LedgerError(ErrorCode.FORBIDDEN, f"{caller.name or 'the caller'} has not the role {route.role.value}")
+        return caller
+
+    async def _unknown(self, request: web.Request) -> web.Response:
+        return _error(LedgerError(ErrorCode.NOT_FOUND, f"no call {request.method} {request.path[:128]}"))
+
+    async def _read(self, query: Callable[[Connection], T]) -> T:
+        return await asyncio.to_thread(self.store.read, query)
+
+    # -- mutations -------------------------------------------------------------------------------------
+
+    async def _command(self, route: Route, request: web.Request, caller: Caller | None) -> web.Response:
+        assert route.body is not None
+        body = await read_body(request, route.body_bytes_max)
+        verb = VERBS[route.path]
+        if verb is Verb.OUTPUT:
+            # Text that an agent wrote may hold NUL, which PostgreSQL's text cannot: it is replaced, not refused.
+            body = body.replace(b"\\u0000", b"\\ufffd")
+        message = parse_body(body, route.body)
+        allotment = request.match_info.get("id")
+        if allotment is not None and len(allotment) != 36:
+            raise invalid("id", "write the allotment's id")
+        made = command(
+            verb,
+            message,
+            allotment=allotment,
+            epoch=getattr(message, "epoch", None),
+            pod_uid=caller.pod_uid if caller is not None and route.role is Role.METER else None,
+        )
+        return _answer(await self.batcher.submit(made))
+
+    async def _batch(self, route: Route, request: web.Request, _: Caller | None) -> web.Response:
+        assert route.body is not None
+        batch: Any = parse_body(await read_body(request, route.body_bytes_max), route.body)
+        verb = VERBS[route.path]
+        answers = await self.batcher.submit_all([command(verb, item, epoch=batch.epoch) for item in batch.items])
+        for answer in answers:
+            # A leader that is not one any more learns it at once, not item by item.
+            if isinstance(answer, LedgerError) and answer.code in (ErrorCode.STALE_EPOCH, ErrorCode.UNAVAILABLE):
+                raise answer
+        if verb is Verb.OPEN:
+            opened = [_opened(item.allotment, each) for item, each in zip(batch.items, answers, strict=True)]
+            return _answer(wire.OpenAnswers(answers=opened))
+        done = [_item(item.allotment, each) for item, each in zip(batch.items, answers, strict=True)]
+        return _answer(wire.BatchAnswer(answers=done))
+
+    # -- queries ---------------------------------------------------------------------------------------
+
+    async def _list_allotments(self, route: Route, request: web.Request, _: Caller | None) -> web.Response:
+        query = request.query
+        _known(route, request)
+        if query.get("state", "open") != "open":
+            raise invalid("state", "only state=open is listed")
+        after, limit = query.get("after", ""), max(1, integer(query, "limit", 500, 1000))
+        return _answer(await self._read(lambda c: queries.open_allotments(c, self.store.now_ms(c), after[:36], limit)))
+
+    async def _changes(self, route: Route, request: web.Request, _: Caller | None) -> web.Response:
+        query = request.query
+        _known(route, request)
+        after = integer(query, "after", 0, wire.BIGINT_MAX)
+        limit = max(1, integer(query, "limit", 500, 1000))
+        deadline = time.monotonic() + integer(query, "timeout_seconds", 0, 55)
+        while True:
+            found = await self._read(lambda c: queries.changes(c, self.store.now_ms(c), after, limit))
+            left = deadline - time.monotonic()
+            if found.executions or found.agents or found.accounts or left <= 0 or self.stopping.is_set():
+                return _answer(found)
+            await self.watch.wait(found.after, left)
+
+    async def _signals(self, route: Route, request: web.Request, caller: Caller | None) -> web.Response:
+        _known(route, request)
+        assert caller is not None
+        allotment = request.match_info["id"]
+        deadline = time.monotonic() + integer(request.query, "timeout_seconds", 0, 55)
+        while True:
+            found = await self._read(lambda c: queries.attempt_state(c, allotment))
+            if found is None:
+                raise LedgerError(ErrorCode.NOT_FOUND, "allotment: no such allotment is known", field="id")
+            state, pod_uid = found
+            if pod_uid is None or pod_uid != caller.pod_uid:
+                raise LedgerError(ErrorCode.FORBIDDEN, "allotment: it belongs to another pod", field="id")
+            # Recalls of idle amounts will come on this road too.
+            signals = wire.Signals(cancel=state not in queries.OPEN_STATES)
+            left = deadline - time.monotonic()
+            if signals.cancel or left <= 0 or self.stopping.is_set():
+                return _answer(signals)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.stopping.wait(), min(left, SIGNAL_POLL_SECONDS))
+
+    async def _costs(self, route: Route, request: web.Request, _: Caller | None) -> web.Response:
+        query = request.query
+        _known(route, request)
+        try:
+            by = queries.By(query.get("by", "agent"))
+        except ValueError:
+            raise invalid("by", f"write one of {', '.join(queries.By)}") from None
+        since, until = day(query, "from"), day(query, "to")
+        limit = max(1, integer(query, "limit", 500, 1000))
+        return _answer(await self._read(lambda c: queries.costs(c, by, since, until, limit)))
+
+    async def _output(self, _: Route, request: web.Request, __: Caller | None) -> web.Response:
+        uid = request.match_info["uid"][:64]
+        text = await self._read(lambda c: queries.output(c, uid))
+        return web.Response(text=text, content_type="text/plain", charset="utf-8")
+
+    # -- for machines ----------------------------------------------------------------------------------
+
+    async def _healthz(self, _: Route, __: web.Request, ___: Caller | None) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, _: Route, __: web.Request, ___: Caller | None) -> web.Response:
+        if self.stopping.is_set():
+            raise LedgerError(ErrorCode.UNAVAILABLE, "shutting down")
+        try:
+            await asyncio.wait_for(self._read(queries.last_change), READY_SECONDS)
+        except TimeoutError as error:
+            raise LedgerError(ErrorCode.UNAVAILABLE, "the database does not answer") from error
+        return web.Response(text="ok\n")
+
+    async def _metrics(self, _: Route, __: web.Request, ___: Caller | None) -> web.Response:
+        return web.Response(body=prometheus_client.generate_latest(), content_type="text/plain")
+
+    async def _openapi(self, _: Route, __: web.Request, ___: Caller | None) -> web.Response:
+        return web.Response(text=_openapi_text(self.version), content_type=JSON)
+
+
+@functools.cache
+def _openapi_text(version: str) -> str:
+    return json.dumps(openapi(version))
+
+
+def _known(route: Route, request: web.Request) -> None:
+    known_only(request.query, {each.name for each in route.parameters})
+
+
+def _answer(answer: Answer) -> web.Response:
+    assert isinstance(answer, WireModel)
+    return web.Response(text=answer.model_dump_json(), content_type=JSON)
+
+
+def _error(error: LedgerError) -> web.Response:
+    response = web.Response(
+        status=error.status, text=ErrorAnswer(error=error.to_wire()).model_dump_json(), content_type=JSON
+    )
+    if error.code is ErrorCode.UNAVAILABLE:
+        response.headers["Retry-After"] = "1"
+    if error.code is ErrorCode.TOO_LARGE:
+        # The rest of the body is not read.
+        response.force_close()
+    return response
+
+
+def _opened(allotment: str, answer: Answer) -> wire.OpenAnswer:
+    if isinstance(answer, LedgerError):
+        return wire.OpenAnswer(allotment=allotment, error=answer.to_wire())
+    assert isinstance(answer, wire.OpenAnswer)
+    return answer
+
+
+def _item(allotment: str, answer: Answer) -> wire.ItemAnswer:
+    if isinstance(answer, LedgerError):
+        return wire.ItemAnswer(allotment=allotment, error=answer.to_wire())
+    assert isinstance(answer, wire.ItemAnswer)
+    return answer

@@ -1,0 +1,75 @@
+"""Runs the service: migrates, listens, and shuts down in order on SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from importlib.metadata import version
+from pathlib import Path
+
+from aiohttp import web
+
+from almoner_ledger import kubernetes
+from almoner_ledger.auth import Authenticator, Policy, load_static_tokens
+from almoner_ledger.database import Database
+from almoner_ledger.service import Service
+from almoner_ledger.store import Store
+
+log = logging.getLogger(__name__)
+
+SHUTDOWN_SECONDS = 20.0
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """Read HOST:PORT; an IPv6 host stands in brackets. Raises ValueError."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65_535:
+        raise ValueError(f"listen: {text!r} is no HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+def authenticator(kubeconfig: Path | None, static_tokens: Path | None, policy: Policy) -> Authenticator:
+    """Make the judge of tokens. Raises ValueError where there is nothing to judge them by."""
+    access = kubernetes.from_kubeconfig(kubeconfig) if kubeconfig is not None else kubernetes.in_cluster()
+    static = load_static_tokens(static_tokens) if static_tokens is not None else {}
+    if access is None and not static:
+        raise ValueError("no API server to check tokens: give --kubeconfig, or --static-tokens for local use")
+    if static:
+        log.warning("%d static tokens are accepted: for local use only", len(static))
+    return Authenticator(access, policy, static)
+
+
+async def serve(store: Store, judge: Authenticator, host: str, port: int) -> None:
+    """Serve until SIGTERM or SIGINT; then refuse new requests, finish those that run, and return."""
+    service = Service(store, judge, version=version("almoner"))
+    runner = web.AppRunner(
+        service.application(), access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_SECONDS
+    )
+    await runner.setup()
+    site = web.TCPSite(runner, host, port, backlog=1024, reuse_address=True)
+    await site.start()
+    addresses = ", ".join(f"{address[0]}:{address[1]}" for address in runner.addresses)
+    log.info("ledger listens on %s", addresses)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await stop.wait()
+    log.info("ledger shuts down")
+    service.stopping.set()
+    await service.watch.close()
+    await runner.cleanup()
+
+
+def run(
+    database_url: str, host: str, port: int, judge: Authenticator, *, migrate: bool, patience_seconds: float
+) -> None:
+    """Open the database, migrate it unless told not to, and serve."""
+    database = Database(database_url, patience_seconds=patience_seconds)
+    store = Store(database)
+    if migrate:
+        store.migrate()
+    try:
+        asyncio.run(serve(store, judge, host, port))
+    finally:
+        database.dispose()
