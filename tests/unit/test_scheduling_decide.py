@@ -17,10 +17,11 @@ from almoner_operator.scheduling.decide import decide
 from almoner_operator.scheduling.model import (
     Account,
     Agent,
+    Decisions,
     Hold,
     Quota,
-    RequireBudget,
     Requests,
+    RequireBudget,
     Settings,
     Share,
     Snapshot,
@@ -48,7 +49,7 @@ GIB = 1024**3
 STRICT = QueueingStrategy.STRICT_FIFO
 
 
-def wait_of(decisions: Any, name: str) -> Wait:
+def wait_of(decisions: Decisions, name: str) -> Wait:
     return next(wait for key, wait in decisions.waiting if key.name == name)
 
 

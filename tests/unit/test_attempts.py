@@ -1,0 +1,407 @@
+"""How attempts end, from what a pod's status says; and when they are tried again."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from almoner_core.api.execution import AttemptOutcome, FailureReason, Retry
+from almoner_operator.attempts import (
+    NEVER_RETRIED,
+    classify,
+    has_terminated,
+    remaining_seconds,
+    retry_at,
+    started_at,
+)
+from almoner_operator.scheduling.model import StopCause
+
+NOW = datetime(2026, 6, 1, 12, 0, tzinfo=UTC)
+FAILED, SUCCEEDED = AttemptOutcome.FAILED, AttemptOutcome.SUCCEEDED
+
+
+def stamp(seconds: int) -> str:
+    """A time so many seconds before NOW, as the API server writes it."""
+    return (NOW - timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def pod(agent: dict[str, Any] | None = None, meter: dict[str, Any] | None = None, **status: Any) -> dict[str, Any]:
+    """A pod created a minute ago; `agent` and `meter` are container statuses, the rest goes into status or metadata."""
+    metadata: dict[str, Any] = {"name": "p", "creationTimestamp": stamp(60)}
+    deleted = status.pop("deleted", None)
+    if deleted is not None:
+        grace = 30
+        metadata |= {"deletionTimestamp": stamp(deleted - grace), "deletionGracePeriodSeconds": grace}
+    return {
+        "metadata": metadata,
+        "spec": {
+            "initContainers": [{"name": "meter"}],
+            "containers": [{"name": "agent", "resources": {"limits": {"memory": "1Gi"}}}],
+        },
+        "status": {
+            "phase": "Running",
+            "initContainerStatuses": [{"name": "meter", "started": True, **(meter or {"state": {"running": {}}})}],
+            "containerStatuses": [{"name": "agent", **(agent or {})}],
+            **status,
+        },
+    }
+
+
+def exited(code: int, message: str = "", *, reason: str | None = None, ago: int = 5) -> dict[str, Any]:
+    """An agent container that ended `ago` seconds before NOW."""
+    return {
+        "state": {
+            "terminated": {
+                "exitCode": code,
+                "reason": reason or ("Completed" if code == 0 else "Error"),
+                "message": message,
+                "startedAt": stamp(50),
+                "finishedAt": stamp(ago),
+            }
+        }
+    }
+
+
+RUNNING: dict[str, Any] = {"state": {"running": {"startedAt": stamp(50)}}}
+WAITING: dict[str, Any] = {"state": {"waiting": {"reason": "PodInitializing"}}}
+TARGET = {"type": "DisruptionTarget", "status": "True"}
+
+# Each case: the pod, options of classify, the outcome, the reason, part of the message.
+ENDS: dict[str, tuple[Any, dict[str, Any], AttemptOutcome, FailureReason | None, str]] = {
+    "exit code 0": (pod(exited(0)), {}, SUCCEEDED, None, ""),
+    "exit code 0, and the meter still runs": (pod(exited(0), {"state": {"running": {}}}), {}, SUCCEEDED, None, ""),
+    "exit code 0, and the meter crashed": (
+        pod(exited(0), {"state": {"terminated": {"exitCode": 1}}}),
+        {},
+        SUCCEEDED,
+        None,
+        "",
+    ),
+    "exit code 0 before the deletion that was asked for later": (
+        pod(exited(0, ago=20), deleted=10),
+        {"intent": StopCause.PREEMPTED},
+        SUCCEEDED,
+        None,
+        "",
+    ),
+    "exit code 1 with a log": (
+        pod(exited(1, "Traceback\n  File\nValueError: boom\n\n")),
+        {},
+        FAILED,
+        FailureReason.AGENT_FAILED,
+        "exit code 1: ValueError: boom",
+    ),
+    "exit code 1 without a word": (pod(exited(1)), {}, FAILED, FailureReason.AGENT_FAILED, "exit code 1"),
+    "killed": (pod(exited(137)), {}, FAILED, FailureReason.AGENT_FAILED, "killed by signal 9"),
+    "out of memory": (
+        pod(exited(137, reason="OOMKilled")),
+        {},
+        FAILED,
+        FailureReason.AGENT_FAILED,
+        "exceeded its memory limit of 1Gi",
+    ),
+    "invalid input": (pod(exited(64, "no such field")), {}, FAILED, FailureReason.INVALID_INPUT, "no such field"),
+    "guardrail": (pod(exited(65)), {}, FAILED, FailureReason.GUARDRAIL_TRIPPED, "exit code 65"),
+    "invalid output": (pod(exited(66)), {}, FAILED, FailureReason.INVALID_OUTPUT, ""),
+    "limit": (pod(exited(67)), {}, FAILED, FailureReason.LIMIT_EXCEEDED, ""),
+    "budget": (pod(exited(68)), {}, FAILED, FailureReason.BUDGET_EXHAUSTED, ""),
+    "provider": (pod(exited(69)), {}, FAILED, FailureReason.PROVIDER_FAILED, ""),
+    "no such command": (
+        pod(exited(128, "exec: no such file", reason="StartError")),
+        {},
+        FAILED,
+        FailureReason.RUNNER_FAILED,
+        "could not start: exec: no such file",
+    ),
+    "the node lost track of it": (
+        pod(exited(137, reason="ContainerStatusUnknown")),
+        {},
+        FAILED,
+        FailureReason.NODE_LOST,
+        "lost track",
+    ),
+    "evicted": (
+        pod(exited(137), phase="Failed", reason="Evicted", message="low on memory"),
+        {},
+        FAILED,
+        FailureReason.EVICTED,
+        "low on memory",
+    ),
+    "evicted before it started": (
+        pod(WAITING, phase="Failed", reason="Evicted", message="low on disk"),
+        {},
+        FAILED,
+        FailureReason.EVICTED,
+        "low on disk",
+    ),
+    "drained by a person": (
+        pod(exited(143), deleted=10, conditions=[{**TARGET, "reason": "EvictionByEvictionAPI"}]),
+        {},
+        FAILED,
+        FailureReason.EVICTED,
+        "EvictionByEvictionAPI",
+    ),
+    "its node went away": (
+        pod(exited(143), deleted=10, conditions=[{**TARGET, "reason": "DeletionByTaintManager", "message": "gone"}]),
+        {},
+        FAILED,
+        FailureReason.NODE_LOST,
+        "gone",
+    ),
+    "the node shut down": (
+        pod(exited(0), phase="Failed", reason="Terminated"),
+        {},
+        FAILED,
+        FailureReason.NODE_LOST,
+        "",
+    ),
+    "the deadline": (
+        pod(exited(143), phase="Failed", reason="DeadlineExceeded"),
+        {},
+        FAILED,
+        FailureReason.TIMEOUT,
+        "timeoutSeconds ran out",
+    ),
+    "the deadline, and it exited with 0 when told": (
+        pod(exited(0), phase="Failed", reason="DeadlineExceeded"),
+        {},
+        FAILED,
+        FailureReason.TIMEOUT,
+        "",
+    ),
+    "timed out by the operator": (
+        pod(exited(143), deleted=10),
+        {"timed_out": True},
+        FAILED,
+        FailureReason.TIMEOUT,
+        "ran out",
+    ),
+    "cancelled after the timeout": (
+        pod(exited(143), deleted=10),
+        {"timed_out": True, "intent": StopCause.CANCELLED},
+        AttemptOutcome.CANCELLED,
+        None,
+        "stopped: cancelled",
+    ),
+    "cancelled": (
+        pod(exited(143), deleted=10),
+        {"intent": StopCause.CANCELLED},
+        AttemptOutcome.CANCELLED,
+        None,
+        "cancelled",
+    ),
+    "suspended, and it exited with 0 when told": (
+        pod(exited(0), deleted=10),
+        {"intent": StopCause.SUSPENDED},
+        AttemptOutcome.SUSPENDED,
+        None,
+        "",
+    ),
+    "preempted": (
+        pod(exited(143), deleted=10),
+        {"intent": StopCause.PREEMPTED},
+        AttemptOutcome.PREEMPTED,
+        None,
+        "",
+    ),
+    "drained": (pod(exited(143), deleted=10), {"intent": StopCause.DRAINED}, AttemptOutcome.PREEMPTED, None, ""),
+    "deleted by somebody": (
+        pod(exited(143), deleted=10),
+        {},
+        FAILED,
+        FailureReason.NODE_LOST,
+        "the pod was deleted",
+    ),
+    "deleted by somebody, and it exited with 0 when told": (
+        pod(exited(0), deleted=10),
+        {},
+        FAILED,
+        FailureReason.NODE_LOST,
+        "the pod was deleted",
+    ),
+    "vanished": (None, {}, FAILED, FailureReason.NODE_LOST, "vanished"),
+    "vanished when told to stop": (None, {"intent": StopCause.PREEMPTED}, AttemptOutcome.PREEMPTED, None, ""),
+    "vanished when timed out": (None, {"timed_out": True}, FAILED, FailureReason.TIMEOUT, ""),
+    "its node does not answer": (
+        pod(RUNNING, deleted=500),
+        {},
+        FAILED,
+        FailureReason.NODE_LOST,
+        "does not answer",
+    ),
+    "its node does not answer, and it was preempted": (
+        pod(RUNNING, deleted=500),
+        {"intent": StopCause.PREEMPTED},
+        AttemptOutcome.PREEMPTED,
+        None,
+        "",
+    ),
+    "never scheduled": (
+        pod(
+            WAITING,
+            phase="Pending",
+            conditions=[
+                {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes: cpu"}
+            ],
+        ),
+        {"start_deadline_seconds": 30},
+        FAILED,
+        FailureReason.START_TIMEOUT,
+        "the agent did not start within 30 s: Unschedulable: 0/1 nodes: cpu",
+    ),
+    "no such image": (
+        pod({"state": {"waiting": {"reason": "ImagePullBackOff", "message": "not found"}}}, phase="Pending"),
+        {"start_deadline_seconds": 30},
+        FAILED,
+        FailureReason.START_TIMEOUT,
+        "agent: ImagePullBackOff: not found",
+    ),
+    "the meter cannot start": (
+        pod(
+            WAITING,
+            {
+                "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+                "lastState": {"terminated": {"exitCode": 3, "message": "ledger refused: wrong_state"}},
+            },
+            phase="Pending",
+        ),
+        {"start_deadline_seconds": 30},
+        FAILED,
+        FailureReason.START_TIMEOUT,
+        "the meter exited with code 3: ledger refused: wrong_state",
+    ),
+    "the pod failed before the agent started": (
+        pod(WAITING, phase="Failed"),
+        {},
+        FAILED,
+        FailureReason.RUNNER_FAILED,
+        "before the agent started",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_how_it_ended(case: str) -> None:
+    given_pod, options, outcome, reason, message = ENDS[case]
+    end = classify(given_pod, now=NOW, **options)
+    assert end is not None
+    assert (end.outcome, end.reason) == (outcome, reason)
+    assert message in end.message
+
+
+NOT_YET: dict[str, tuple[Any, dict[str, Any]]] = {
+    "running": (pod(RUNNING), {}),
+    "starting": (pod(WAITING, phase="Pending"), {}),
+    "told to stop, within its grace period": (pod(RUNNING, deleted=10), {"intent": StopCause.CANCELLED}),
+    "told to stop before it started": (pod(WAITING, deleted=10), {"intent": StopCause.CANCELLED}),
+    "to be stopped, not told yet": (pod(RUNNING), {"intent": StopCause.SUSPENDED}),
+    "the meter restarted": (pod(RUNNING, {"state": {"waiting": {"reason": "CrashLoopBackOff"}}}), {}),
+    "without any status": ({"metadata": {}, "spec": {}}, {}),
+}
+
+
+@pytest.mark.parametrize("case", NOT_YET)
+def test_not_ended_yet(case: str) -> None:
+    given_pod, options = NOT_YET[case]
+    assert classify(given_pod, now=NOW, **options) is None
+
+
+def test_times_and_exit_code_are_the_agents() -> None:
+    end = classify(pod(exited(3)), now=NOW)
+    assert end is not None
+    assert (end.exit_code, end.started, end.finished) == (3, NOW - timedelta(seconds=50), NOW - timedelta(seconds=5))
+    assert started_at(pod(RUNNING)) == NOW - timedelta(seconds=50)
+    assert started_at(pod(WAITING)) is None
+    assert started_at(pod(exited(128, reason="StartError"))) is None
+
+
+def test_a_flood_of_words_is_cut() -> None:
+    end = classify(pod(exited(1, "x" * 100_000)), now=NOW)
+    assert end is not None
+    assert len(end.message) == 1024
+
+
+@pytest.mark.parametrize(
+    ("given_pod", "expected"),
+    [
+        (None, True),
+        (pod(exited(0), phase="Succeeded"), True),
+        (pod(exited(0)), False),
+        (pod(exited(0), {"state": {"terminated": {"exitCode": 0}}}), True),
+        (pod(RUNNING, deleted=10), False),
+        ({"metadata": {}, "spec": {"containers": [{"name": "agent"}]}, "status": {}}, False),
+    ],
+)
+def test_quota_is_held_until_all_has_terminated(given_pod: Any, expected: bool) -> None:
+    assert has_terminated(given_pod) is expected
+
+
+@given(st.sampled_from(["startedAt", "finishedAt", "reason", "message"]), st.none() | st.text(max_size=30))
+def test_garbage_from_a_node_makes_no_crash(field: str, value: str | None) -> None:
+    spoiled = deepcopy(pod(exited(1)))
+    spoiled["status"]["containerStatuses"][0]["state"]["terminated"][field] = value
+    end = classify(spoiled, now=NOW)
+    assert end is not None
+    assert end.outcome is FAILED
+
+
+# --- retries ----------------------------------------------------------------------------------------------------------
+
+RETRY = Retry(limit=3, backoff_seconds=10, backoff_max_seconds=60)
+
+
+def wait(
+    reason: FailureReason = FailureReason.AGENT_FAILED, *, failures: int = 1, retry: Retry = RETRY
+) -> float | None:
+    at = retry_at("uid", failures, reason, retry, failures=failures, finished=NOW)
+    return None if at is None else (at - NOW).total_seconds()
+
+
+@pytest.mark.parametrize(("failures", "least", "most"), [(1, 7.5, 10), (2, 15, 20), (3, 30, 40)])
+def test_the_wait_doubles_with_jitter(failures: int, least: float, most: float) -> None:
+    seconds = wait(failures=failures)
+    assert seconds is not None
+    assert least <= seconds <= most
+
+
+def test_the_wait_is_capped_and_the_same_again() -> None:
+    retry = Retry(limit=100, backoff_seconds=10, backoff_max_seconds=60)
+    seconds = wait(failures=100, retry=retry)
+    assert seconds is not None
+    assert 45 <= seconds <= 60
+    assert wait(failures=100, retry=retry) == seconds
+
+
+def test_jitter_differs_between_executions() -> None:
+    moments = {retry_at(f"uid{i}", 1, FailureReason.EVICTED, RETRY, failures=1, finished=NOW) for i in range(20)}
+    assert len(moments) > 10
+
+
+@pytest.mark.parametrize(
+    ("reason", "retry", "failures", "again"),
+    [
+        (FailureReason.AGENT_FAILED, RETRY, 3, True),
+        (FailureReason.AGENT_FAILED, RETRY, 4, False),
+        (FailureReason.AGENT_FAILED, Retry(), 1, False),
+        (FailureReason.INVALID_INPUT, RETRY, 1, False),
+        (FailureReason.BUDGET_EXHAUSTED, RETRY, 1, False),
+        (FailureReason.GUARDRAIL_TRIPPED, RETRY, 1, False),
+        (FailureReason.GUARDRAIL_TRIPPED, Retry(limit=1, on=[FailureReason.GUARDRAIL_TRIPPED]), 1, True),
+        (FailureReason.AGENT_FAILED, Retry(limit=1, on=[FailureReason.EVICTED]), 1, False),
+        (FailureReason.NODE_LOST, RETRY, 1, True),
+        (FailureReason.PROVIDER_FAILED, RETRY, 1, True),
+        *((reason, Retry(limit=9, on=[reason]), 1, False) for reason in sorted(NEVER_RETRIED)),
+    ],
+)
+def test_what_is_retried(reason: FailureReason, retry: Retry, failures: int, again: bool) -> None:
+    assert (wait(reason, failures=failures, retry=retry) is not None) is again
+
+
+@pytest.mark.parametrize(("timeout", "used", "left"), [(None, 5, None), (10, 4, 6), (10, 10, 0), (10, 99, 0)])
+def test_a_timeout_counts_over_all_attempts(timeout: int | None, used: int, left: int | None) -> None:
+    assert remaining_seconds(timeout, used) == left
