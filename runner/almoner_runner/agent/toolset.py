@@ -33,7 +33,11 @@ if TYPE_CHECKING:
     from pydantic_ai import Tool as FrameworkTool
 
 MINUTE_SECONDS: Final = 60.0
-METER_TIMEOUT_SECONDS: Final = 15.0
+# Longer than the meter itself waits for room.
+METER_TIMEOUT_SECONDS: Final = 60.0
+# Where the meter says that waiting helps, or is just restarting.
+METER_RETRIES: Final = 2
+METER_PAUSE_SECONDS_MAX: Final = 5.0
 METER_ANSWER_BYTES_MAX: Final = 65_536
 
 
@@ -53,7 +57,15 @@ class HttpMeter:
 
     async def reserve(self, tool: str) -> None:
         """Ask in a thread: it is loopback, a millisecond, and needs no further library."""
-        await asyncio.to_thread(self._reserve, tool)
+        for tries_left in range(METER_RETRIES, -1, -1):
+            try:
+                await asyncio.to_thread(self._reserve, tool)
+            except _PassingError as error:
+                if not tries_left:
+                    raise error.failure from error
+                await asyncio.sleep(error.pause_seconds)
+            else:
+                return
 
     def _reserve(self, tool: str) -> None:
         import json  # noqa: PLC0415 - with urllib, only where tools are
@@ -68,11 +80,28 @@ class HttpMeter:
                 granted = json.loads(answer.read(METER_ANSWER_BYTES_MAX)).get("granted")
         except urllib.error.HTTPError as error:
             body = _json_or_none(error.read(METER_ANSWER_BYTES_MAX))
-            raise _refused(tool, error.code, body, error.headers.get("x-should-retry")) from error
+            should_retry = error.headers.get("x-should-retry")
+            failure = _refused(tool, error.code, body, should_retry)
+            if should_retry == "true":
+                raise _PassingError(failure, error.headers.get("retry-after")) from error
+            raise failure from error
         except (OSError, ValueError) as error:
-            raise AgentFailure(1, f"the meter does not answer for tool {tool}: {error}") from error
+            failure = AgentFailure(1, f"the meter does not answer for tool {tool}: {error}")
+            if isinstance(getattr(error, "reason", None), ConnectionRefusedError):  # it was not asked at all
+                raise _PassingError(failure, None) from error
+            raise failure from error
         if granted is not True:
             raise AgentFailure(1, f"the meter did not grant a call of tool {tool}")
+
+
+class _PassingError(Exception):
+    """Another try may help, after a pause; `failure` is what is left to say if it does not."""
+
+    def __init__(self, failure: Exception, retry_after: str | None) -> None:
+        super().__init__(str(failure))
+        self.failure = failure
+        asked = float(retry_after) if retry_after is not None and retry_after.isdecimal() else 1.0
+        self.pause_seconds = min(asked, METER_PAUSE_SECONDS_MAX)
 
 
 def _json_or_none(content: bytes) -> object:
