@@ -10,6 +10,7 @@ Boundary: sends and counts. What is counted is what the service acknowledged wit
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ from almoner_dev.bench_ledger_client import (
 )
 from almoner_dev.bench_report import run_async
 
-BATCH_OPEN: Final = 10
+BATCH_OPEN: Final = 20
 EXTENDS_PER_ATTEMPT: Final = 3
 CHUNK_NANOS: Final = 1_000_000
 OUTSTANDING_MAX: Final = 2_000
@@ -132,44 +133,61 @@ async def _post_load(task: Task) -> Tally:
 
 
 async def _lifecycle_load(task: Task) -> Tally:
-    tally, maker = Tally(), Maker(task.seed)
-    async with Caller(task.target.url, connections=task.connections) as caller:
+    async with Caller(task.target.url, connections=task.connections + 1) as caller:
+        attempts = _Attempts(task, caller)
+        await _until(task.begin)
+        await asyncio.gather(attempts.operate(), *(attempts.run() for _ in range(task.connections)))
+        attempts.tally.retries = caller.retries
+    return attempts.tally
 
-        def done(name: str, number: int = 1) -> None:
-            if time.monotonic() <= task.end:
-                tally.count(name, number)
 
-        async def attempt(allotment: str, meter: Meter) -> None:
-            await activate(caller, allotment, meter, maker)
-            done("activate")
-            for _ in range(EXTENDS_PER_ATTEMPT):
-                granted = await extend(caller, allotment, meter, maker, need=CHUNK_NANOS, want=CHUNK_NANOS)
-                done("extend")
-                await give_back(caller, allotment, meter, maker, amount=granted)
-                done("return")
-            await give_back(caller, allotment, meter, maker)
-            done("return")
+class _Attempts:
+    """One operator that opens, and meters that use what it opened."""
 
-        async def one(number: int) -> None:
-            meters = [task.target.meters[(number + each) % len(task.target.meters)] for each in range(BATCH_OPEN)]
-            await _until(task.begin)
-            while time.monotonic() < task.end:
-                items = [
-                    maker.open(
-                        pod="bench", accounts=list(task.accounts), limit_nanos=LIMIT_NANOS, want_nanos=CHUNK_NANOS
-                    )
-                    for _ in meters
-                ]
-                opened = await open_and_bind(caller, task.target, items, meters, maker)
-                done("open", len(opened))
-                done("bind", len(opened))
-                for allotment, meter in zip(opened, meters, strict=True):
-                    if time.monotonic() < task.end:
-                        await attempt(allotment, meter)
+    def __init__(self, task: Task, caller: Caller) -> None:
+        self.task, self.caller = task, caller
+        self.tally, self.maker = Tally(), Maker(task.seed)
+        self.ready: asyncio.Queue[tuple[str, Meter] | None] = asyncio.Queue(BATCH_OPEN)
 
-        await asyncio.gather(*(one(number) for number in range(task.connections)))
-        tally.retries = caller.retries
-    return tally
+    def _done(self, name: str, number: int = 1) -> None:
+        if time.monotonic() <= self.task.end:
+            self.tally.count(name, number)
+
+    async def operate(self) -> None:
+        """Keep a few attempts ahead of the meters, in batches, as an operator that admits does."""
+        task, maker = self.task, self.maker
+        identities = itertools.cycle(task.target.meters)
+        while time.monotonic() < task.end:
+            meters = list(itertools.islice(identities, BATCH_OPEN))
+            items = [
+                maker.open(pod="bench", accounts=list(task.accounts), limit_nanos=LIMIT_NANOS, want_nanos=CHUNK_NANOS)
+                for _ in meters
+            ]
+            opened = await open_and_bind(self.caller, task.target, items, meters, maker)
+            self._done("open", len(opened))
+            self._done("bind", len(opened))
+            for pair in zip(opened, meters, strict=True):
+                await self.ready.put(pair)
+        for _ in range(task.connections):
+            await self.ready.put(None)
+
+    async def run(self) -> None:
+        """Be one meter after the other."""
+        while (pair := await self.ready.get()) is not None:
+            if time.monotonic() < self.task.end:
+                await self._attempt(*pair)
+
+    async def _attempt(self, allotment: str, meter: Meter) -> None:
+        caller, maker = self.caller, self.maker
+        await activate(caller, allotment, meter, maker)
+        self._done("activate")
+        for _ in range(EXTENDS_PER_ATTEMPT):
+            granted = await extend(caller, allotment, meter, maker, need=CHUNK_NANOS, want=CHUNK_NANOS)
+            self._done("extend")
+            await give_back(caller, allotment, meter, maker, amount=granted)
+            self._done("return")
+        await give_back(caller, allotment, meter, maker)
+        self._done("return")
 
 
 async def _paced_load(task: Task) -> Tally:
