@@ -15,7 +15,7 @@ from kubernetes.client.exceptions import ApiException
 
 from almoner_dev.controlplane import ControlPlane
 from almoner_dev.node import ProcessNode
-from tests.support.pods import Diary, Pods, condition, container, container_status, sidecar
+from tests.support.live_pods import Diary, Pods, condition, container, container_status, sidecar
 from tests.support.polling import until
 
 POD_IP = {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
@@ -160,6 +160,28 @@ def test_a_sidecar_that_dies_is_started_again(pods: Pods) -> None:
     until(lambda: container_status(pods.get("revived"), "helper").get("restartCount", 0) >= 1, 30, "a restart")
     assert pods.get("revived")["status"]["phase"] == "Running"
     pods.delete("revived", 0)
+
+
+def test_readiness_is_reported_and_a_failed_liveness_probe_restarts(pods: Pods) -> None:
+    mounts = [{"name": "shared", "mountPath": "/data"}]
+
+    def check(path: str) -> Any:
+        return {"exec": {"command": ["test", "-e", path]}, "periodSeconds": 1, "failureThreshold": 1}
+
+    # Ready at once, then not alive: the second run finds the file and stays.
+    script = "touch /data/ready; sleep 0.5; test -e /data/again || { touch /data/again; exec sleep 600; }; "
+    script += "touch /data/alive; exec sleep 600"
+    probes = {
+        "readinessProbe": check("/data/ready"),
+        "livenessProbe": {**check("/data/alive"), "initialDelaySeconds": 2},
+    }
+    main = container("main", script, volumeMounts=mounts, **probes)
+    pods.create("lives", [main], volumes=[{"name": "shared", "emptyDir": {}}], restartPolicy="Always")
+    until(lambda: condition(pods.get("lives"), "Ready").get("status") == "True", 20, "readiness")
+    until(lambda: container_status(pods.get("lives"), "main")["restartCount"] == 1, 30, "a restart")
+    until(lambda: condition(pods.get("lives"), "Ready").get("status") == "True", 20, "readiness again")
+    assert container_status(pods.get("lives"), "main")["lastState"]["terminated"]["exitCode"] == 143
+    pods.delete("lives", 0)
 
 
 def test_environment_of_a_container(pods: Pods, node: ProcessNode) -> None:

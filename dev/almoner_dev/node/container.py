@@ -273,7 +273,13 @@ async def spawn(specification: dict[str, Any], output: BinaryIO) -> asyncio.subp
     finally:
         os.close(descriptor)
         os.close(write)
-    failure = await _read_all(read)
+    try:
+        failure = await _read_all(read)
+    except BaseException:
+        # Interrupted while it was becoming a container: nobody knows of it yet, so nobody else would end it.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        raise
     if failure:
         await process.wait()
         raise StartError(failure)

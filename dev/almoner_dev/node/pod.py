@@ -74,6 +74,7 @@ class PodWorker:
         self._reason, self._message = "", ""
         self._sent: Json = {}
         self._dirty = asyncio.Event()
+        self._flushing = asyncio.Lock()
         self._stop = asyncio.Event()
         self._kill_at: float | None = None
         self._exists = True
@@ -151,6 +152,8 @@ class PodWorker:
 
     async def _live(self) -> None:
         """Run the pod until its main containers have ended, its deadline has come, or it is to stop."""
+        if self._stop.is_set():
+            return
         life = asyncio.create_task(self._life(), name=f"life {self.key}")
         stop = asyncio.create_task(self._stop.wait())
         deadline = self.pod["spec"].get("activeDeadlineSeconds")
@@ -190,11 +193,18 @@ class PodWorker:
         """Folder, network and volumes; what is missing is waited for, with the reason in the status."""
         await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True, mode=0o700)
+        # Said before anything runs: a later life of this node must not start the pod again.
+        await self._flush()
         context = self._context
         while True:
+            joining = asyncio.create_task(context.isolation.join(self.uid))
             try:
-                network = await context.isolation.join(self.uid)
+                network = await asyncio.shield(joining)
                 break
+            except asyncio.CancelledError:
+                # Half a network cannot be taken back: let it be finished first.
+                await asyncio.gather(joining, return_exceptions=True)
+                raise
             except IsolationError as error:
                 self._wait_all("ContainerCreating", f"network: {error}")
                 await context.isolation.leave(self.uid)
@@ -285,21 +295,8 @@ class PodWorker:
     async def _watch_probes(self, container: Container) -> None:
         """Startup, then readiness and liveness; a container that fails them is stopped, its policy decides the rest."""
         try:
-            why = None
-            if probe := container.manifest.get("startupProbe"):
-                why = await until_started(probe, container)
-            if why is None:
-                container.record.started = True
-                container.started.set()
-                container.record.ready = "readinessProbe" not in container.manifest
-                self._dirty.set()
-                async with asyncio.TaskGroup() as group:
-                    if probe := container.manifest.get("readinessProbe"):
-                        group.create_task(keep_ready(probe, container))
-                    if probe := container.manifest.get("livenessProbe"):
-                        why = await until_dead(probe, container)
-                        raise ConfigError(why)
-        except (ConfigError, ExceptionGroup) as error:
+            why = await self._until_unhealthy(container)
+        except ConfigError as error:
             why = str(error)
         if why is not None:
             log.info("pod %s: container %s failed its probe: %s", self.key, container.name, why)
@@ -308,6 +305,28 @@ class PodWorker:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(container.gone.wait(), grace)
             container.signal(signal.SIGKILL)
+
+    async def _until_unhealthy(self, container: Container) -> str | None:
+        """Follow the probes; why one failed for good, None where none can fail any more. Raises ConfigError."""
+        manifest = container.manifest
+        if probe := manifest.get("startupProbe"):
+            why = await until_started(probe, container)
+            if why is not None:
+                return why
+        container.record.started = True
+        container.started.set()
+        readiness = manifest.get("readinessProbe")
+        container.record.ready = readiness is None
+        self._dirty.set()
+        following = [asyncio.create_task(keep_ready(readiness, container))] if readiness else []
+        try:
+            if probe := manifest.get("livenessProbe"):
+                return await until_dead(probe, container)
+            await asyncio.gather(*following)
+        finally:
+            for task in following:
+                task.cancel()
+        return None
 
     # --- stopping -----------------------------------------------------------------------------------------------------
 
@@ -414,6 +433,10 @@ class PodWorker:
 
     async def _flush(self) -> None:
         """Send the status if it changed; keeps trying while the API server is away."""
+        async with self._flushing:
+            await self._write()
+
+    async def _write(self) -> None:
         while self._exists:
             self._dirty.clear()
             status = self.status()
