@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from almoner_dev.node.api import Json
-from almoner_dev.node.env import ConfigError, PodFacts, argv, container_environment, references
+from almoner_dev.node.env import ConfigError, PodFacts, Rewrite, argv, container_environment, references
 from almoner_dev.node.isolation import Isolation, PodNetwork, search_path
 from almoner_dev.node.objects import Objects
 from almoner_dev.node.status import MESSAGE_BYTES_MAX, Record, exit_code_of, terminated
@@ -81,6 +81,7 @@ class Container:
     _watch: asyncio.Task[None] | None = None
     _launch: dict[str, Any] = field(default_factory=dict)
     _oom: bool = False
+    _rewrite: Rewrite | None = None
 
     def __post_init__(self) -> None:
         self.gone.set()
@@ -127,7 +128,7 @@ class Container:
         found = {key: await around.objects.read(key[0], namespace, key[1]) for key in references(self.manifest)}
         mounts = around.volumes.mounts(self.manifest)
         mounts.append(self._termination_mount())
-        rewrite = around.isolation.rewrite(around.network, mounts)
+        self._rewrite = rewrite = around.isolation.rewrite(around.network, mounts)
         given = container_environment(
             pod, self.manifest, around.facts, lambda kind, name: found.get((kind, name)), rewrite
         )
@@ -230,7 +231,8 @@ class Container:
             raise StartError(f"container {self.name!r} does not run")
         specification = {
             **self._launch,
-            "argv": command,
+            # Variables are not expanded in hooks and probes, but paths are what they are for the container.
+            "argv": [self._rewrite.text(part) for part in command] if self._rewrite else command,
             "parent": os.getpid(),
             **self.around.isolation.beside(self.pid),
         }
