@@ -7,13 +7,15 @@ cpu is counted in millicores, memory and storage in bytes, gpu in whole devices.
 from __future__ import annotations
 
 import re
-from decimal import ROUND_CEILING, Decimal
+from decimal import ROUND_CEILING, Context, Decimal
 from typing import Final
 
 QUANTITY_PATTERN: Final = r"^(([0-9]{1,15}(\.[0-9]{0,9})?)|(\.[0-9]{1,9}))([KMGTPE]i|[numkMGTPE]|[eE][0-9]{1,2})?$"
 _QUANTITY_RE: Final = re.compile(
     r"^(?P<number>[0-9]{1,15}(?:\.[0-9]{0,9})?|\.[0-9]{1,9})(?P<suffix>[KMGTPE]i|[numkMGTPE]|[eE][0-9]{1,2})?$"
 )
+# The largest product has 24 + 19 digits; Python's own context would round it to 28.
+_EXACT: Final = Context(prec=64)
 _BINARY: Final = {f"{letter}i": Decimal(1024**power) for power, letter in enumerate("KMGTPE", start=1)}
 _DECIMAL: Final = {
     "": Decimal(1),
@@ -33,18 +35,19 @@ def parse_quantity(value: str | int) -> Decimal:
     """Read a Kubernetes quantity exactly. Raises ValueError naming the text for anything else, negatives included."""
     text = str(value)
     match = _QUANTITY_RE.fullmatch(text)
-    if match is None or isinstance(value, bool):
+    if match is None or isinstance(value, bool) or not isinstance(value, (str, int)):
         raise ValueError(f"{text[:40]!r} is not a quantity: write it as '500m', '2' or '1.5Gi'")
     number = Decimal(match["number"])
     suffix = match["suffix"] or ""
-    if suffix[:1] in ("e", "E") and len(suffix) > 1:
-        return number * (Decimal(10) ** int(suffix[1:]))
-    return number * _BINARY.get(suffix, _DECIMAL.get(suffix, Decimal(1)))
+    factor = _BINARY.get(suffix) or _DECIMAL.get(suffix)
+    if factor is None:
+        factor = Decimal(f"1e{suffix[1:]}")
+    return _EXACT.multiply(number, factor)
 
 
 def millicores(value: str | int) -> int:
     """Give cpu in thousandths of a core, rounded up as the kubelet does."""
-    return int((parse_quantity(value) * 1000).to_integral_value(ROUND_CEILING))
+    return int(_EXACT.multiply(parse_quantity(value), Decimal(1000)).to_integral_value(ROUND_CEILING))
 
 
 def whole(value: str | int) -> int:

@@ -31,6 +31,12 @@ REASONS: Final[Sequence[tuple[type[StrEnum], str]]] = (
     (resource_quota.QuotaReason, "Condition `Ready` of a ResourceQuota."),
 )
 
+_CONDITIONS_TEXT: Final = (
+    "What every phase of an Execution or TrainingJob says in its conditions. kstatus, and so Flux and Argo CD, reads "
+    "`Ready`, `Reconciling` and `Stalled`. An empty cell: the condition is absent, or, where it was `True` before "
+    "(`Suspended`), `False` with reason `Resumed`. Reasons are in [reasons.md](reasons.md)."
+)
+
 
 def pages() -> dict[str, str]:
     """Give every page by its file name."""
@@ -68,8 +74,7 @@ def _kind_page(kind: Kind) -> str:
         "",
         kind.description,
         "",
-        f"`apiVersion: {GROUP}/{VERSION}`, `kind: {kind.kind}`, namespaced. {', '.join(calls)}, or all kinds with "
-        + "`kubectl get almoner`.",
+        f"`apiVersion: {GROUP}/{VERSION}`, `kind: {kind.kind}`, namespaced. {', '.join(calls)}, `kubectl get almoner`.",
         "",
         "## Spec",
         "",
@@ -195,9 +200,7 @@ def _conditions_page() -> str:
         [
             "# Phases and conditions",
             "",
-            "What every phase of an Execution or TrainingJob says in its conditions. kstatus, and so Flux and Argo CD, "
-            + "reads `Ready`, `Reconciling` and `Stalled`. An empty cell: the condition is absent, or, where it was "
-            + "`True` before (`Suspended`), `False` with reason `Resumed`. Reasons are in [reasons.md](reasons.md).",
+            _CONDITIONS_TEXT,
             "",
             *_table(("phase", *columns), rows),
             "",
