@@ -127,6 +127,27 @@ def worlds(draw: st.DrawFn, *, plain: bool = False) -> tuple[list[Workload], lis
     )
 
 
+@st.composite
+def crowded(draw: st.DrawFn) -> tuple[list[Workload], list[Quota]]:
+    """Preemptible work fills one or two quotas, and more important work waits: somebody has to make room."""
+    items: list[Workload] = []
+    for index in range(draw(st.integers(2, 12))):
+        one = draw(workloads(index, plain=True))
+        reserved = one.state is WorkloadState.RESERVED
+        priority = draw(st.integers(1, 4) if reserved else st.integers(3, 10))
+        items.append(replace(one, need=0, preemptible=reserved and draw(st.integers(0, 3)) > 0, priority=priority))
+    held = [item for item in items if item.state is WorkloadState.RESERVED]
+    strategy = draw(st.sampled_from(QueueingStrategy))
+    full = Hard(
+        executions=sum(counted(item)["executions"] for item in held) + draw(st.integers(0, 1)),
+        gpu=sum(item.requests.gpu for item in held) + draw(st.integers(0, 1)),
+    )
+    governing = [Quota(name="q0", hard=full, strategy=strategy)]
+    if draw(st.booleans()):
+        governing.append(Quota(name="q1", hard=Hard(cpu=draw(st.integers(0, 12)) * 500), per_owner=draw(st.booleans())))
+    return items, governing
+
+
 def decided(items: Sequence[Workload], governing: Sequence[Quota]) -> Decisions:
     return decide(
         Snapshot.of(items, {NAMESPACE: governing}, {NAMESPACE: AGENTS}, {NAMESPACE: {"ann": Share(weight=2)}}),
@@ -148,8 +169,8 @@ def limits_of(quota: Quota) -> dict[str, int]:
     }
 
 
-@given(worlds())
-@settings(max_examples=300, deadline=None)
+@given(worlds() | crowded())
+@settings(max_examples=120, deadline=None)
 def test_no_quota_is_ever_exceeded_by_what_is_admitted(world: tuple[list[Workload], list[Quota]]) -> None:
     items, governing = world
     decisions = decided(items, governing)
@@ -164,7 +185,7 @@ def test_no_quota_is_ever_exceeded_by_what_is_admitted(world: tuple[list[Workloa
 
 
 @given(worlds())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_every_one_that_waits_has_exactly_one_verdict(world: tuple[list[Workload], list[Quota]]) -> None:
     items, governing = world
     decisions = decided(items, governing)
@@ -181,7 +202,7 @@ def test_every_one_that_waits_has_exactly_one_verdict(world: tuple[list[Workload
 
 
 @given(worlds(), st.randoms(use_true_random=False))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_the_order_in_which_things_are_listed_changes_nothing(
     world: tuple[list[Workload], list[Quota]], random: Any
 ) -> None:
@@ -196,8 +217,8 @@ def test_the_order_in_which_things_are_listed_changes_nothing(
     assert {stop.key for stop in first.stop} == {stop.key for stop in second.stop}
 
 
-@given(worlds(plain=True))
-@settings(max_examples=200, deadline=None)
+@given(worlds(plain=True) | crowded())
+@settings(max_examples=80, deadline=None)
 def test_priority_is_never_inverted_in_a_strict_quota(world: tuple[list[Workload], list[Quota]]) -> None:
     items, governing = world
     strict = [replace(each, strategy=QueueingStrategy.STRICT_FIFO) for each in governing]
@@ -217,7 +238,7 @@ def test_priority_is_never_inverted_in_a_strict_quota(world: tuple[list[Workload
 
 
 @given(worlds())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_positions_count_up_in_each_queue(world: tuple[list[Workload], list[Quota]]) -> None:
     items, governing = world
     decisions = decided(items, governing)
@@ -235,8 +256,8 @@ def test_positions_count_up_in_each_queue(world: tuple[list[Workload], list[Quot
         assert [-priority for _, priority in line] == sorted(-priority for _, priority in line)
 
 
-@given(worlds())
-@settings(max_examples=200, deadline=None)
+@given(worlds() | crowded())
+@settings(max_examples=80, deadline=None)
 def test_only_the_less_important_and_preemptible_make_room_and_never_for_money(
     world: tuple[list[Workload], list[Quota]],
 ) -> None:
@@ -256,8 +277,8 @@ def test_only_the_less_important_and_preemptible_make_room_and_never_for_money(
         assert wait.reason is WaitReason.WAITING_FOR_PREEMPTION
 
 
-@given(worlds(plain=True))
-@settings(max_examples=150, deadline=None)
+@given(worlds(plain=True) | crowded())
+@settings(max_examples=60, deadline=None)
 def test_who_makes_room_is_enough_and_none_too_many(world: tuple[list[Workload], list[Quota]]) -> None:
     """Once the victims are gone the preemptors are admitted, all of them, in the very next decision."""
     items, governing = world
@@ -271,8 +292,8 @@ def test_who_makes_room_is_enough_and_none_too_many(world: tuple[list[Workload],
         assert winner in let_in or (wait is not None and wait.reason is WaitReason.BUDGET_EXHAUSTED)
 
 
-@given(worlds(plain=True), st.booleans())
-@settings(max_examples=150, deadline=None)
+@given(worlds(plain=True) | crowded(), st.booleans())
+@settings(max_examples=60, deadline=None)
 def test_deciding_again_and_again_comes_to_rest(world: tuple[list[Workload], list[Quota]], terminate: bool) -> None:
     items, governing = world
     for _ in range(2 * len(items) + 4):
@@ -285,7 +306,7 @@ def test_deciding_again_and_again_comes_to_rest(world: tuple[list[Workload], lis
 
 
 @given(worlds())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_use_is_what_a_plain_count_gives(world: tuple[list[Workload], list[Quota]]) -> None:
     items, governing = world
     told = decided(items, governing).namespaces.get(NAMESPACE)
@@ -298,7 +319,7 @@ def test_use_is_what_a_plain_count_gives(world: tuple[list[Workload], list[Quota
 
 
 @given(worlds())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_what_waits_for_nothing_that_is_short_would_have_been_admitted(
     world: tuple[list[Workload], list[Quota]],
 ) -> None:

@@ -154,6 +154,8 @@ class Group:
     gate: Wait | None
     budgeted: bool
     pending: tuple[Line, ...]
+    number: int
+    """The same for groups under the same enforced lines: what fits one of them fits the other."""
 
 
 class Book:
@@ -165,6 +167,7 @@ class Book:
         self._quotas = {quota.name: quota for quota in namespace.quotas}
         self._lines: dict[tuple[str, str], Line] = {}
         self._groups: dict[tuple[str, str | None], Group] = {}
+        self._numbers: dict[tuple[Line, ...], int] = {}
 
     def group_of(self, workload: Workload) -> Group:
         """The group that a workload belongs to."""
@@ -202,6 +205,7 @@ class Book:
             gate=_gate(agent_name, agent, enforced),
             budgeted=any(line.quota.budget is not None for line in enforced),
             pending=tuple(line for line in enforced if line.quota.hard.pending is not None),
+            number=self._numbers.setdefault(enforced, len(self._numbers)),
         )
 
 

@@ -112,6 +112,7 @@ class _Decision:
         self._valid_until: datetime | None = None
         self._taken: set[str] = set()
         self._preemptions = settings.preemptions_max
+        self._room_to_make = False  # whether anything could be, or is being, preempted: only then does priority matter
         # What did not fit, by shape: use only grows within a decision, so it still does not.
         self._known: dict[tuple[object, ...], Shortfall] = {}
 
@@ -170,6 +171,7 @@ class _Decision:
                 line.preempting |= workload.stopping is StopCause.PREEMPTED
             elif workload.preemptible:
                 line.preemptible.append(workload)
+            self._room_to_make |= line.preempting or workload.preemptible
 
     @staticmethod
     def _reason_to_stop(workload: Workload, lines: tuple[Line, ...]) -> Stop | None:
@@ -227,7 +229,8 @@ class _Decision:
         if hold is not None and self._holds(hold):
             self._keep_out(workload, group, _held(hold, group))
             return
-        shape = (id(group), workload.requests, workload.key.kind, workload.priority, workload.need)
+        rank = workload.priority if self._room_to_make else 0
+        shape = (group.number, workload.requests, workload.key.kind, rank, workload.need)
         short = self._known.get(shape)
         if short is None:
             ask = ask_of(workload)
@@ -250,9 +253,9 @@ class _Decision:
 
     def _make_room(self, workload: Workload, group: Group, short: Shortfall, ask: Vector) -> bool:
         """Wait for those that are being preempted, or preempt; False where that would not help."""
-        if self._preemptions <= 0:
-            return False
         lines = short.lines
+        if self._preemptions <= 0 or not self._room_to_make:
+            return False
         victims = victims_for(workload, lines, self._book.held_lines, self._taken)
         if victims is None or (not victims and not any(line.preempting for line in lines)):
             return False
