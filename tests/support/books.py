@@ -6,12 +6,15 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+import sqlalchemy as sa
+
 from almoner_core import wire
 from almoner_core.api.resource_quota import BudgetPeriod
 from almoner_core.usage import Outcome, Tokens, UsageRecord
 from almoner_core.wire import AccountKey, Dimension, ErrorCode
 from almoner_ledger.errors import LedgerError
-from almoner_ledger.store import Answer, Database, Store, Verb, command
+from almoner_ledger.store import Answer, Database, Store, Verb, command, queries
+from almoner_ledger.store.state import quota_account_id
 from almoner_ledger.verify import Violation, audit
 
 USD, TOKENS, TOOL_CALLS, REQUESTS = Dimension.USD, Dimension.TOKENS, Dimension.TOOL_CALLS, Dimension.REQUESTS
@@ -185,18 +188,23 @@ class Books:
         assert isinstance(self.activate(answer.allotment), wire.Activated)
         return answer.allotment
 
+    def execute(self, statement: sa.Executable) -> None:
+        """Meddle with the database directly."""
+        self.database.write(lambda connection: connection.execute(statement))
+
+    def changes(self, after: int = 0, limit: int = 500) -> wire.Changes:
+        return self.store.read(lambda c: queries.changes(c, self.store.now_ms(c), after, limit))
+
+    def costs(self, by: queries.By) -> wire.Costs:
+        return self.store.read(lambda c: queries.costs(c, by, None, None, 100))
+
     def state(self, quota: str = "quota", dimension: Dimension = USD, subject: str = "") -> wire.AccountState:
         """The account's current window."""
-        from almoner_ledger.store import queries
-        from almoner_ledger.store.state import quota_account_id
-
         account = quota_account_id(key(quota, subject))
         states = self.store.read(lambda c: queries.account_states(c, [account], self.store.now_ms(c) // 1000))
         return next(state for state in states if state.dimension is dimension)
 
     def totals(self, uid: str) -> wire.ExecutionTotals:
-        from almoner_ledger.store import queries
-
         return self.store.read(lambda c: queries.execution_totals(c, [uid]))[0]
 
     def violations(self) -> list[Violation]:
