@@ -144,6 +144,8 @@ class LedgerDouble:
                     operation = wire.Activate.model_validate_json(data).operation_id
                     if not self.bound:
                         return _error(409, "not_bound", "the operator has not bound the pod yet")
+                    if self.state in ("void", "closed"):
+                        return _error(409, "wrong_state", f"the allotment is {self.state}")
                     answer = self._once(operation, self._activate)
                 case "extend":
                     ask = wire.Extend.model_validate_json(data)

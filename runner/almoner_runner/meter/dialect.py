@@ -108,6 +108,12 @@ class Call:
         for name in self.output_fields:
             self.payload[name] = output_max
 
+    def restore_output(self, output_max: int) -> None:
+        """Take a lowering back that did not help."""
+        self.lower_output(output_max)
+        if self.limited_from == output_max:
+            self.limited_from = None
+
     def body(self) -> bytes:
         """Give what is sent: what was read, written again, so that a key given twice cannot mean two things."""
         try:

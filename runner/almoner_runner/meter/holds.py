@@ -176,7 +176,12 @@ class Holds:
                     others -= 1
                     await _wait(settlement, OTHERS_WAIT_S)
                 else:
-                    return await self._lower(call, bound, refusal)
+                    hold, refusal = await self._lower(call, refusal)
+                    if hold is not None:
+                        return hold
+                    # Somebody else may have taken the room just now, and will leave some of it.
+                    if not any(books.allotment.in_flight.values()) or left <= 0:
+                        raise _insufficient(bound, refusal)
                 await self._gate()
         finally:
             books.waiting -= 1
@@ -190,14 +195,13 @@ class Holds:
                 raise LedgerUnreachableError(str(error)) from error
             return self.books.allotment.hold(bound), error.refusal or {}
 
-    async def _lower(self, call: Call, bound: dict[str, int], refusal: dict[str, Any] | None) -> Hold:
-        """Lower the output maximum to what there is room for, or refuse."""
+    async def _lower(self, call: Call, refusal: dict[str, Any] | None) -> tuple[Hold | None, dict[str, Any] | None]:
+        """Lower the output maximum to what there is room for; gives the hold, or the last refusal."""
         allotment = self.books.allotment
+        asked = call.output_max
         for _ in range(LOWER_TRIES):
-            if not refusal:
-                break
-            dimension = str(refusal.get("dimension"))
-            if dimension not in allotment.limited:
+            dimension = str(refusal.get("dimension")) if refusal else ""
+            if refusal is None or dimension not in allotment.limited:
                 break
             left = refusal.get("limit", 0) - refusal.get("spent", 0) - refusal.get("reserved", 0)
             output = call.output_max_within(dimension, allotment.free(dimension) + max(0, left))
@@ -213,8 +217,9 @@ class Holds:
             except LedgerUnreachableError:
                 raise _unreachable() from None
             if hold is not None:
-                return hold
-        raise _insufficient(bound, refusal)
+                return hold, None
+        call.restore_output(asked)
+        return None, refusal
 
     # --- after the call -----------------------------------------------------------------------------------------------
 
