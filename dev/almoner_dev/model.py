@@ -113,7 +113,7 @@ class LocalModel:
 
     host, port: where it listens (port 0: a free one). context_tokens: the window of one request.
     parallel: requests answered at the same time. base_url has no path: add `/v1` for OpenAI's SDK.
-    api_key: what requests must present (None: nobody is asked for one).
+    api_key: what requests must present (None: nobody is asked for one). detached: outlive this process.
     """
 
     name = MODEL_NAME
@@ -128,6 +128,7 @@ class LocalModel:
         threads: int | None = None,
         api_key: str | None = None,
         log: Path | None = None,
+        detached: bool = False,
         start_seconds: float = START_SECONDS_MAX,
     ) -> None:
         self.host = host
@@ -139,7 +140,8 @@ class LocalModel:
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._log = log
         self._start_seconds = start_seconds
-        self._child: processes.Child | None = None
+        self._detached = detached
+        self.child: processes.Child | None = None
 
     @property
     def base_url(self) -> str:
@@ -163,10 +165,12 @@ class LocalModel:
         command = [sys.executable, "-m", "almoner_dev.model", "--host", self.host, "--port", str(self.port)]
         # By the environment, so that the key is in no list of processes.
         key = {API_KEY_VARIABLE: self._api_key} if self._api_key is not None else {}
-        self._child = processes.start("model", command + self._arguments, log_path=self._log, env={**os.environ, **key})
+        self.child = processes.start(
+            "model", command + self._arguments, log_path=self._log, env={**os.environ, **key}, detached=self._detached
+        )
         try:
             processes.wait_until(
-                self.healthy, seconds=self._start_seconds, children=[self._child], what="the model's health"
+                self.healthy, seconds=self._start_seconds, children=[self.child], what="the model's health"
             )
         except BaseException:
             self.stop()
@@ -175,9 +179,9 @@ class LocalModel:
 
     def stop(self) -> None:
         """End the server; safe to call twice."""
-        if self._child is not None:
-            self._child.stop()
-            self._child = None
+        if self.child is not None:
+            self.child.stop()
+            self.child = None
         if self._scratch is not None:
             self._scratch.cleanup()
             self._scratch, self._log = None, None
