@@ -27,9 +27,9 @@ class CRDError(RuntimeError):
 
 
 def crds_directory() -> Path:
-    """Find the folder of the generated definitions: at the root of the checkout, or beside this module in a wheel."""
+    """Find the folder of the generated definitions: at the root of the checkout, or beside this package in a wheel."""
     here = Path(__file__).resolve()
-    for folder in (here.parents[2] / "crds", here.parent / "_crds"):
+    for folder in (here.parents[2] / "crds", here.parents[1] / "almoner_crds"):
         if any(folder.glob("*.yaml")):
             return folder
     raise CRDError("no generated CRDs found: run `python -m almoner_dev.generate` in the checkout")
