@@ -22,7 +22,7 @@ from almoner_core.contract import LABEL_EXECUTION_UID
 from almoner_dev import bench_admission_load as load
 from almoner_dev.bench_admission_stack import Running, running
 from almoner_dev.bench_kube import Kube, Writes, raw_writes_per_s
-from almoner_dev.bench_report import machine, percentile, ratio, rounded, run_async, say
+from almoner_dev.bench_report import Processor, machine, percentile, ratio, rounded, run_async, say
 
 TERMINAL: Final = frozenset({"Succeeded", "Failed", "Cancelled"})
 IDLE_PROBES: Final = 30
@@ -218,6 +218,7 @@ async def _flood(kube: Kube, seen: _Seen, options: Options, stack: Running) -> d
     keys = set(names)
     before, probes, attempts = await kube.writes(), set[tuple[str, str]](), seen.attempts
     seen.phases.clear()
+    cpu, processor = stack.cpu_seconds(), Processor.now()
     begun = time.monotonic()
 
     async def probing() -> None:
@@ -254,9 +255,11 @@ async def _flood(kube: Kube, seen: _Seen, options: Options, stack: Running) -> d
         **_api_figures(writes, elapsed, number),
         **_latency_figures(seen, keys, probes),
         "operator_rss_mb": stack.rss_mb("operator"),
-        "operator_cpu_seconds": stack.cpu_seconds("operator"),
         "ledger_rss_mb": stack.rss_mb("ledger"),
-        "cpu_seconds": {name: stack.cpu_seconds(name) for name in stack.names()},
+        "cpu_ms_per_execution": {
+            name: rounded(1000 * (used - cpu[name]) / number) for name, used in stack.cpu_seconds().items()
+        },
+        "processor_shares": Processor.now().since(processor),
     }
 
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from almoner_core.contract import LABEL_AGENT
 from almoner_dev.bench_admission_load import SIZES
+from almoner_dev.bench_report import cpu_seconds, rss_mb
 from almoner_dev.controlplane import API_SERVER, ETCD, ControlPlane
 from almoner_dev.postgres import Postgres
 from almoner_dev.simnode import Fate, SimulatedNode
@@ -38,16 +39,11 @@ class Running:
 
     def rss_mb(self, name: str) -> float | None:
         """Give the most memory that a process had resident, in MB."""
-        for line in Path(f"/proc/{self.pids[name]}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return round(int(line.split()[1]) / 1000, 1)
-        return None
+        return rss_mb(self.pids[name])
 
-    def cpu_seconds(self, name: str) -> float:
-        """Give the processor time that a process has used, in seconds."""
-        text = Path(f"/proc/{self.pids[name]}/stat").read_text()
-        fields = text[text.rindex(")") + 2 :].split()
-        return round((int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), 1)
+    def cpu_seconds(self) -> dict[str, float]:
+        """Give the processor time that each has used, in seconds. `bench`: load, watches, simulated node."""
+        return {name: cpu_seconds(pid) for name, pid in {**self.pids, "bench": os.getpid()}.items()}
 
 
 def _fate(pod: Mapping[str, Any]) -> Fate:

@@ -22,7 +22,7 @@ from almoner_dev import bench_ledger_spenders as spenders
 from almoner_dev.bench_ledger_client import NAMESPACE, Caller, Maker, Meter, Target, activate, open_and_bind
 from almoner_dev.bench_ledger_load import Tally, Task
 from almoner_dev.bench_ledger_service import Service
-from almoner_dev.bench_report import machine, percentile, ratio, rounded, run_async, say
+from almoner_dev.bench_report import Processor, machine, percentile, ratio, rounded, run_async, say
 
 T = TypeVar("T")
 
@@ -71,7 +71,7 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
     options = parse(argv)
     say(f"ledger: starting {'SQLite' if options.sqlite else 'PostgreSQL (fsync on)'}, API server and service")
     with Service(sqlite=options.sqlite, meters=options.processes * options.connections) as service:
-        bench = _Bench(options, service)
+        bench, processor = _Bench(options, service), Processor.now()
         figures: dict[str, Any] = {"benchmark": "ledger", "database": service.database_version}
         figures |= bench.records()
         figures |= bench.raw()
@@ -80,7 +80,7 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
         if options.spenders:
             figures |= bench.spenders()
         figures["service_rss_mb"] = service.rss_mb()
-        figures["service_cpu_seconds"] = service.cpu_seconds()
+        figures["processor_shares"] = Processor.now().since(processor)
     raw = figures["raw_rows_per_s"]
     figures["records_to_raw_rows"] = ratio(figures["records_per_s"], raw)
     figures["raw_commits_per_s"] = rounded(raw / options.batch)

@@ -27,7 +27,7 @@ import psycopg2
 from almoner_dev import bench_ledger_raw as raw
 from almoner_dev import processes
 from almoner_dev.bench_ledger_client import Caller, Maker, Meter, Target
-from almoner_dev.bench_report import run_async
+from almoner_dev.bench_report import cpu_seconds, rss_mb, run_async
 from almoner_dev.postgres import Postgres
 from almoner_dev.processes import Child
 
@@ -85,18 +85,13 @@ class Service:
     ) -> None:
         self._stop()
 
-    def rss_mb(self) -> float:
+    def rss_mb(self) -> float | None:
         """Give the most memory that the service's process had resident, in MB."""
-        for line in Path(f"/proc/{self._pid()}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return round(int(line.split()[1]) / 1000, 1)
-        return 0.0
+        return rss_mb(self._pid())
 
     def cpu_seconds(self) -> float:
         """Give the processor time that the service's process has used, in seconds."""
-        text = Path(f"/proc/{self._pid()}/stat").read_text()
-        fields = text[text.rindex(")") + 2 :].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return cpu_seconds(self._pid())
 
     def raw_rows_per_s(self, *, seconds: float, processes: int, connections: int, batch: int, seed: int) -> float:
         """Measure the same database without the service."""

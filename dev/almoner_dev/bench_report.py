@@ -7,13 +7,16 @@ Boundary: reads /proc and installed versions; measures nothing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import importlib.metadata
 import math
 import os
 import platform
 import sys
+import time
 from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,6 +50,68 @@ def machine() -> dict[str, Any]:
         "load_average_1m": round(os.getloadavg()[0], 2),
         "date": dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Processor:
+    """Processor time used up to a moment, in seconds: by the whole machine, and by this process and its descendants."""
+
+    at: float
+    everyone: float
+    ours: float
+
+    @classmethod
+    def now(cls) -> Processor:
+        """Read it."""
+        return cls(time.monotonic(), _busy_seconds(), sum(map(cpu_seconds, _tree(os.getpid()))))
+
+    def since(self, before: Processor) -> dict[str, float]:
+        """Give the shares of the machine's processors that others and we used since then, 0 to 1.
+
+        A figure that was measured while others used much is a lower bound.
+        """
+        capacity = max(1e-9, (self.at - before.at) * (os.cpu_count() or 1))
+        ours = max(0.0, self.ours - before.ours)
+        others = max(0.0, self.everyone - before.everyone - ours)
+        return {"ours": round(ours / capacity, 3), "others": round(others / capacity, 3)}
+
+
+def cpu_seconds(pid: int) -> float:
+    """Give the processor time of a process and of its children that have ended, in seconds; 0 where it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0.0
+    fields = text[text.rindex(")") + 2 :].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def rss_mb(pid: int) -> float | None:
+    """Give the most memory that a process had resident, in MB."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return round(int(line.split()[1]) / 1000, 1)
+    return None
+
+
+def _busy_seconds() -> float:
+    fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
+    user, nice, system, _idle, _wait, interrupt, soft, _steal = map(int, fields)
+    return (user + nice + system + interrupt + soft) / os.sysconf("SC_CLK_TCK")
+
+
+def _tree(root: int) -> list[int]:
+    """Give a process and its living descendants, whatever sessions they lead."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                text = (entry / "stat").read_text()
+                parents[int(entry.name)] = int(text[text.rindex(")") + 2 :].split()[1])
+    found = [root]
+    for each in found:
+        found += [pid for pid, parent in parents.items() if parent == each]
+    return found
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:
