@@ -31,7 +31,7 @@ DEFAULT_RETRIED: Final = frozenset(
         FailureReason.PROVIDER_FAILED,
     }
 )
-# Another attempt would end the same way, or is no retry at all: never, even where `retry.on` names them.
+# Another attempt would end the same way, or is no retry at all: never, even where `retry.reasons` names them.
 NEVER_RETRIED: Final = frozenset(
     {FailureReason.TIMEOUT, FailureReason.PREEMPTED, FailureReason.REJECTED, FailureReason.INVALID_SPEC}
 )
@@ -280,7 +280,7 @@ def retry_at(
     wait doubles with every failure up to the cap; the jitter (up to a quarter less) comes from uid and attempt, so that
     a restarted operator gets the same moment.
     """
-    wanted = frozenset(retry.on) or DEFAULT_RETRIED
+    wanted = frozenset(retry.reasons) or DEFAULT_RETRIED
     if reason not in wanted or reason in NEVER_RETRIED or failures > retry.limit:
         return None
     exponent = min(max(0, failures - 1), 32)

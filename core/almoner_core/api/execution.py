@@ -85,7 +85,7 @@ class WaitReason(StrEnum):
 
 
 class FailureReason(StrEnum):
-    """Why an attempt or an execution failed. The user can name those that are worth a retry in `retry.on`."""
+    """Why an attempt or an execution failed. The user can name those that are worth a retry in `retry.reasons`."""
 
     AGENT_FAILED = "AgentFailed"
     """The agent container exited with a code other than 0."""
@@ -174,11 +174,11 @@ class Retry(APIModel):
     limit: int = Field(default=0, ge=0, le=100, description="Most further attempts after the first.")
     backoff_seconds: int = Field(default=10, ge=1, le=3600, description="Base of the exponential backoff.")
     backoff_max_seconds: int = Field(default=300, ge=1, le=86400, description="Cap of the backoff.")
-    on: list[FailureReason] = Field(
+    reasons: list[FailureReason] = Field(
         default=[],
         max_length=16,
         description="Reasons that are retried; where empty: AgentFailed, RunnerFailed, StartTimeout, Evicted, NodeLost "
-        "and ProviderFailed. Quote the key in YAML, where a bare on means true.",
+        "and ProviderFailed.",
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
 
