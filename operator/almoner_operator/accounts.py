@@ -133,6 +133,9 @@ class Accounts:
             # Not in force until the ledger has the new limits.
             record.reason, record.message = QuotaReason.LEDGER_UNAVAILABLE, "the ledger does not have its limits yet"
         wanted = seen | told if fresh else seen - record.subjects
+        if fresh and not wanted:
+            # No owner was seen yet: there is nothing to hand over, and an owner without an account is refused.
+            self._in_force(record)
         return [(record, self._limits(space.name, name, subject, record.spec)) for subject in sorted(wanted)]
 
     def _forget(self, space: Space, name: str) -> None:
@@ -170,10 +173,13 @@ class Accounts:
                 continue
             self._known.setdefault((record.namespace, record.name), set()).add(each.key.subject)
             record.subjects.add(each.key.subject)
-            record.acknowledged = record.generation
-            record.reason, record.message = QuotaReason.IN_FORCE, ""
-            context.cache.space(record.namespace).stale = True
-        context.cache.wake()
+            self._in_force(record)
+
+    def _in_force(self, record: QuotaRecord) -> None:
+        record.acknowledged = record.generation
+        record.reason, record.message = QuotaReason.IN_FORCE, ""
+        self._context.cache.space(record.namespace).stale = True
+        self._context.cache.wake()
 
     # -- status --------------------------------------------------------------------------------------
 

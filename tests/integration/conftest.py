@@ -1,0 +1,68 @@
+"""Fixtures of the operator's tests: a control plane without a scheduler, a simulated node, ledger and operator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from almoner_dev.controlplane import ControlPlane
+    from almoner_dev.simnode import SimulatedNode
+    from almoner_dev.stack import Stack
+    from tests.support.cluster import Cluster
+
+
+@pytest.fixture(scope="session")
+def bare_plane() -> Iterator[ControlPlane]:
+    """A control plane whose pods nobody schedules but the simulated node."""
+    from almoner_dev.binaries import BinariesMissing
+    from almoner_dev.controlplane import ControlPlane
+    from tests.conftest import missing
+
+    plane = ControlPlane(with_scheduler=False)
+    try:
+        plane.start()
+    except BinariesMissing as error:
+        missing(error)
+    with plane:
+        yield plane
+
+
+@pytest.fixture(scope="module")
+def simulated(bare_plane: ControlPlane) -> Iterator[SimulatedNode]:
+    """Runs pods as their agent's name says: `run-<ms>`, `fail-<code>`, `nowhere`, `forever`, else at once."""
+    from almoner_dev.simnode import Fate, SimulatedNode
+
+    def plan(pod: Mapping[str, Any]) -> Fate:
+        kind, _, value = str(pod["metadata"]["labels"].get("almoner.dev/agent", "")).partition("-")
+        if kind == "fail":
+            return Fate(0.2, exit_code=int(value), message="it broke")
+        if kind == "run":
+            return Fate(int(value) / 1000)
+        if kind == "nowhere":
+            return Fate(schedule=False)
+        return Fate(None if kind == "forever" else 0.0)
+
+    with SimulatedNode(bare_plane, plan=plan) as node:
+        yield node
+
+
+@pytest.fixture(scope="module")
+def stack(bare_plane: ControlPlane, simulated: SimulatedNode) -> Iterator[Stack]:
+    """Ledger and operator, shared by a module's tests: each keeps to its namespace."""
+    from almoner_dev.stack import Stack
+
+    with Stack(bare_plane, operator_args=["--start-deadline-seconds", "4", "--lost-seconds", "5"]) as running:
+        yield running
+
+
+@pytest.fixture
+def cluster(bare_plane: ControlPlane, stack: Stack) -> Iterator[Cluster]:
+    """A namespace of the test's own."""
+    from tests.support.cluster import Cluster
+
+    made = Cluster(bare_plane)
+    yield made
+    made.close()
