@@ -19,6 +19,7 @@ TRANSACTION_SECONDS = Histogram(
 GROUP_SIZE = Histogram(
     "almoner_ledger_group_size", "Commands in one transaction.", buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500)
 )
+LONG_POLLS = Gauge("almoner_ledger_long_polls", "Calls that wait for news.")
 QUEUE = Gauge("almoner_ledger_queue", "Commands waiting for a transaction.")
 AUTHENTICATION = Counter(
     "almoner_ledger_authentication_total", "Tokens presented, by how they were judged.", ["result"]

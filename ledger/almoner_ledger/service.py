@@ -182,7 +182,8 @@ class Service:
             left = deadline - time.monotonic()
             if found.executions or found.agents or found.accounts or left <= 0 or self.stopping.is_set():
                 return _answer(found)
-            await self.watch.wait(found.after, left)
+            with metrics.LONG_POLLS.track_inprogress():
+                await self.watch.wait(found.after, left)
 
     async def _signals(self, route: Route, request: web.Request, caller: Caller | None) -> web.Response:
         _known(route, request)
@@ -201,7 +202,7 @@ class Service:
             left = deadline - time.monotonic()
             if signals.cancel or left <= 0 or self.stopping.is_set():
                 return _answer(signals)
-            with contextlib.suppress(TimeoutError):
+            with metrics.LONG_POLLS.track_inprogress(), contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.stopping.wait(), min(left, SIGNAL_POLL_SECONDS))
 
     async def _costs(self, route: Route, request: web.Request, _: Caller | None) -> web.Response:
