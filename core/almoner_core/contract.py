@@ -66,7 +66,7 @@ class MeterModel(ContractModel):
 
 
 class MeterProvider(ContractModel):
-    """One provider. `key_file` is relative to the providers' directory; None where the server asks for no credential."""
+    """One provider. `key_file` is below the providers' directory; None where the server asks for no credential."""
 
     name: str
     type: str

@@ -118,7 +118,7 @@ def test_the_trainer_learns_and_reports(tmp_path: Path) -> None:
     with Progress() as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
-        text = json.dumps(job["spec"]["hyperparameters"])
+        text = json.dumps({name: job["spec"][name] for name in ("hyperparameters", "steps")})
         try:
             result = json.loads(
                 run(

@@ -34,7 +34,7 @@ def provider_config(base_url: str, **changes: Any) -> MeterProvider:
         "type": "OpenAICompatible",
         "base_url": base_url + "/v1",
         "dialects": (Dialect.OPENAI, Dialect.ANTHROPIC),
-        "key_file": "key",
+        "key_file": "scripted/key",
         "models": (MeterModel(name=MODEL, price=CARD, context_window=8000),),
     }
     return MeterProvider(**{**values, **changes})
@@ -71,7 +71,7 @@ class Meter:
         self.starts = 0
         for provider in config.providers:
             if provider.key_file:
-                path = folder / "providers" / provider.name / provider.key_file
+                path = folder / "providers" / provider.key_file
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(KEY + "\n")
         (folder / "token").write_text("the-token")

@@ -70,7 +70,7 @@ class TrainingJobSpec(APIModel):
     steps: int | None = Field(default=None, ge=1, le=1_000_000_000_000, description="Steps of the whole run.")
     episodes: int | None = Field(default=None, ge=1, le=1_000_000_000_000, description="Episodes of the whole run.")
     hyperparameters: AnyObject | None = Field(
-        default=None, description="Given to the trainer as JSON in its input, unchanged."
+        default=None, description="Given to the trainer unchanged, in its JSON input beside steps or episodes."
     )
     retry: Retry = Field(default=Retry(), description="What happens after a failed attempt.")
     priority: int = Field(default=5, ge=1, le=10, description="1 (least) to 10 (most important).")

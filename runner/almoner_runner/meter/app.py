@@ -69,7 +69,7 @@ class App:
         self._forwarder = forwarder
         self._progress = progress
         self._keys = {
-            provider.name: Secret(providers_dir / provider.name / provider.key_file if provider.key_file else None)
+            provider.name: Secret(providers_dir / provider.key_file if provider.key_file else None)
             for provider in config.providers
         }
         self._rules: Rules | None = None
