@@ -23,10 +23,11 @@ from almoner_runner.meter.spool import Recovered, Spool, Totals
 logger = logging.getLogger(__name__)
 
 POST_RECORDS_MAX: Final = 200
-POST_DELAY_S: Final = 0.02
+# Long enough for a busy run's records to go in one exchange, short enough for status within a second.
+POST_DELAY_S: Final = 0.2
 IDLE_SECONDS: Final = 1.0
 IDLE_LOOK_S: Final = 0.25
-FLUSH_SECONDS: Final = 0.1
+FLUSH_SECONDS: Final = 0.2
 BACKOFF_FIRST_S: Final = 0.1
 BACKOFF_MOST_S: Final = 5.0
 FOREVER: Final = float("inf")

@@ -18,6 +18,9 @@ TOKENS_MAX: Final = 10**9
 CHOICES_MAX: Final = 128
 FIELD_NAMES_SHOWN: Final = 5
 
+# Made once: json.dumps with settings of its own makes an encoder a call.
+_encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
 UsageShape = Literal["openai", "anthropic", "responses"]
 
 
@@ -117,7 +120,7 @@ class Call:
     def body(self) -> bytes:
         """Give what is sent: what was read, written again, so that a key given twice cannot mean two things."""
         try:
-            return json.dumps(self.payload, ensure_ascii=False, separators=(",", ":")).encode()
+            return _encode(self.payload).encode()
         except (UnicodeEncodeError, RecursionError):
             raise InvalidCallError("the request holds text that is not Unicode (a lone surrogate)") from None
 

@@ -25,6 +25,9 @@ COMPACT_BYTES: Final = 4 * 1024 * 1024
 # Kept for the settlements of calls that are in flight when the spool is full.
 RESERVE_BYTES: Final = 1024 * 1024
 
+# Made once: json.dumps with settings of its own makes an encoder a call.
+_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
+
 
 class SpoolError(RuntimeError):
     """The spool cannot be read or written: without it no call may be made."""
@@ -231,7 +234,7 @@ class Spool:
             logger.error("spool: %s; what was not written is posted from memory", error)  # noqa: TRY400 - no traceback
 
     def _append(self, line: dict[str, Any]) -> None:
-        data = json.dumps(line, separators=(",", ":")).encode() + b"\n"
+        data = _encode(line).encode() + b"\n"
         try:
             written = os.write(self._fd, data)
         except OSError as error:
@@ -261,7 +264,7 @@ class Spool:
         lines += self._holds.values()
         scratch = self.path.with_suffix(".new")
         fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        data = b"".join(json.dumps(line, separators=(",", ":")).encode() + b"\n" for line in lines)
+        data = b"".join(_encode(line).encode() + b"\n" for line in lines)
         try:
             view = memoryview(data)
             while view:

@@ -1,0 +1,184 @@
+"""The spool forgets nothing that the ledger lacks: over restarts, torn lines, compaction and a full disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from almoner_core.environment import OUTPUT_BYTES_MAX
+from almoner_core.usage import UsageRecord
+from almoner_runner.meter import files, progress, spool
+from almoner_runner.meter.config import Card, Model, Provider, Tier
+from almoner_runner.meter.dialect import Call
+from almoner_runner.meter.holds import _estimate
+from almoner_runner.meter.ids import uuid7
+from almoner_runner.meter.spool import Spool, SpoolError
+
+
+def record(cost: int | None = 100) -> dict[str, Any]:
+    card = Card(version="v", tiers=(Tier(input=1, cached_input=1, cache_write=1, output=1),))
+    provider = Provider("p", "OpenAI", "http://x/v1", ("OpenAI",), {})
+    call = Call("chat", "llm", provider, Model("m", card), {}, "openai", input_bound=10, output_max=5)
+    return _estimate(call) | {"cost_nanos": cost}
+
+
+def opened(folder: Path) -> Spool:
+    made = Spool(folder, "allotment-1")
+    made.open()
+    return made
+
+
+def test_a_record_of_the_spool_is_what_the_ledger_takes(tmp_path: Path) -> None:
+    made = opened(tmp_path)
+    one = record()
+    made.hold(one)
+    made.settle(one)
+    assert UsageRecord.model_validate(made.batch(10)[0]).sequence == 1
+
+
+def test_what_was_in_flight_comes_back_in_full_after_a_kill(tmp_path: Path) -> None:
+    first = opened(tmp_path)
+    one, two, three = record(1), record(2), record(None)
+    for each in (one, two, three):
+        first.hold(each)
+    first.settle(one)
+    # No close: killed.
+    second = Spool(tmp_path, "allotment-1")
+    recovered = second.open()
+    assert [each["id"] for each in recovered.unsettled] == [two["id"], three["id"]]
+    assert [each["outcome"] for each in recovered.unsettled] == ["estimated", "estimated"]
+    assert second.sequence == 1
+    for each in recovered.unsettled:
+        second.settle(each)
+    assert [each["sequence"] for each in second.batch(10)] == [1, 2, 3]
+    assert (second.totals.cost_nanos, second.totals.unpriced) == (3, 1)
+    assert opened(tmp_path).totals == second.totals, "and once more: nothing twice"
+
+
+def test_a_torn_last_line_is_skipped(tmp_path: Path) -> None:
+    first = opened(tmp_path)
+    one = record()
+    first.hold(one)
+    first.settle(one)
+    with first.path.open("ab") as file:
+        file.write(b'{"t":"hold","record":{"id":"')
+    second = opened(tmp_path)
+    assert (second.sequence, len(second.pending)) == (1, 1)
+
+
+def test_what_the_ledger_has_is_forgotten_and_the_totals_stay(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(spool, "COMPACT_BYTES", 2000)
+    made = opened(tmp_path)
+    for number in range(50):
+        one = record(1)
+        made.hold(one)
+        made.settle(one)
+        made.mark_posted(number + 1)
+    assert made.path.stat().st_size < 4000
+    assert made.unposted == {"usd": 0, "tokens": 0, "tool_calls": 0, "requests": 0}
+    again = opened(tmp_path)
+    assert (again.sequence, again.posted, again.totals.cost_nanos, again.pending) == (50, 50, 50, {})
+
+
+def test_a_full_spool_says_so_and_recovers(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(spool, "SPOOL_BYTES_MAX", 12_000)
+    monkeypatch.setattr(spool, "RESERVE_BYTES", 2000)
+    made = opened(tmp_path)
+    while not made.full:
+        one = record(1)
+        made.hold(one)
+        made.settle(one)
+    assert made.path.stat().st_size > 9000
+    made.mark_posted(made.sequence)
+    assert not made.full
+
+
+def test_a_disk_that_fails_refuses_calls_and_loses_no_settlement(tmp_path: Path, monkeypatch: Any) -> None:
+    made = opened(tmp_path)
+    one = record()
+    made.hold(one)
+
+    def broken(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", broken)
+    with pytest.raises(SpoolError, match="No space left"):
+        made.hold(record())
+    made.settle(one)
+    assert [each["id"] for each in made.batch(10)] == [one["id"]]
+    assert made.full, "nothing can be written"
+    monkeypatch.undo()
+    assert bool(made.full) is False, "and now it can"
+    assert opened(tmp_path).totals.cost_nanos == 100
+
+
+def test_a_spool_of_another_allotment_is_refused(tmp_path: Path) -> None:
+    opened(tmp_path)
+    with pytest.raises(SpoolError, match="belongs to allotment allotment-1"):
+        Spool(tmp_path, "allotment-2").open()
+
+
+def test_a_lost_spool_goes_on_where_the_ledger_is(tmp_path: Path) -> None:
+    made = opened(tmp_path)
+    made.begin(8, spool.Totals(cost_nanos=700, input_tokens=70, requests=7))
+    one = record(5)
+    made.hold(one)
+    made.settle(one)
+    assert one["sequence"] == 8
+    assert made.totals.cost_nanos == 705
+    assert made.unposted["usd"] == 5
+
+
+def test_ids_are_uuid_7_and_sort_by_time() -> None:
+    ids = [uuid7() for _ in range(100)]
+    assert len(set(ids)) == 100
+    assert all(len(i) == 36 and i[14] == "7" and i[19] in "89ab" for i in ids)
+    assert ids[0][:8] <= ids[-1][:8]
+
+
+@pytest.mark.parametrize(
+    ("report", "message"),
+    [
+        ([], "JSON object"),
+        ({"steps": 1}, "unknown field 'steps'"),
+        ({"step": 1.5}, "progress.step"),
+        ({"total": 0}, "progress.total"),
+        ({"message": 1}, "progress.message"),
+        ({"metrics": {str(n): 1 for n in range(33)}}, "at most 32"),
+        ({"metrics": {"loss": [1]}}, "progress.metrics.loss"),
+        ({"metrics": {"loss": "9" * 65}}, "at most 64"),
+        ({"metrics": {"": 1}}, "1 to 128"),
+    ],
+)
+def test_progress_is_checked(report: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        progress.check(report)
+
+
+def test_an_output_with_two_names_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "output").write_text("x")
+    (tmp_path / "other").hardlink_to(tmp_path / "output")
+    with pytest.raises(files.OutputError, match="more than one link"):
+        files.read_output(tmp_path / "output")
+    (tmp_path / "other").unlink()
+    assert files.read_output(tmp_path / "output") == files.Output("x", truncated=False)
+    assert files.read_output(tmp_path / "none") is None
+
+
+def test_a_large_output_is_cut(tmp_path: Path) -> None:
+    (tmp_path / "output").write_bytes(b"x" * (OUTPUT_BYTES_MAX + 10))
+    found = files.read_output(tmp_path / "output")
+    assert found is not None
+    assert found.truncated
+    assert len(found.content) == OUTPUT_BYTES_MAX
+
+
+def test_the_input_is_written_readable_for_the_agent(tmp_path: Path) -> None:
+    files.write_input(tmp_path / "in" / "input", b'{"a": 1}')
+    path = tmp_path / "in" / "input"
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert path.stat().st_mode & 0o777 == 0o644
