@@ -253,7 +253,6 @@ def test_unknown_cost_is_not_zero(start: Callable[..., Meter]) -> None:
         settled(meter, ledger, 1)
     assert ledger.records[1].cost_nanos is None
     assert ledger.records[1].tokens.input == 10
-    assert meter.get("/usage") if meter.child and meter.child.running() else True
 
 
 def test_retries_do_not_double_count(start: Callable[..., Meter], provider: ScriptedProvider) -> None:
