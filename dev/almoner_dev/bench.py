@@ -12,12 +12,16 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from almoner_dev.binaries import BinariesMissing
+from almoner_dev.postgres import PostgresMissing
+from almoner_dev.processes import ProcessError
+
 NAMES = ("admission", "ledger", "meter")
 USAGE = f"usage: python -m almoner_dev.bench {{{','.join(NAMES)}}} [--json] [options; NAME --help lists them]"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one benchmark; the exit code is 2 for a name that is none."""
+    """Run one benchmark; the exit code is 2 for a name that is none, 1 where something it needs cannot be had."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
         print(USAGE)
@@ -28,7 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     as_json = "--json" in rest
     module = importlib.import_module(f"almoner_dev.bench_{name}")
-    figures: dict[str, Any] = module.run([each for each in rest if each != "--json"])
+    try:
+        figures: dict[str, Any] = module.run([each for each in rest if each != "--json"])
+    except (BinariesMissing, PostgresMissing, ProcessError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
     if as_json:
         print(json.dumps(figures))
     else:
