@@ -125,10 +125,10 @@ def compare(picture: Picture, sums: dict[str, Sum], accounts: Sequence[Account])
     return audit
 
 
-def verify(database_url: str) -> tuple[bool, str]:
+def verify(database: str) -> tuple[bool, str]:
     """Run `almoner ledger verify`; give whether it passed and what it said."""
     ended = subprocess.run(
-        [sys.executable, "-m", "almoner_cli", "ledger", "verify", "--database-url", database_url],
+        [sys.executable, "-m", "almoner_cli.main", "ledger", "verify", "--database", database],
         capture_output=True,
         text=True,
         timeout=VERIFY_SECONDS_MAX,
