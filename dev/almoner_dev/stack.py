@@ -195,8 +195,14 @@ class Stack:
             self.ledger.kill()
             self.ledger = None
 
-    def start_operator(self, *, env: Mapping[str, str] | None = None, wait: bool = True) -> None:
-        """Start the operator; `env` adds to its environment this once. Waits until it leads and knows everything."""
+    def start_operator(self, *, env: Mapping[str, str] | None = None, wait: bool = True, beside: bool = False) -> None:
+        """Start the operator; `env` adds to its environment this once. Waits until it leads and knows everything.
+
+        `beside`: a second one, which stands by while the first leads; from then on it is the stack's own, and the first
+        is the caller's to end.
+        """
+        if beside:
+            self._ports["operator"] = processes.free_port(LOOPBACK)
         token = self.directory / "operator-ledger.token"
         environment = {**os.environ, **self.operator_env, **(env or {})}
         self.operator = processes.start(
@@ -219,7 +225,14 @@ class Stack:
             env=environment,
             detached=self._detached,
         )
-        if wait:
+        if beside:
+            processes.wait_until(
+                lambda: bool(self.operator_state()),
+                seconds=READY_SECONDS,
+                children=[self.operator],
+                what="the second operator to stand by",
+            )
+        elif wait:
             self.wait_operator()
 
     def wait_operator(self, seconds: float = READY_SECONDS) -> None:

@@ -50,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     option("--meter-memory", "ALMONER_METER_MEMORY", "what a meter reserves", "96Mi")
     option("--namespaces", "ALMONER_NAMESPACES", "namespaces to serve, separated by commas; all where empty", "")
     option("--own-namespace", "ALMONER_OWN_NAMESPACE", "where the Lease of the election lies", "almoner-system")
+    option("--lease-seconds", "ALMONER_LEASE_SECONDS", "life of that Lease, at least 3", "15", type=int)
     option(
         "--require-budget",
         "ALMONER_REQUIRE_BUDGET",
@@ -92,6 +93,7 @@ def settings_of(arguments: argparse.Namespace) -> OperatorSettings:
         ledger_token_file=Path(arguments.ledger_token_file) if arguments.ledger_token_file else None,
         namespaces=_list(arguments.namespaces),
         own_namespace=arguments.own_namespace,
+        lease_seconds=max(3, arguments.lease_seconds),
         start_deadline_seconds=arguments.start_deadline_seconds,
         lost_seconds=arguments.lost_seconds,
         health_port=arguments.health_port,

@@ -72,7 +72,13 @@ class Operator:
                 LedgerClient(settings.ledger_url, token_file=settings.ledger_token_file) as ledger,
             ):
                 identity = settings.identity or f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}"
-                leader = Leader(client, namespace=settings.own_namespace, name=LEASE_NAME, identity=identity)
+                leader = Leader(
+                    client,
+                    namespace=settings.own_namespace,
+                    name=LEASE_NAME,
+                    identity=identity,
+                    seconds=settings.lease_seconds,
+                )
                 if not await self._unless_stopped(leader.acquire()):
                     return
                 try:

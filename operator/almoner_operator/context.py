@@ -42,6 +42,8 @@ class OperatorSettings:
     own_namespace: str = "almoner-system"
     """Where the Lease lies."""
     identity: str = ""
+    lease_seconds: int = 15
+    """Life of the Lease; so long after a crash another process takes over."""
     start_deadline_seconds: int = 600
     """Seconds in which a pod must have started; then it gives its quota back."""
     lost_seconds: int = 90

@@ -27,15 +27,19 @@ from almoner_operator.limiter import Rank
 log = logging.getLogger(__name__)
 
 LEASE_SECONDS: Final = 15
-RENEW_EVERY_SECONDS: Final = 3.0
-RENEW_DEADLINE_SECONDS: Final = 10.0
 RETRY_SECONDS: Final = 0.5
 
 
 class Leader:
-    """Takes part in the election under `identity` for the Lease `name` in `namespace`."""
+    """Takes part in the election under `identity` for the Lease `name` in `namespace`.
 
-    def __init__(self, client: KubernetesClient, *, namespace: str, name: str, identity: str) -> None:
+    The lease is renewed after a fifth of its `seconds`; where that fails for two thirds of them, it counts as lost.
+    """
+
+    def __init__(
+        self, client: KubernetesClient, *, namespace: str, name: str, identity: str, seconds: int = LEASE_SECONDS
+    ) -> None:
+        self._seconds = seconds
         self._client = client
         self._namespace = namespace
         self._name = name
@@ -46,7 +50,7 @@ class Leader:
 
     def certain(self) -> bool:
         """Say whether this process surely still leads, by its own monotonic clock."""
-        return time.monotonic() - self._renewed_at < LEASE_SECONDS
+        return time.monotonic() - self._renewed_at < self._seconds
 
     async def acquire(self) -> None:
         """Return once this process leads."""
@@ -68,8 +72,8 @@ class Leader:
     async def keep(self) -> None:
         """Renew for ever. Raises LeadershipLostError when it was lost, or could not be renewed in time."""
         while True:
-            await asyncio.sleep(RENEW_EVERY_SECONDS)
-            deadline = self._renewed_at + RENEW_DEADLINE_SECONDS
+            await asyncio.sleep(self._seconds / 5)
+            deadline = self._renewed_at + self._seconds * 2 / 3
             while True:
                 try:
                     started = time.monotonic()
@@ -116,7 +120,7 @@ class Leader:
         if self._seen[0] != version:
             self._seen = (version, now)
         spec = self._record.get("spec") or {}
-        duration = float(spec.get("leaseDurationSeconds") or LEASE_SECONDS)
+        duration = float(spec.get("leaseDurationSeconds") or self._seconds)
         if self._holder() not in ("", self.identity) and now - self._seen[1] < duration:
             return False
         try:
@@ -155,7 +159,7 @@ class Leader:
             "metadata": metadata,
             "spec": {
                 "holderIdentity": self.identity,
-                "leaseDurationSeconds": LEASE_SECONDS,
+                "leaseDurationSeconds": self._seconds,
                 "acquireTime": spec.get("acquireTime", now) if renew else now,
                 "renewTime": now,
                 "leaseTransitions": transitions if renew else transitions + 1,
