@@ -1,0 +1,298 @@
+"""The store against a simple model of it: random histories on both databases, checked after every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from almoner_core import wire
+from almoner_core.usage import UsageRecord
+from almoner_core.wire import Dimension, ErrorCode
+from almoner_ledger.errors import LedgerError
+from almoner_ledger.store import Verb
+from tests.support.books import TOKENS, USD, Books, code, key, new_id, record, tokens
+
+AMOUNT = st.integers(0, 60)
+LIMIT = st.integers(0, 200)
+
+
+@dataclass
+class Attempt:
+    """What the model knows of one allotment: `held` and `spent` are the same on all of its accounts."""
+
+    id: str
+    execution: str
+    number: int
+    state: str = "offered"
+    bound: bool = False
+    frozen: bool = False
+    held: dict[Dimension, int] = field(default_factory=dict)
+    spent: dict[Dimension, int] = field(default_factory=dict)
+    posted: dict[Dimension, int] = field(default_factory=dict)
+    charged: dict[Dimension, int] = field(default_factory=dict)
+    records: list[UsageRecord] = field(default_factory=list)
+    final: bool = False
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """One quota with money, one with money and tokens, executions with limits of their own, and many attempts."""
+
+    books: ClassVar[Books]
+
+    @initialize(narrow=LIMIT, wide=LIMIT, token_limit=LIMIT, own=LIMIT)
+    def begin(self, narrow: int, wide: int, token_limit: int, own: int) -> None:
+        self.run = new_id()
+        self.generation = 0
+        self.own = own
+        self.limits: dict[str, dict[Dimension, int]] = {}
+        self.attempts: list[Attempt] = []
+        self.executions = [f"{self.run}/{number}" for number in range(2)]
+        self.again: Callable[[], tuple[Any, Any]] | None = None
+        self.set_limits(narrow, wide, token_limit)
+
+    # -- the model -------------------------------------------------------------------------------------
+
+    def used(self, dimension: Dimension, execution: str | None = None) -> int:
+        mine = [each for each in self.attempts if execution in (None, each.execution)]
+        return sum(each.held.get(dimension, 0) + each.spent.get(dimension, 0) for each in mine)
+
+    def room(self, execution: str, dimension: Dimension, freed: int = 0) -> int:
+        rooms = [limits[dimension] - self.used(dimension) for limits in self.limits.values() if dimension in limits]
+        if dimension is USD:
+            rooms.append(self.own - self.used(USD, execution))
+        return min(max(0, each + freed) for each in rooms)
+
+    def some(self, data: Any, *states: str) -> Attempt | None:
+        found = [each for each in self.attempts if each.state in states]
+        return data.draw(st.sampled_from(found)) if found else None
+
+    def check_grant(self, attempt: Attempt, need: dict[Dimension, int], want: int, answer: Any, freed: int = 0) -> bool:
+        """Compare a grant or refusal with the model's rooms; gives whether it was granted."""
+        freed_of = {USD: freed, TOKENS: 0}
+        fits = all(amount <= self.room(attempt.execution, d, freed_of[d]) for d, amount in need.items())
+        if not fits:
+            assert code(answer) is ErrorCode.INSUFFICIENT
+            refusal = answer.refusal
+            assert refusal.needed > refusal.limit - refusal.spent - refusal.reserved
+            return False
+        assert not isinstance(answer, LedgerError), answer.message
+        for dimension, amount in need.items():
+            most = max(amount, want if dimension is USD else 0)
+            assert amount <= answer.granted[dimension] <= most
+            attempt.held[dimension] = attempt.held.get(dimension, 0) + answer.granted[dimension]
+        return True
+
+    # -- rules -----------------------------------------------------------------------------------------
+
+    @rule(narrow=LIMIT, wide=LIMIT, token_limit=LIMIT)
+    def set_limits(self, narrow: int, wide: int, token_limit: int) -> None:
+        self.generation += 1
+        self.limits = {"narrow": {USD: narrow}, "wide": {USD: wide, TOKENS: token_limit}}
+        for quota, limits in self.limits.items():
+            answer = self.books.limits(self.quota(quota), limits=limits, generation=self.generation)
+            assert isinstance(answer, wire.AccountsAnswer)
+
+    def quota(self, name: str) -> str:
+        return f"{self.run}-{name}"
+
+    @rule(data=st.data(), need=AMOUNT, need_tokens=AMOUNT, want=st.integers(0, 10**6))
+    def open(self, data: Any, need: int, need_tokens: int, want: int) -> None:
+        execution = data.draw(st.sampled_from(self.executions))
+        mine = [each for each in self.attempts if each.execution == execution]
+        attempt = Attempt(new_id(), execution, len(mine) + 1)
+        superseded = [each for each in mine if each.state == "offered"]
+        amounts = {USD: need, TOKENS: need_tokens}
+        freed = {d: sum(each.held.get(d, 0) for each in superseded) for d in (USD, TOKENS)}
+        made = self.books.open_command(
+            uid=execution,
+            attempt=attempt.number,
+            allotment=attempt.id,
+            accounts=[key(self.quota("wide")), key(self.quota("narrow"))],
+            limits={USD: self.own},
+            need=amounts,
+            want={USD: want},
+        )
+        answer = self.books.run_all([made])[0]
+        before = [(each, dict(each.held), each.state) for each in superseded]
+        for each in superseded:
+            each.held.clear()
+            each.state = "void"
+        assert all(amount >= 0 for amount in freed.values())
+        if self.check_grant(attempt, amounts, want, answer):
+            self.attempts.append(attempt)
+            self.again = lambda: (self.books.run_all([made])[0], answer)
+        else:
+            for each, held, state in before:
+                each.held, each.state = held, state
+
+    @rule(data=st.data())
+    def bind(self, data: Any) -> None:
+        if attempt := self.some(data, "offered", "active"):
+            operation = new_id()
+            answer = self.books.bind(attempt.id, operation_id=operation)
+            assert answer.state == attempt.state
+            attempt.bound = True
+            self.again = lambda: (self.books.bind(attempt.id, operation_id=operation), answer)
+
+    @rule(data=st.data())
+    def activate(self, data: Any) -> None:
+        if attempt := self.some(data, "offered", "active", "void", "closed"):
+            answer = self.books.activate(attempt.id)
+            if attempt.state in ("void", "closed"):
+                assert code(answer) is ErrorCode.WRONG_STATE
+            elif not attempt.bound:
+                assert code(answer) is ErrorCode.NOT_BOUND
+            else:
+                attempt.state = "active"
+                assert answer.held == {d: attempt.held.get(d, 0) for d in (USD, TOKENS)}
+                assert answer.next_sequence == len(attempt.records) + 1
+
+    @rule(data=st.data(), need=AMOUNT, need_tokens=AMOUNT, want=st.integers(0, 10**6))
+    def extend(self, data: Any, need: int, need_tokens: int, want: int) -> None:
+        if attempt := self.some(data, "active"):
+            amounts = {USD: need, TOKENS: need_tokens}
+            operation = new_id()
+            answer = self.books.extend(attempt.id, amounts, {USD: want}, operation_id=operation)
+            if attempt.frozen:
+                assert code(answer) is ErrorCode.WRONG_STATE
+            elif self.check_grant(attempt, amounts, want, answer):
+                self.again = lambda: (
+                    self.books.extend(attempt.id, amounts, {USD: want}, operation_id=operation),
+                    answer,
+                )
+
+    @rule(data=st.data(), cost=AMOUNT, count=AMOUNT, late=st.booleans())
+    def post(self, data: Any, cost: int, count: int, late: bool) -> None:
+        attempt = self.some(data, "closed" if late else "active")
+        if attempt is None or attempt.final:
+            return
+        amounts = {USD: cost, TOKENS: count}
+        sent = record(len(attempt.records) + 1, cost, tokens=tokens(count))
+        operation = new_id()
+        answer = self.books.post(attempt.id, [sent], operation_id=operation)
+        assert isinstance(answer, wire.Posted)
+        attempt.records.append(sent)
+        for dimension, amount in amounts.items():
+            explained = min(amount, attempt.charged.get(dimension, 0))
+            attempt.charged[dimension] = attempt.charged.get(dimension, 0) - explained
+            held = min(amount - explained, attempt.held.get(dimension, 0))
+            attempt.held[dimension] = attempt.held.get(dimension, 0) - held
+            attempt.spent[dimension] = attempt.spent.get(dimension, 0) + amount - explained
+            attempt.posted[dimension] = attempt.posted.get(dimension, 0) + amount
+            attempt.frozen = attempt.frozen or amount > held + explained
+        assert answer.frozen == attempt.frozen
+        self.again = lambda: (self.books.post(attempt.id, [sent], operation_id=operation), answer)
+
+    @rule(data=st.data())
+    def post_again_or_otherwise(self, data: Any) -> None:
+        if (attempt := self.some(data, "active", "closed")) and attempt.records:
+            old = data.draw(st.sampled_from(attempt.records))
+            assert isinstance(self.books.post(attempt.id, [old]), wire.Posted)
+            changed = old.model_copy(update={"duration_ms": old.duration_ms + 1})
+            assert code(self.books.post(attempt.id, [changed])) is ErrorCode.RECORD_CONFLICT
+
+    @rule(data=st.data(), part=st.integers(0, 100))
+    def give_back_some(self, data: Any, part: int) -> None:
+        if attempt := self.some(data, "active"):
+            amounts = {d: held * part // 100 for d, held in attempt.held.items()}
+            answer = self.books.give_back(attempt.id, len(attempt.records), attempt.posted, amounts)
+            for dimension, amount in amounts.items():
+                attempt.held[dimension] -= amount
+            assert answer.held == {d: attempt.held.get(d, 0) for d in (USD, TOKENS)}
+
+    @rule(data=st.data())
+    def give_back_all(self, data: Any) -> None:
+        attempt = self.some(data, "active", "closed")
+        if attempt is None or attempt.final:
+            return
+        answer = self.books.give_back(attempt.id, len(attempt.records), attempt.posted, final=True)
+        assert answer.state == "closed"
+        attempt.final = True
+        attempt.state = "closed"
+        attempt.held.clear()
+        for dimension, amount in attempt.charged.items():
+            attempt.spent[dimension] -= amount
+        attempt.charged.clear()
+
+    @rule(data=st.data())
+    def close(self, data: Any) -> None:
+        if attempt := self.some(data, "active"):
+            assert self.books.end(attempt.id).state == "closed"
+            attempt.state = "closed"
+            for dimension, amount in attempt.held.items():
+                attempt.charged[dimension] = amount
+                attempt.spent[dimension] = attempt.spent.get(dimension, 0) + amount
+            attempt.held.clear()
+
+    @rule(data=st.data())
+    def void(self, data: Any) -> None:
+        if attempt := self.some(data, "offered", "active"):
+            answer = self.books.end(attempt.id, Verb.VOID)
+            if attempt.state == "active":
+                assert code(answer) is ErrorCode.WRONG_STATE
+            else:
+                assert answer.state == "void"
+                attempt.state = "void"
+                attempt.held.clear()
+
+    @precondition(lambda self: self.again is not None)
+    @rule()
+    def retry(self) -> None:
+        assert self.again is not None
+        answer, before = self.again()
+        assert answer == before
+
+    # -- what always holds -----------------------------------------------------------------------------
+
+    @invariant()
+    def the_accounts_are_what_the_model_says(self) -> None:
+        if not hasattr(self, "attempts"):
+            return
+        for quota, limits in self.limits.items():
+            for dimension in limits:
+                state = self.books.state(self.quota(quota), dimension)
+                spent = sum(each.spent.get(dimension, 0) for each in self.attempts)
+                reserved = sum(each.held.get(dimension, 0) for each in self.attempts)
+                assert (state.limit, state.spent, state.reserved) == (limits[dimension], spent, reserved)
+
+    def teardown(self) -> None:
+        assert self.books.violations() == []
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def books(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Books]:
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path}/ledger.db"
+    else:
+        url = str(request.getfixturevalue("postgres_url"))
+    opened = Books(url)
+    yield opened
+    opened.close()
+
+
+def test_random_histories_agree_with_the_model(books: Books) -> None:
+    machine = type("Machine", (LedgerMachine,), {"books": books})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=30,
+            stateful_step_count=30,
+            deadline=None,
+            print_blob=True,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+        ),
+    )
