@@ -188,12 +188,13 @@ class Accounts:
         cache = self._context.cache
         for name in decisions.changed:
             space = cache.space(name)
-            for quota, use in decisions.namespaces[name].use.items():
-                if self._use.get((name, quota)) != use:
+            uses = decisions.namespaces[name].use
+            for quota, record in space.quotas.items():
+                # A quota that governs nothing any more is not in there: nothing is used of it.
+                use = uses.get(quota, ())
+                if self._use.get((name, quota), ()) != use:
                     self._use[name, quota] = use
-                    record = space.quotas.get(quota)
-                    if record is not None:
-                        self.write_status(record)
+                    self.write_status(record)
 
     def write_status(self, record: QuotaRecord) -> None:
         """Bring a quota's status up to date, soon."""
