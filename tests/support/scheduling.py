@@ -91,8 +91,8 @@ def snapshot(
 
 def decided(workloads: Iterable[Workload], *quotas: Quota, **options: Any) -> Decisions:
     """Decide at NOW."""
-    settings = options.pop("settings", Settings())
-    return decide(snapshot(workloads, *quotas, **options), NOW, settings)
+    settings, previous = options.pop("settings", Settings()), options.pop("previous", None)
+    return decide(snapshot(workloads, *quotas, **options), NOW, settings, previous)
 
 
 def admitted(decisions: Decisions) -> list[str]:

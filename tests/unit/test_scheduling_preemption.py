@@ -161,3 +161,18 @@ def test_room_is_made_for_so_many_at_once_only() -> None:
     holding = [low(f"x{i}") for i in range(5)]
     settings = Settings(preemptions_max=2)
     assert len(stops(decided([*waiting, *holding], quota(executions=5), settings=settings))) == 2
+
+
+def test_a_preemptor_keeps_its_turn_when_shares_change() -> None:
+    """Once his victim is gone Bob has the smaller share for his age; but the room was made for Ann."""
+    governing = quota(executions=1)
+    workloads = [
+        work("bob", priority=9, owner="bob", age=10),
+        work("ann", priority=9, owner="ann"),
+        low("x", owner="bob"),
+    ]
+    first = decided(workloads, governing)
+    assert [stop.preemptor.name for stop in first.stop if stop.preemptor] == ["ann"]
+    later = apply(workloads, first, terminate=True)
+    assert admitted(decided(later, governing)) == ["bob"]
+    assert admitted(decided(later, governing, previous=first)) == ["ann"]

@@ -55,11 +55,14 @@ def decide(
 ) -> Decisions:
     """Decide what is admitted, rejected, stopped, and why the rest waits.
 
-    `previous` saves the work for namespaces that are the same object as then and whose decisions still hold.
+    `previous` saves the work for namespaces that are the same object as then and whose decisions still hold, and lets
+    those for whom others are being preempted keep their turn: when a victim is gone its owner's share is less, and
+    another of the same priority would come first, and need other victims.
     """
+    before: Mapping[str, NamespaceDecisions] = {} if previous is None else previous.namespaces
     reusable: Mapping[str, NamespaceDecisions] = {}
     if previous is not None and previous.settings == settings and previous.ledger_ready == snapshot.ledger_ready:
-        reusable = previous.namespaces
+        reusable = before
     decided: dict[str, NamespaceDecisions] = {}
     changed: list[str] = []
     order: list[tuple[int, int, str, Admission]] = []
@@ -67,7 +70,8 @@ def decide(
     for name, namespace in snapshot.namespaces.items():
         old = reusable.get(name)
         if old is None or old.source is not namespace or (old.valid_until is not None and old.valid_until <= now):
-            old = _Decision(namespace, now, settings, ledger_ready=snapshot.ledger_ready).run()
+            first = before[name].making_room if name in before else frozenset()
+            old = _Decision(namespace, now, settings, first, ledger_ready=snapshot.ledger_ready).run()
             changed.append(name)
         decided[name] = old
         # Namespaces share nothing but the operator's own pace: they take turns within a priority.
@@ -98,7 +102,9 @@ def _sooner(first: datetime | None, second: datetime | None) -> datetime | None:
 class _Decision:
     """One namespace's decision while it is being made."""
 
-    def __init__(self, namespace: Namespace, now: datetime, settings: Settings, *, ledger_ready: bool) -> None:
+    def __init__(
+        self, namespace: Namespace, now: datetime, settings: Settings, first: frozenset[str], *, ledger_ready: bool
+    ) -> None:
         self._namespace = namespace
         self._now = now
         self._settings = settings
@@ -111,6 +117,8 @@ class _Decision:
         self._cancel: list[WorkloadKey] = []
         self._valid_until: datetime | None = None
         self._taken: set[str] = set()
+        self._first = first
+        self._making_room: set[str] = set()
         self._preemptions = settings.preemptions_max
         self._room_to_make = False  # whether anything could be, or is being, preempted: only then does priority matter
         # What did not fit, by shape: use only grows within a decision, so it still does not.
@@ -140,7 +148,7 @@ class _Decision:
             entry = line.use()._replace(pending=queued.get(line, 0))
             use.setdefault(line.quota.name, []).append(entry)
         shares, ageing = self._namespace.shares, self._settings.ageing_seconds
-        for workload in in_order(waiting, running, shares, ageing):
+        for workload in in_order(waiting, running, shares, ageing, self._first):
             self._look_at(workload, group_of(workload))
         return NamespaceDecisions(
             source=self._namespace,
@@ -152,6 +160,7 @@ class _Decision:
             use={name: tuple(sorted(entries)) for name, entries in use.items()},
             quotas=quotas,
             valid_until=self._valid_until,
+            making_room=frozenset(self._making_room),
         )
 
     # --- what holds quota ---------------------------------------------------------------------------------------------
@@ -260,6 +269,7 @@ class _Decision:
         if victims is None or (not victims and not any(line.preempting for line in lines)):
             return False
         self._preemptions -= 1
+        self._making_room.add(workload.key.uid)
         for victim in victims:
             self._taken.add(victim.key.uid)
             text = f"makes room for {workload.key.name} (priority {workload.priority} over {victim.priority})"

@@ -26,17 +26,22 @@ def by_age(workload: Workload) -> tuple[object, ...]:
 
 
 def in_order(
-    waiting: Iterable[Workload], running: Mapping[str, int], shares: Mapping[str, Share], ageing_seconds: int
+    waiting: Iterable[Workload],
+    running: Mapping[str, int],
+    shares: Mapping[str, Share],
+    ageing_seconds: int,
+    first: frozenset[str] = frozenset(),
 ) -> list[Workload]:
     """Give the order in which to admit.
 
     `running` counts what holds quota, by owner; `ageing_seconds` of waiting outweigh one execution of share.
+    `first` are uids that come before all others of their priority, whoever owns them.
     """
     lined_up = sorted(waiting, key=by_age)
     if not lined_up:
         return lined_up
     ahead = dict(running)
-    tagged: list[tuple[int, int, int, Workload]] = []
+    tagged: list[tuple[int, bool, int, int, Workload]] = []
     unit = EXECUTION_SHARE * _TAG
     for place, workload in enumerate(lined_up):
         owner = workload.owner
@@ -45,13 +50,13 @@ def in_order(
         ahead[owner] = count + 1
         used = (share.use + count * EXECUTION_SHARE) * _TAG // max(1, share.weight)
         began = int(workload.since.timestamp() * unit) // max(1, ageing_seconds)
-        tagged.append((-workload.priority, used + began, place, workload))
+        tagged.append((-workload.priority, workload.key.uid not in first, used + began, place, workload))
     tagged.sort(key=_TAG_KEY)
-    return [item[3] for item in tagged]
+    return [item[4] for item in tagged]
 
 
-def _tag_key(item: tuple[int, int, int, Workload]) -> tuple[int, int, int]:
-    return item[:3]
+def _tag_key(item: tuple[int, bool, int, int, Workload]) -> tuple[int, bool, int, int]:
+    return item[:4]
 
 
 _TAG_KEY: Final = _tag_key
