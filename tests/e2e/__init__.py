@@ -1,0 +1,1 @@
+"""End-to-end tests: a package, so that what they share stops before other folders' tests start."""
