@@ -70,6 +70,12 @@ OUTPUT_FILE: Final = f"{OUTPUT_DIR}/output"
 LEDGER_TOKEN_FILE: Final = f"{TOKEN_DIR}/token"
 TERMINATION_LOG: Final = "/dev/termination-log"
 LEDGER_AUDIENCE: Final = "almoner-ledger"
+# The kubelet's hook on the meter's health listener, and the header with the token that tells it from anybody else.
+PRESTOP_PATH: Final = "/prestop"
+PRESTOP_HEADER: Final = "x-almoner-prestop"
+# Keys of MeterConfig.extra.
+EXTRA_GRACE_SECONDS: Final = "grace_period_seconds"
+EXTRA_PRESTOP_TOKEN: Final = "prestop_token"  # noqa: S105 - a key
 
 # --- bounds -----------------------------------------------------------------------------------------------------------
 METER_CONFIG_BYTES_MAX: Final = 120_000  # an environment string is at most 128 KiB on Linux

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import secrets
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -210,6 +211,7 @@ class Admitter:
                 input_from=given_from,
                 remaining_seconds=remaining_seconds(limits.timeout_seconds, used),
                 extra=extra,
+                prestop_token=secrets.token_hex(16),
             ),
             self._context.settings.runner,
         )

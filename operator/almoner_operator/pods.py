@@ -98,7 +98,8 @@ class PodRequest:
     `agent` is the pinned AgentSpec, None for a TrainingJob with a runner of its own. `limits` are the effective ones.
     `input` is the text (or JSON) as it is to be written to the input file; `input_from` a ConfigMap key instead.
     `remaining_seconds` is what is left of the timeout over all attempts; None without one. `extra` reaches the meter
-    as it is.
+    as it is. `prestop_token` is a secret that the kubelet shows the meter when the pod is deleted, so that nobody else
+    in the cluster can make it drain; None lets anybody.
     """
 
     kind: str
@@ -116,6 +117,7 @@ class PodRequest:
     input_from: ConfigMapKeyReference | None = None
     remaining_seconds: int | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    prestop_token: str | None = None
 
 
 def build_pod(request: PodRequest, settings: RunnerSettings) -> Json:
@@ -279,10 +281,17 @@ def _meter(request: PodRequest, settings: RunnerSettings) -> Json:
             "timeoutSeconds": 2,
             "failureThreshold": max(1, settings.meter_start_seconds // _PROBE_PERIOD_SECONDS),
         },
-        "lifecycle": {"preStop": {"httpGet": {"path": "/prestop", "port": contract.HEALTH_PORT}}},
+        "lifecycle": {"preStop": {"httpGet": _prestop(request)}},
         "terminationMessagePolicy": "File",
         "securityContext": _container_security(contract.METER_USER, read_only=True),
     }
+
+
+def _prestop(request: PodRequest) -> Json:
+    call: Json = {"path": contract.PRESTOP_PATH, "port": contract.HEALTH_PORT}
+    if request.prestop_token is not None:
+        call["httpHeaders"] = [{"name": contract.PRESTOP_HEADER, "value": request.prestop_token}]
+    return call
 
 
 def _agent(request: PodRequest, settings: RunnerSettings) -> Json:
@@ -411,7 +420,11 @@ def _meter_config(request: PodRequest, settings: RunnerSettings) -> str:
         max_output_tokens=agent.model.settings.max_output_tokens if agent else None,
         input=request.input,
         input_file=SOURCE_FILE if request.input_from is not None else None,
-        extra={"termination_grace_seconds": _grace(request, settings), **request.extra},
+        extra={
+            contract.EXTRA_GRACE_SECONDS: _grace(request, settings),
+            **({} if request.prestop_token is None else {contract.EXTRA_PRESTOP_TOKEN: request.prestop_token}),
+            **request.extra,
+        },
     )
     text = _json(config.model_dump(mode="json"))
     size = len(text.encode())

@@ -101,6 +101,13 @@ def test_the_meter_is_a_native_sidecar_that_holds_back_the_agent() -> None:
     assert meter["lifecycle"]["preStop"]["httpGet"] == {"path": "/prestop", "port": 8791}
 
 
+def test_only_who_has_the_token_makes_the_meter_drain() -> None:
+    meter, agent = containers(build_pod(request(prestop_token="s3cret"), SETTINGS))
+    assert meter["lifecycle"]["preStop"]["httpGet"]["httpHeaders"] == [{"name": "x-almoner-prestop", "value": "s3cret"}]
+    assert "s3cret" in env(meter)["ALMONER_METER_CONFIG"]
+    assert "s3cret" not in str(agent)
+
+
 @pytest.mark.parametrize("index", [0, 1], ids=["meter", "agent"])
 def test_both_fit_the_restricted_profile(index: int) -> None:
     pod = build_pod(request(), SETTINGS)
@@ -162,7 +169,7 @@ def test_the_meter_is_told_all_it_needs() -> None:
     assert (config.agent, config.owner, config.default_model) == ("greeter", "ann", "small")
     assert [each.key_file for each in config.providers] == ["openai/key", None]
     assert config.input == "Say hello"
-    assert config.extra == {"termination_grace_seconds": 35, "x": 1}
+    assert config.extra == {"grace_period_seconds": 35, "x": 1}
     assert pod["spec"]["activeDeadlineSeconds"] == 90
     assert pod["spec"]["terminationGracePeriodSeconds"] == 35
     volumes = {each["name"]: each for each in pod["spec"]["volumes"]}

@@ -7,13 +7,12 @@ the operator put into the pod, where it did.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any
 
 from aiohttp import web
 
+from almoner_core.environment import PRESTOP_HEADER, PRESTOP_PATH
 from almoner_runner.meter.app import App
-
-PRESTOP_HEADER: Final = "x-almoner-prestop"
 
 
 class Health:
@@ -36,7 +35,7 @@ class Health:
             return web.Response(status=503, text=f"not ready: {self.waiting_for}\n")
         if request.path == "/metrics":
             return web.Response(text="".join(self._metrics()), content_type="text/plain", charset="utf-8")
-        if request.path == "/prestop":
+        if request.path == PRESTOP_PATH:
             if self._prestop_token is not None and request.headers.get(PRESTOP_HEADER) != self._prestop_token:
                 return web.Response(status=403, text=f"{PRESTOP_HEADER} is missing or wrong\n")
             self._prestop()

@@ -110,7 +110,7 @@ class Meter:
         self.settings = settings
         self.config = settings.config
         self._stop = asyncio.Event()
-        self._grace = self.config.extra.get("grace_period_seconds", GRACE_SECONDS)
+        self._grace = self.config.extra.get(names.EXTRA_GRACE_SECONDS, GRACE_SECONDS)
         if not isinstance(self._grace, int) or self._grace < 1:
             self._grace = GRACE_SECONDS
 
@@ -132,7 +132,7 @@ class Meter:
             holds = Holds(books)
             progress = Progress(client)
             app = App(self.config, holds, Forwarder(provider_session, holds), progress, self.settings.providers_dir)
-            token = self.config.extra.get("prestop_token")
+            token = self.config.extra.get(names.EXTRA_PRESTOP_TOKEN)
             health = Health(app, lambda: self._prestop(holds), token if isinstance(token, str) else None)
             try:
                 async with _serving(health.handle, self.settings.health_address):
