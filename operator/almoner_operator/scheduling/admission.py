@@ -324,7 +324,8 @@ def _money_message(line: Line, dimension: Dimension, account: Account, need: int
         text = f"{line.label()} has no room: {numbers}"
     else:
         # What was promised to those admitted a moment ago is as good as reserved: else the numbers would not add up.
-        limit, spent, reserved = Money(account.limit or 0), Money(account.spent), Money(account.reserved + line.promised)
+        limit, spent = Money(account.limit or 0), Money(account.spent)
+        reserved = Money(account.reserved + line.promised)
         text = f"budget of {line.label()} has no room: {spent} spent and {reserved} reserved of {limit} USD"
         if need:
             text += f", the first call may cost {Money(need)}"
