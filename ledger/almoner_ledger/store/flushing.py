@@ -3,75 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from almoner_ledger import schema
 from almoner_ledger.schema import USAGE_COLUMNS
+from almoner_ledger.store import bulk
 from almoner_ledger.store.books import Books
 from almoner_ledger.store.state import Account, Allotment, Hold, Window
 
-# SQLite's bound variables in one statement are limited (32,766); wide rows are sent in slices.
-ROWS_PER_STATEMENT = 500
 CHANGES = "changes"
 
 
 def flush(books: Books) -> None:
     """Write all changes; the last statement takes the change numbers."""
     _flush_epoch(books)
-    _insert(books, schema.executions, books.new_executions)
+    bulk.insert(books.connection, schema.executions, books.new_executions)
     _flush_accounts(books)
     _flush_windows(books)
     _flush_allotments(books)
     _flush_holds(books)
-    _insert(books, schema.records, books.new_records)
-    _insert(books, schema.operations, books.new_operations)
-    _upsert(books, schema.outputs, [books.outputs[key] for key in sorted(books.outputs)], add=())
+    bulk.insert(books.connection, schema.records, books.new_records)
+    bulk.insert(books.connection, schema.operations, books.new_operations)
+    outputs = [books.outputs[key] for key in sorted(books.outputs)]
+    bulk.upsert(books.connection, schema.outputs, outputs, add=frozenset())
     _flush_sums(books)
     _flush_feed(books)
 
 
 def _json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
-def _insert(books: Books, table: sa.Table, rows: Sequence[dict[str, Any]]) -> None:
-    if rows:
-        books.connection.execute(sa.insert(table), list(rows))
-
-
-def _update(books: Books, table: sa.Table, rows: Sequence[dict[str, Any]]) -> None:
-    """Set all columns of rows that are there, found by primary key; `rows` hold every column."""
-    if not rows:
-        return
-    keys = [column.name for column in table.primary_key]
-    statement = (
-        sa.update(table)
-        .where(*(table.c[key] == sa.bindparam(f"key_{key}") for key in keys))
-        .values({name: sa.bindparam(f"set_{name}") for name in rows[0] if name not in keys})
-    )
-    books.connection.execute(
-        statement, [{(f"key_{name}" if name in keys else f"set_{name}"): row[name] for name in row} for row in rows]
-    )
-
-
-def _upsert(books: Books, table: sa.Table, rows: Sequence[dict[str, Any]], *, add: Iterable[str]) -> None:
-    """Insert rows or, where the key is there, add the columns `add` to what stands and replace the others."""
-    make = postgresql_insert if books.connection.dialect.name == "postgresql" else sqlite_insert
-    keys = [column.name for column in table.primary_key]
-    added = set(add)
-    for start in range(0, len(rows), ROWS_PER_STATEMENT):
-        statement = make(table).values(list(rows[start : start + ROWS_PER_STATEMENT]))
-        changed = {
-            name: table.c[name] + statement.excluded[name] if name in added else statement.excluded[name]
-            for name in rows[0]
-            if name not in keys
-        }
-        books.connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed))
 
 
 def _flush_epoch(books: Books) -> None:
@@ -81,8 +43,10 @@ def _flush_epoch(books: Books) -> None:
 
 def _flush_accounts(books: Books) -> None:
     accounts = [books.accounts[key] for key in sorted(books.accounts)]
-    _insert(books, schema.accounts, [_account_row(each) for each in accounts if each.new])
-    _update(books, schema.accounts, [_account_row(each) for each in accounts if each.dirty and not each.new])
+    bulk.insert(books.connection, schema.accounts, [_account_row(each) for each in accounts if each.new])
+    bulk.update(
+        books.connection, schema.accounts, [_account_row(each) for each in accounts if each.dirty and not each.new]
+    )
 
 
 def _account_row(account: Account) -> dict[str, Any]:
@@ -111,8 +75,10 @@ def _flush_windows(books: Books) -> None:
             account = books.accounts[window.account_id]
             if account.kind == "quota":
                 books.changed.add(("account", account.id))
-    _insert(books, schema.windows, [_window_row(each) for each in windows if each.new])
-    _update(books, schema.windows, [_window_row(each) for each in windows if each.dirty and not each.new])
+    bulk.insert(books.connection, schema.windows, [_window_row(each) for each in windows if each.new])
+    bulk.update(
+        books.connection, schema.windows, [_window_row(each) for each in windows if each.dirty and not each.new]
+    )
 
 
 def _window_row(window: Window) -> dict[str, Any]:
@@ -133,8 +99,12 @@ def _window_row(window: Window) -> dict[str, Any]:
 
 def _flush_allotments(books: Books) -> None:
     allotments = [books.allotments[key] for key in sorted(books.allotments)]
-    _insert(books, schema.allotments, [_allotment_row(each) for each in allotments if each.new])
-    _update(books, schema.allotments, [_allotment_row(each) for each in allotments if each.dirty and not each.new])
+    bulk.insert(books.connection, schema.allotments, [_allotment_row(each) for each in allotments if each.new])
+    bulk.update(
+        books.connection,
+        schema.allotments,
+        [_allotment_row(each) for each in allotments if each.dirty and not each.new],
+    )
 
 
 def _allotment_row(allotment: Allotment) -> dict[str, Any]:
@@ -170,8 +140,8 @@ def _allotment_row(allotment: Allotment) -> dict[str, Any]:
 
 def _flush_holds(books: Books) -> None:
     holds = sorted(books.dirty_holds(), key=lambda hold: (hold.allotment_id, hold.window.key))
-    _insert(books, schema.holds, [_hold_row(each) for each in holds if each.new])
-    _update(books, schema.holds, [_hold_row(each) for each in holds if not each.new])
+    bulk.insert(books.connection, schema.holds, [_hold_row(each) for each in holds if each.new])
+    bulk.update(books.connection, schema.holds, [_hold_row(each) for each in holds if not each.new])
 
 
 def _hold_row(hold: Hold) -> dict[str, Any]:
@@ -195,12 +165,12 @@ def _flush_sums(books: Books) -> None:
         {**dict(zip(names, key, strict=True)), "records": rollup.records, **rollup.usage.to_row()}
         for key, rollup in sorted(books.rollups.items())
     ]
-    _upsert(books, schema.rollups, rollups, add=("records", *USAGE_COLUMNS))
+    bulk.upsert(books.connection, schema.rollups, rollups, add=frozenset({"records", *USAGE_COLUMNS}))
     agents = [
         {"namespace": namespace, "name": name, **usage.to_row()}
         for (namespace, name), usage in sorted(books.agents.items())
     ]
-    _upsert(books, schema.agents, agents, add=USAGE_COLUMNS)
+    bulk.upsert(books.connection, schema.agents, agents, add=frozenset(USAGE_COLUMNS))
 
 
 def _flush_feed(books: Books) -> None:
@@ -215,4 +185,4 @@ def _flush_feed(books: Books) -> None:
         {"kind": kind, "key": key, "changed": last - count + 1 + index, "changed_ms": books.now_ms}
         for index, (kind, key) in enumerate(sorted(books.changed))
     ]
-    _upsert(books, schema.feed, rows, add=())
+    bulk.upsert(books.connection, schema.feed, rows, add=frozenset())
