@@ -49,7 +49,8 @@ def test_the_demo_keeps_its_word_and_the_books_agree(state_home: Path) -> None:
         assert "team-blue-money has no room" in said or "no room for this call" in said
         assert "almoner ledger verify: every invariant holds" in said
         assert "passed: every status agrees with its entries, nothing is overspent, nothing is still held" in said
-        assert (found := re.search(r"export KUBECONFIG=(\S+)", said)) is not None
+        found = re.search(r"export KUBECONFIG=(\S+)", said)
+        assert found is not None
         listed = subprocess.run(
             [find().path("kubectl"), "--kubeconfig", found[1], "get", "executions", "-n", "demo", "-o", "name"],
             capture_output=True,

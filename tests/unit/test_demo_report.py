@@ -59,9 +59,12 @@ def training(status: dict[str, Any]) -> dict[str, Any]:
 
 
 QUOTA = {
-    "metadata": {"name": "team-red"},
+    "metadata": {"name": "team-red", "namespace": "demo"},
     "status": {
-        "limits": [{"name": "executions", "limit": "2", "used": "1", "reserved": "0", "remaining": "1", "percent": 50}]
+        "limits": [
+            {"name": "executions", "limit": "2", "used": "0", "remaining": "2", "percent": 0},
+            {"name": "budget", "limit": "0.005", "used": "0.003", "remaining": "0.002", "percent": 60},
+        ]
     },
 }
 JOB_DONE = succeeded(3, cost="0") | {
@@ -70,6 +73,9 @@ JOB_DONE = succeeded(3, cost="0") | {
     "output": '{"loss": 0.2}',
     "usage": {},
 }
+
+
+RED = Account("quota demo/team-red", limit=5_000_000, spent=3_000_000, reserved=0, excess=0)
 
 
 def the_end(blue_late: dict[str, Any] | None = None) -> Picture:
@@ -116,8 +122,7 @@ def test_promises_broken(late: dict[str, Any], expected: dict[str, str], says: s
 
 
 def test_the_audit_passes_when_everything_agrees() -> None:
-    account = Account("quota demo/team-red", limit=5_000_000, spent=3_000_000, reserved=0, excess=0)
-    found = compare(the_end(), SUMS, [account])
+    found = compare(the_end(), SUMS, [RED])
     assert found.problems == []
     assert found.ledger == found.statuses == Money.parse("0.003")
 
@@ -137,9 +142,28 @@ def test_the_audit_passes_when_everything_agrees() -> None:
     ],
 )
 def test_the_audit_names_what_does_not_agree(sums: dict[str, Sum], account: Account | None, says: str) -> None:
-    found = compare(the_end(), sums, [account] if account else [])
+    found = compare(the_end(), sums, [RED, account] if account else [RED])
     assert not found.passed
     assert any(problem.startswith(says) for problem in found.problems)
+
+
+def test_the_audit_looks_at_the_quotas_too() -> None:
+    busy = {
+        "metadata": QUOTA["metadata"],
+        "status": {
+            "limits": [
+                {"name": "executions", "limit": "2", "used": "1", "remaining": "1", "percent": 50},
+                {"name": "budget", "limit": "0.005", "used": "0.002", "remaining": "0.003", "percent": 40},
+            ]
+        },
+    }
+    work = the_end().work
+    end = Picture(work, picture([], [], [busy]).quotas)
+    assert compare(end, SUMS, [RED]).problems == [
+        "team-red: its status says 1 executions in use, and none is",
+        "team-red: its status says $0.002 spent, the ledger has $0.003",
+    ]
+    assert "has no such account" in compare(end, SUMS, []).problems[-1]
 
 
 def test_the_audit_reads_the_ledger_s_tables(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -122,7 +122,23 @@ def compare(picture: Picture, sums: dict[str, Sum], accounts: Sequence[Account])
             )
         if account.reserved:
             audit.problems.append(f"{account.name}: ${Money(account.reserved)} still held after everything has ended")
+    audit.problems.extend(_quota_problems(picture, {account.name: account for account in accounts}))
     return audit
+
+
+def _quota_problems(picture: Picture, accounts: Mapping[str, Account]) -> list[str]:
+    """Compare every quota's status with its account; of counts nothing may be in use any more."""
+    problems: list[str] = []
+    for quota in picture.quotas:
+        for limit in quota.limits:
+            account = accounts.get("/".join(filter(None, (f"quota {quota.namespace}", quota.name, limit.subject))))
+            if limit.name != "budget":
+                if limit.used != "0":
+                    problems.append(f"{quota.name}: its status says {limit.used} {limit.name} in use, and none is")
+            elif account is None or Money.parse(limit.used).nanos != account.spent:
+                booked = "has no such account" if account is None else f"has ${Money(account.spent)}"
+                problems.append(f"{quota.name}: its status says ${limit.used} spent, the ledger {booked}")
+    return problems
 
 
 def verify(database: str) -> tuple[bool, str]:

@@ -86,6 +86,7 @@ class Work:
 class Quota:
     """One ResourceQuota."""
 
+    namespace: str
     name: str
     limits: tuple[LimitStatus, ...]
 
@@ -123,6 +124,7 @@ def picture(
         tuple(sorted(work, key=lambda item: (-item.priority, item.name))),
         tuple(
             Quota(
+                item["metadata"]["namespace"],
                 item["metadata"]["name"],
                 tuple(ResourceQuotaStatus.model_validate(item.get("status") or {}).limits),
             )

@@ -20,6 +20,9 @@ from almoner_dev.demo.view import fold, progress_words
 
 # How work whose money may run out may end, besides well.
 OUT_OF_MONEY: Final = frozenset({FailureReason.REJECTED.value, FailureReason.BUDGET_EXHAUSTED.value})
+# Where the answers begin in the table of what ran, and how much of one is always shown.
+ANSWER_COLUMN: Final = 78
+ANSWER_CHARS_MIN: Final = 30
 _LATEST: Final = datetime.max.replace(tzinfo=UTC)
 
 
@@ -50,7 +53,7 @@ def broken_promises(picture: Picture, expected: Mapping[str, str]) -> list[str]:
 def show(console: Console, picture: Picture, audit: Audit, expected: Mapping[str, str]) -> None:
     """Print the whole report."""
     _heading(console, "What ran, in this order")
-    console.print(_ran(picture))
+    console.print(_ran(picture, max(ANSWER_CHARS_MIN, console.width - ANSWER_COLUMN)))
     refused = [item for item in picture.work if item.phase in {ExecutionPhase.FAILED, ExecutionPhase.CANCELLED}]
     _heading(console, "What was refused, and why")
     for item in refused:
@@ -69,8 +72,11 @@ def show(console: Console, picture: Picture, audit: Audit, expected: Mapping[str
     _heading(console, "Audit")
     for line in audit_lines(audit):
         _line(console, f"  {line}")
-    for broken in broken_promises(picture, expected):
-        _line(console, f"  FAILED: {broken}")
+    broken = broken_promises(picture, expected)
+    if broken:
+        _heading(console, "What did not end as it must")
+    for line in broken:
+        _line(console, f"  {line}")
 
 
 def audit_lines(audit: Audit) -> list[str]:
@@ -84,14 +90,14 @@ def audit_lines(audit: Audit) -> list[str]:
     return lines
 
 
-def _ran(picture: Picture) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 1), expand=True)
+def _ran(picture: Picture, answer_chars: int) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
     table.add_column("", justify="right")
     for name in ("name", "agent", "owner"):
         table.add_column(name, no_wrap=True)
     for name in ("pri", "s", "in", "out", "cost $"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("answer", no_wrap=True, overflow="ellipsis")
+    table.add_column("answer")
     for place, item in enumerate(in_order(picture), start=1):
         usage, seconds = item.status.usage, item.seconds
         answer = item.note if item.phase is ExecutionPhase.SUCCEEDED else f"[{item.phase}]"
@@ -105,7 +111,7 @@ def _ran(picture: Picture) -> Table:
             str(usage.tokens.input),
             str(usage.tokens.output),
             str(usage.cost),
-            Text(fold(answer, 100)),
+            Text(fold(answer, answer_chars)),
         )
     return table
 

@@ -6,6 +6,7 @@ Boundary: what each step is lives in its own module.
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Final
 
@@ -22,6 +23,7 @@ from almoner_dev.state import Environment
 WORK_SECONDS_MAX: Final = 300.0
 SETTLE_SECONDS_MAX: Final = 20.0
 POLL_SECONDS: Final = 0.4
+LOG_WIDTH: Final = 140
 
 
 def run(*, keep: bool) -> int:
@@ -59,7 +61,8 @@ def down() -> int:
 
 
 def _work(servers: Servers) -> bool:
-    console = Console()
+    # Where it is no terminal, nobody knows how wide it is: wide enough for the tables.
+    console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
     address = servers.model.base_url.removeprefix("http://")
     objects = load({"MODEL_ADDRESS": address, "MODEL_KEY": servers.model_key})
     expected = expected_phases(objects)

@@ -98,6 +98,7 @@ class Servers:
             self._start()
         except BaseException:
             self._stop()
+            print(f"logs and data are in {self.folder}")
             raise
         return self
 
@@ -106,8 +107,12 @@ class Servers:
     ) -> None:
         if self._keep and kind is None:
             return
+        if kind is not None:
+            print()
         with step("stopping everything"):
             self._stop()
+        if kind is not None:
+            print(f"logs and data are in {self.folder}")
 
     def discard(self) -> None:
         """Remove data and logs, once everything has stopped."""
