@@ -182,9 +182,10 @@ def test_the_audit_reads_the_ledger_s_tables(tmp_path: Path) -> None:
         read_sums(tmp_path / "missing.sqlite")
 
 
-def test_the_report_shows_everything() -> None:
+@pytest.mark.parametrize("width", [80, 150])
+def test_the_report_shows_everything(width: int) -> None:
     out = io.StringIO()
-    show(Console(file=out, width=150), the_end(), Audit(verify="7 invariants hold"), EXPECTED)
+    show(Console(file=out, width=width), the_end(), Audit(verify="7 invariants hold"), EXPECTED)
     text = out.getvalue()
     for part in (
         "An answer.",

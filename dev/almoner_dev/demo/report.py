@@ -20,7 +20,7 @@ from almoner_dev.demo.view import fold, progress_words
 
 # How work whose money may run out may end, besides well.
 OUT_OF_MONEY: Final = frozenset({FailureReason.REJECTED.value, FailureReason.BUDGET_EXHAUSTED.value})
-# Where the answers begin in the table of what ran, and how much of one is always shown.
+# Where the answers begin in the table of what ran. With less room than this beside it they go below.
 ANSWER_COLUMN: Final = 78
 ANSWER_CHARS_MIN: Final = 30
 _LATEST: Final = datetime.max.replace(tzinfo=UTC)
@@ -53,7 +53,11 @@ def broken_promises(picture: Picture, expected: Mapping[str, str]) -> list[str]:
 def show(console: Console, picture: Picture, audit: Audit, expected: Mapping[str, str]) -> None:
     """Print the whole report."""
     _heading(console, "What ran, in this order")
-    console.print(_ran(picture, max(ANSWER_CHARS_MIN, console.width - ANSWER_COLUMN)))
+    answer_chars = console.width - ANSWER_COLUMN
+    console.print(_ran(picture, answer_chars))
+    if answer_chars < ANSWER_CHARS_MIN:
+        for place, item in enumerate(in_order(picture), start=1):
+            _line(console, f"{place:2}  {fold(_answer(item), max(ANSWER_CHARS_MIN, console.width - 4))}")
     refused = [item for item in picture.work if item.phase in {ExecutionPhase.FAILED, ExecutionPhase.CANCELLED}]
     _heading(console, "What was refused, and why")
     for item in refused:
@@ -97,10 +101,11 @@ def _ran(picture: Picture, answer_chars: int) -> Table:
         table.add_column(name, no_wrap=True)
     for name in ("pri", "s", "in", "out", "cost $"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("answer")
+    wide = answer_chars >= ANSWER_CHARS_MIN
+    if wide:
+        table.add_column("answer")
     for place, item in enumerate(in_order(picture), start=1):
         usage, seconds = item.status.usage, item.seconds
-        answer = item.note if item.phase is ExecutionPhase.SUCCEEDED else f"[{item.phase}]"
         table.add_row(
             str(place),
             item.name,
@@ -111,9 +116,13 @@ def _ran(picture: Picture, answer_chars: int) -> Table:
             str(usage.tokens.input),
             str(usage.tokens.output),
             str(usage.cost),
-            Text(fold(answer, answer_chars)),
+            *([Text(fold(_answer(item), answer_chars))] if wide else []),
         )
     return table
+
+
+def _answer(item: Work) -> str:
+    return item.note if item.phase is ExecutionPhase.SUCCEEDED else f"[{item.phase}]"
 
 
 def _quotas(picture: Picture) -> Table:
