@@ -59,3 +59,62 @@ with client.messages.stream(**asked) as stream:
 with open(os.environ["ALMONER_OUTPUT_FILE"], "w", encoding="utf-8") as output:
     output.write(reply.content[0].text + "|" + text)
 """
+
+# Calls as often as its input says ({"calls", "tokens", "threads", "pause"}) or until it is refused for good; tells what
+# came of each call. Exits with the code that says "budget exhausted" where it was refused and the input says "strict".
+SPENDER = '''
+asked = json.loads(given())
+results = []
+
+def work():
+    for _ in range(asked.get("calls", 1)):
+        status, said = chat(asked.get("text", "spend"), asked.get("tokens", 50))
+        results.append([status, "" if status == 200 else said["error"]["message"]])
+        if status != 200:
+            return
+        time.sleep(asked.get("pause", 0))
+
+threads = [threading.Thread(target=work) for _ in range(asked.get("threads", 1))]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+answer(results)
+refused = [message for status, message in results if status != 200]
+if refused and asked.get("strict"):
+    print(refused[0], file=sys.stderr)
+    sys.exit(68)
+'''
+
+# Plain calls, streams read to the end, and streams whose reader hangs up after the first piece; the input says how many
+# rounds. Never mind what is refused.
+RUDE = '''
+rounds = json.loads(given())["rounds"]
+results = {"plain": 0, "stream": 0, "hung up": 0, "refused": 0}
+
+def stream(hang_up):
+    more = body("rude", 40, stream=True, stream_options={"include_usage": True})
+    request = urllib.request.Request(os.environ["OPENAI_BASE_URL"] + "/chat/completions", json.dumps(more).encode(),
+                                     {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as reply:
+        if hang_up:
+            reply.readline()
+            return
+        reply.read()
+
+def work(kind):
+    for _ in range(rounds):
+        try:
+            if kind == "plain":
+                if chat("rude", 40)[0] != 200:
+                    results["refused"] += 1
+                    continue
+            else:
+                stream(kind == "hung up")
+            results[kind] += 1
+        except urllib.error.HTTPError:
+            results["refused"] += 1
+
+threads = [threading.Thread(target=work, args=(kind,)) for kind in ("plain", "stream", "hung up")]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+answer(results)
+'''
