@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, cast
 from uuid import uuid4
 
 import kopf
@@ -178,6 +178,7 @@ class Operator:
             lambda: context.ledger.take_epoch(operation_id=operation, holder=leader.identity), "taking an epoch"
         )
         log.info("epoch %d", context.ledger.epoch)
+        await _until_done(lambda: sync.wait_served(context.client), "looking for the CRDs")
         await _until_done(lambda: sync.fill(context), "filling the cache")
         await _until_done(parts.lifecycle.reconcile, "comparing with the ledger")
         context.cache.set_ledger_ready(True)
@@ -268,8 +269,21 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.queueing.idle_timeout = 1.0
     settings.persistence.finalizer = "almoner.dev/finalizer"
     settings.persistence.progress_storage = kopf.StatusProgressStorage(name="almoner.dev", field="status.kopf")
-    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix="almoner.dev", key="last-seen")
+    settings.persistence.diffbase_storage = _NoDiffBase()
     return settings
+
+
+class _NoDiffBase(kopf.DiffBaseStorage):
+    """Remembers nothing: kopf copies every object for its differences, which nobody here asks for."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return cast("kopf.BodyEssence", {})
+
+    def fetch(self, **_: Any) -> kopf.BodyEssence | None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        return None
 
 
 async def _run_kopf(tasks: Any) -> None:

@@ -162,6 +162,14 @@ class KubernetesClient:
             if not token:
                 return
 
+    async def served(self, api: str) -> set[str]:
+        """Give the plurals of the resources that discovery lists under a group's version, such as /apis/apps/v1."""
+        try:
+            found = await self._request("GET", api, rank=Rank.STATUS)
+        except NotFoundError:
+            return set()
+        return {str(each.get("name")) for each in found.get("resources") or []}
+
     # -- writing -------------------------------------------------------------------------------------
 
     async def create(

@@ -29,12 +29,12 @@ from almoner_operator.limiter import Rank
 from almoner_operator.outcome import moment
 from almoner_operator.records import AgentRecord, ProviderRecord
 from almoner_operator.scheduling.model import Quota
-from almoner_operator.writer import COALESCE_SECONDS
 
 log = logging.getLogger(__name__)
 
 SECRET_FRESH_SECONDS: Final = 5.0
 AGAIN_SECONDS: Final = 30.0
+COUNTS_SECONDS: Final = 0.8
 
 
 class Observer:
@@ -146,7 +146,7 @@ class Observer:
         context.writer.mark(
             target_of("Agent", record),
             Rank.STATUS if changed else Rank.BACKGROUND,
-            delay=0.0 if changed else COALESCE_SECONDS,
+            delay=0.0 if changed else COUNTS_SECONDS,
         )
         if changed:
             self._tell("Agent", record, good=record.reason is AgentReason.READY)

@@ -227,6 +227,9 @@ def _clock(when: datetime) -> str:
 # --- what the ledger tells ----------------------------------------------------------------------------------------
 
 
+_NOTHING: Final = Usage()
+
+
 def usage_of(totals: UsageTotals) -> Usage:
     """Give totals in the form that statuses have."""
     return Usage(
@@ -269,6 +272,8 @@ def _with_usage(attempt: Attempt, totals: ExecutionTotals) -> Attempt:
     if found is None:
         return attempt
     usage = usage_of(found)
+    if attempt.usage is None and usage == _NOTHING:
+        return attempt  # Nothing used yet is nothing to write.
     return attempt if attempt.usage == usage else attempt.model_copy(update={"usage": usage})
 
 

@@ -57,9 +57,10 @@ class Settler:
                 return
             failpoints.hit(failpoints.BEFORE_CLOSE)
             if attempt.allotment is not None:
-                await self.close(attempt.allotment, end.reason.value if end.reason else end.outcome.value)
+                state = await self.close(attempt.allotment, end.reason.value if end.reason else end.outcome.value)
                 failpoints.hit(failpoints.AFTER_CLOSE)
-                await self._last_totals(run, attempt.number)
+                if state != wire.AllotmentState.VOID:  # What was never activated has used nothing.
+                    await self._last_totals(run, attempt.number)
             run.status = outcome.ended(run, end, now())
             if run.totals is not None:
                 run.status = outcome.with_totals(run.status, run.totals, now())
@@ -188,8 +189,9 @@ class Settler:
             told.set()
         if run.settling:
             return
-        run.status = outcome.with_totals(run.status, totals, now())
-        if run.status is not run.written and not run.admitting:
+        before = run.status
+        run.status = outcome.with_totals(before, totals, now())
+        if run.status is not before:
             context.writer.mark(run_target(run), Rank.STATUS, delay=COALESCE_SECONDS)
 
     async def _late(self, done: Finished, totals: wire.ExecutionTotals) -> None:

@@ -18,12 +18,22 @@ from almoner_operator import metrics
 from almoner_operator.cache import DELETED, Cache
 from almoner_operator.context import Context
 from almoner_operator.errors import ApiError
-from almoner_operator.kubernetes import AGENTS, EXECUTIONS, PODS, PROVIDERS, QUOTAS, TRAINING_JOBS, Resource
+from almoner_operator.kubernetes import (
+    AGENTS,
+    EXECUTIONS,
+    PODS,
+    PROVIDERS,
+    QUOTAS,
+    TRAINING_JOBS,
+    KubernetesClient,
+    Resource,
+)
 from almoner_operator.records import AgentRecord, ProviderRecord, QuotaRecord
 from almoner_operator.scheduling.model import EXECUTION, TRAINING_JOB
 
 log = logging.getLogger(__name__)
 
+SERVED_SECONDS: Final = 0.5
 SWEEP_FIRST_SECONDS: Final = 10.0
 SWEEP_SECONDS: Final = 300.0
 POD_SELECTOR: Final = f"{LABEL_COMPONENT}={RUNNER_COMPONENT}"
@@ -41,6 +51,17 @@ def observers(cache: Cache) -> list[tuple[Resource, str | None, Observe]]:
         (EXECUTIONS, None, lambda event, raw: cache.observe_run(EXECUTION, event, raw)),
         (TRAINING_JOBS, None, lambda event, raw: cache.observe_run(TRAINING_JOB, event, raw)),
     ]
+
+
+async def wait_served(client: KubernetesClient) -> None:
+    """Wait until discovery lists every kind of ours: kopf never watches one that it does not find. Raises ApiError."""
+    wanted = {each.plural for each in (AGENTS, EXECUTIONS, TRAINING_JOBS, QUOTAS, PROVIDERS)}
+    said = False
+    while missing := wanted - await client.served(AGENTS.api):
+        if not said:
+            log.warning("the API server does not serve %s yet: install the CRDs", ", ".join(sorted(missing)))
+            said = True
+        await asyncio.sleep(SERVED_SECONDS)
 
 
 async def fill(context: Context) -> None:
