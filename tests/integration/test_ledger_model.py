@@ -27,7 +27,7 @@ from almoner_ledger.store import Verb
 from tests.support.books import TOKENS, USD, Books, code, key, new_id, record, tokens
 
 AMOUNT = st.integers(0, 60)
-LIMIT = st.integers(0, 200)
+LIMIT = st.integers(0, 600)
 
 
 @dataclass
@@ -46,6 +46,11 @@ class Attempt:
     charged: dict[Dimension, int] = field(default_factory=dict)
     records: list[UsageRecord] = field(default_factory=list)
     final: bool = False
+
+
+def any_in(*states: str) -> Callable[[Any], bool]:
+    """A precondition: some attempt is in one of the states."""
+    return lambda machine: any(each.state in states for each in getattr(machine, "attempts", []))
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -76,9 +81,9 @@ class LedgerMachine(RuleBasedStateMachine):
             rooms.append(self.own - self.used(USD, execution))
         return min(max(0, each + freed) for each in rooms)
 
-    def some(self, data: Any, *states: str) -> Attempt | None:
+    def some(self, data: Any, *states: str) -> Attempt:
         found = [each for each in self.attempts if each.state in states]
-        return data.draw(st.sampled_from(found)) if found else None
+        return data.draw(st.sampled_from(found))  # type: ignore[no-any-return]
 
     def check_grant(self, attempt: Attempt, need: dict[Dimension, int], want: int, answer: Any, freed: int = 0) -> bool:
         """Compare a grant or refusal with the model's rooms; gives whether it was granted."""
@@ -98,6 +103,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # -- rules -----------------------------------------------------------------------------------------
 
+    @precondition(lambda self: len(self.attempts) % 3 == 2)
     @rule(narrow=LIMIT, wide=LIMIT, token_limit=LIMIT)
     def set_limits(self, narrow: int, wide: int, token_limit: int) -> None:
         self.generation += 1
@@ -111,7 +117,19 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), need=AMOUNT, need_tokens=AMOUNT, want=st.integers(0, 10**6))
     def open(self, data: Any, need: int, need_tokens: int, want: int) -> None:
-        execution = data.draw(st.sampled_from(self.executions))
+        self.open_one(data.draw(st.sampled_from(self.executions)), need, need_tokens, want)
+
+    @rule(data=st.data(), need=AMOUNT, need_tokens=AMOUNT, want=st.integers(0, 10**6))
+    def open_and_activate(self, data: Any, need: int, need_tokens: int, want: int) -> None:
+        attempt = self.open_one(data.draw(st.sampled_from(self.executions)), need, need_tokens, want)
+        if attempt is not None:
+            self.books.bind(attempt.id)
+            attempt.bound = True
+            assert isinstance(self.books.activate(attempt.id), wire.Activated)
+            attempt.state = "active"
+            self.again = None
+
+    def open_one(self, execution: str, need: int, need_tokens: int, want: int) -> Attempt | None:
         mine = [each for each in self.attempts if each.execution == execution]
         attempt = Attempt(new_id(), execution, len(mine) + 1)
         superseded = [each for each in mine if each.state == "offered"]
@@ -135,50 +153,55 @@ class LedgerMachine(RuleBasedStateMachine):
         if self.check_grant(attempt, amounts, want, answer):
             self.attempts.append(attempt)
             self.again = lambda: (self.books.run_all([made])[0], answer)
-        else:
-            for each, held, state in before:
-                each.held, each.state = held, state
+            return attempt
+        for each, held, state in before:
+            each.held, each.state = held, state
+        return None
 
+    @precondition(any_in("offered", "active"))
     @rule(data=st.data())
     def bind(self, data: Any) -> None:
-        if attempt := self.some(data, "offered", "active"):
-            operation = new_id()
-            answer = self.books.bind(attempt.id, operation_id=operation)
-            assert answer.state == attempt.state
-            attempt.bound = True
-            self.again = lambda: (self.books.bind(attempt.id, operation_id=operation), answer)
+        attempt = self.some(data, "offered", "active")
+        operation = new_id()
+        answer = self.books.bind(attempt.id, operation_id=operation)
+        assert answer.state == attempt.state
+        attempt.bound = True
+        self.again = lambda: (self.books.bind(attempt.id, operation_id=operation), answer)
 
+    @precondition(any_in("offered", "active", "void", "closed"))
     @rule(data=st.data())
     def activate(self, data: Any) -> None:
-        if attempt := self.some(data, "offered", "active", "void", "closed"):
-            answer = self.books.activate(attempt.id)
-            if attempt.state in ("void", "closed"):
-                assert code(answer) is ErrorCode.WRONG_STATE
-            elif not attempt.bound:
-                assert code(answer) is ErrorCode.NOT_BOUND
-            else:
-                attempt.state = "active"
-                assert answer.held == {d: attempt.held.get(d, 0) for d in (USD, TOKENS)}
-                assert answer.next_sequence == len(attempt.records) + 1
+        attempt = self.some(data, "offered", "active", "void", "closed")
+        answer = self.books.activate(attempt.id)
+        if attempt.state in ("void", "closed"):
+            assert code(answer) is ErrorCode.WRONG_STATE
+        elif not attempt.bound:
+            assert code(answer) is ErrorCode.NOT_BOUND
+        else:
+            attempt.state = "active"
+            assert answer.held == {d: attempt.held.get(d, 0) for d in (USD, TOKENS)}
+            assert answer.next_sequence == len(attempt.records) + 1
 
+    @precondition(any_in("active"))
     @rule(data=st.data(), need=AMOUNT, need_tokens=AMOUNT, want=st.integers(0, 10**6))
     def extend(self, data: Any, need: int, need_tokens: int, want: int) -> None:
-        if attempt := self.some(data, "active"):
-            amounts = {USD: need, TOKENS: need_tokens}
-            operation = new_id()
-            answer = self.books.extend(attempt.id, amounts, {USD: want}, operation_id=operation)
-            if attempt.frozen:
-                assert code(answer) is ErrorCode.WRONG_STATE
-            elif self.check_grant(attempt, amounts, want, answer):
-                self.again = lambda: (
-                    self.books.extend(attempt.id, amounts, {USD: want}, operation_id=operation),
-                    answer,
-                )
+        attempt = self.some(data, "active")
+        amounts = {USD: need, TOKENS: need_tokens}
+        operation = new_id()
+        answer = self.books.extend(attempt.id, amounts, {USD: want}, operation_id=operation)
+        if attempt.frozen:
+            assert code(answer) is ErrorCode.WRONG_STATE
+        elif self.check_grant(attempt, amounts, want, answer):
+            self.again = lambda: (
+                self.books.extend(attempt.id, amounts, {USD: want}, operation_id=operation),
+                answer,
+            )
 
-    @rule(data=st.data(), cost=AMOUNT, count=AMOUNT, late=st.booleans())
-    def post(self, data: Any, cost: int, count: int, late: bool) -> None:
-        attempt = self.some(data, "closed" if late else "active")
-        if attempt is None or attempt.final:
+    @precondition(any_in("active", "closed"))
+    @rule(data=st.data(), cost=AMOUNT, count=AMOUNT)
+    def post(self, data: Any, cost: int, count: int) -> None:
+        attempt = self.some(data, "active", "closed")
+        if attempt.final:
             return
         amounts = {USD: cost, TOKENS: count}
         sent = record(len(attempt.records) + 1, cost, tokens=tokens(count))
@@ -197,27 +220,31 @@ class LedgerMachine(RuleBasedStateMachine):
         assert answer.frozen == attempt.frozen
         self.again = lambda: (self.books.post(attempt.id, [sent], operation_id=operation), answer)
 
+    @precondition(any_in("active", "closed"))
     @rule(data=st.data())
     def post_again_or_otherwise(self, data: Any) -> None:
-        if (attempt := self.some(data, "active", "closed")) and attempt.records:
+        attempt = self.some(data, "active", "closed")
+        if attempt.records:
             old = data.draw(st.sampled_from(attempt.records))
             assert isinstance(self.books.post(attempt.id, [old]), wire.Posted)
             changed = old.model_copy(update={"duration_ms": old.duration_ms + 1})
             assert code(self.books.post(attempt.id, [changed])) is ErrorCode.RECORD_CONFLICT
 
+    @precondition(any_in("active"))
     @rule(data=st.data(), part=st.integers(0, 100))
     def give_back_some(self, data: Any, part: int) -> None:
-        if attempt := self.some(data, "active"):
-            amounts = {d: held * part // 100 for d, held in attempt.held.items()}
-            answer = self.books.give_back(attempt.id, len(attempt.records), attempt.posted, amounts)
-            for dimension, amount in amounts.items():
-                attempt.held[dimension] -= amount
-            assert answer.held == {d: attempt.held.get(d, 0) for d in (USD, TOKENS)}
+        attempt = self.some(data, "active")
+        amounts = {d: held * part // 100 for d, held in attempt.held.items()}
+        answer = self.books.give_back(attempt.id, len(attempt.records), attempt.posted, amounts)
+        for dimension, amount in amounts.items():
+            attempt.held[dimension] -= amount
+        assert answer.held == {d: attempt.held.get(d, 0) for d in (USD, TOKENS)}
 
+    @precondition(any_in("active", "closed"))
     @rule(data=st.data())
     def give_back_all(self, data: Any) -> None:
         attempt = self.some(data, "active", "closed")
-        if attempt is None or attempt.final:
+        if attempt.final:
             return
         answer = self.books.give_back(attempt.id, len(attempt.records), attempt.posted, final=True)
         assert answer.state == "closed"
@@ -228,26 +255,28 @@ class LedgerMachine(RuleBasedStateMachine):
             attempt.spent[dimension] -= amount
         attempt.charged.clear()
 
+    @precondition(any_in("active"))
     @rule(data=st.data())
     def close(self, data: Any) -> None:
-        if attempt := self.some(data, "active"):
-            assert self.books.end(attempt.id).state == "closed"
-            attempt.state = "closed"
-            for dimension, amount in attempt.held.items():
-                attempt.charged[dimension] = amount
-                attempt.spent[dimension] = attempt.spent.get(dimension, 0) + amount
-            attempt.held.clear()
+        attempt = self.some(data, "active")
+        assert self.books.end(attempt.id).state == "closed"
+        attempt.state = "closed"
+        for dimension, amount in attempt.held.items():
+            attempt.charged[dimension] = amount
+            attempt.spent[dimension] = attempt.spent.get(dimension, 0) + amount
+        attempt.held.clear()
 
+    @precondition(any_in("offered", "active"))
     @rule(data=st.data())
     def void(self, data: Any) -> None:
-        if attempt := self.some(data, "offered", "active"):
-            answer = self.books.end(attempt.id, Verb.VOID)
-            if attempt.state == "active":
-                assert code(answer) is ErrorCode.WRONG_STATE
-            else:
-                assert answer.state == "void"
-                attempt.state = "void"
-                attempt.held.clear()
+        attempt = self.some(data, "offered", "active")
+        answer = self.books.end(attempt.id, Verb.VOID)
+        if attempt.state == "active":
+            assert code(answer) is ErrorCode.WRONG_STATE
+        else:
+            assert answer.state == "void"
+            attempt.state = "void"
+            attempt.held.clear()
 
     @precondition(lambda self: self.again is not None)
     @rule()
@@ -289,8 +318,8 @@ def test_random_histories_agree_with_the_model(books: Books) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=30,
-            stateful_step_count=30,
+            max_examples=25,
+            stateful_step_count=40,
             deadline=None,
             print_blob=True,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
