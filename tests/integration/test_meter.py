@@ -399,6 +399,20 @@ def test_errors_pass_through_unchanged_and_cost_nothing(
     assert ledger.used() == {"usd": 0, "tokens": 0, "tool_calls": 0, "requests": 2}
 
 
+def test_what_a_gateway_lost_sight_of_may_be_billed_and_is_held(
+    start: Callable[..., Meter], provider: ScriptedProvider
+) -> None:
+    with LedgerDouble({"usd": DOLLAR}) as ledger:
+        meter = start(ledger)
+        provider.load([Reply(status=504, message="upstream timed out")])
+        with pytest.raises(openai.InternalServerError, match="upstream timed out"):
+            openai_client(meter).chat.completions.create(model=MODEL, messages=HI, max_tokens=40)
+        settled(meter, ledger, 1)
+    assert ledger.records[1].outcome == "estimated"
+    assert ledger.records[1].tokens.output == 40
+    assert ledger.used()["usd"] > 0
+
+
 def test_a_provider_that_cannot_be_reached_costs_nothing(start: Callable[..., Meter], tmp_path: Path) -> None:
     gone = f"http://127.0.0.1:{processes.free_port('127.0.0.1')}"
     with LedgerDouble({"usd": DOLLAR}) as ledger:

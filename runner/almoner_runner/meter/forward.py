@@ -1,7 +1,8 @@
 """One try: send the bounded call to its provider, pass the answer on as it comes, learn what was billed.
 
 What is billed where:
-- an answer with status 400 or above: nothing was generated, nothing is billed;
+- an answer with status 400 or above: nothing was generated, nothing is billed; but 502 and 504 are a gateway's word
+  that it gave up on what lies behind, which may bill all the same: the hold is taken (`estimated`);
 - no connection: nothing was sent;
 - sent, and no whole answer (a broken stream, a timeout, an answer without usage): unknown, so the hold is taken
   (`estimated`); where a stream said its input before it broke, only the output is taken from the hold;
@@ -37,6 +38,7 @@ READ_SECONDS_MAX: Final = 300.0
 # For an answer whose client has hung up.
 ABANDONED_SECONDS_MAX: Final = 120.0
 ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
+GATEWAY_STATUSES: Final = frozenset({502, 504})
 TIMEOUT: Final = aiohttp.ClientTimeout(
     total=CALL_SECONDS_MAX, sock_connect=CONNECT_SECONDS_MAX, sock_read=READ_SECONDS_MAX
 )
@@ -158,8 +160,9 @@ class Forwarder:
         self._holds.settle(tried, outcome, tokens, error=error)
 
     async def _pass_error(self, answer: aiohttp.ClientResponse, tried: Try) -> web.StreamResponse:
-        """Pass an error on as it is: nothing was generated."""
-        self._holds.settle(tried, "error", TokenCounts(), error=f"HTTP {answer.status}")
+        """Pass an error on as it is: nothing was generated, unless a gateway speaks for a provider it lost sight of."""
+        unknown = answer.status in GATEWAY_STATUSES
+        self._holds.settle(tried, "error", None if unknown else TokenCounts(), error=f"HTTP {answer.status}")
         if answer.status < 400:
             raise ProviderFailedError(502, f"the provider redirects (HTTP {answer.status}): correct its base URL")
         body = await _read(answer)
