@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from almoner_core import contract
-from almoner_core.api.agent import AgentSpec, Limits
+from almoner_core.api.agent import AgentSpec, Limits, ModelAPI
 from almoner_core.api.base import API_VERSION, ConfigMapKeyReference, SecretKeyReference
 from almoner_core.api.runner import EnvVar, ResourceAmounts, Runner
 from almoner_core.contract import MeterConfig, MeterProvider
@@ -340,7 +340,7 @@ def _agent_env(request: PodRequest, *, ours: bool) -> list[Json]:
     if request.agent is not None:
         plain[contract.ENV_MODEL] = request.agent.model.name
         if ours:
-            plain[contract.ENV_AGENT_SPEC] = _agent_spec(request.agent, request.limits)
+            plain[contract.ENV_AGENT_SPEC] = _agent_spec(request)
     own = [_user_env(variable) for variable in request.runner.env]
     named = {variable["name"] for variable in own}
     return [
@@ -369,9 +369,15 @@ def _user_env(variable: EnvVar) -> Json:
     raise PodError(f"runner.env: {variable.name} has a valueFrom without a source: name a Secret or a ConfigMap")
 
 
-def _agent_spec(agent: AgentSpec, limits: Limits) -> str:
-    """The pinned spec for our loop: with the effective limits, without the runner, which it does not need."""
-    text = _json(agent.model_copy(update={"limits": limits, "runner": Runner()}).to_wire())
+def _agent_spec(request: PodRequest) -> str:
+    """The pinned spec for our loop: with limits and dialect as they apply, without the runner, which it needs not."""
+    agent = request.agent
+    assert agent is not None
+    model = agent.model
+    if model.api is None and request.providers and request.providers[0].meter.dialects:
+        model = model.model_copy(update={"api": ModelAPI(request.providers[0].meter.dialects[0])})
+    told = agent.model_copy(update={"limits": request.limits, "runner": Runner(), "model": model})
+    text = _json(told.to_wire())
     size = len(text.encode())
     if size > AGENT_SPEC_BYTES_MAX:
         raise PodError(

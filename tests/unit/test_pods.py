@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from almoner_core.api.agent import AgentSpec
 from almoner_core.api.base import ConfigMapKeyReference
 from almoner_core.api.runner import Runner
-from almoner_core.contract import MeterConfig
+from almoner_core.contract import Dialect, MeterConfig
 from almoner_dev.node.env import expand
 from almoner_operator.pods import PodError, PodRequest, build_pod, label_value
 from tests.support.pods import SETTINGS, agent_spec, provider, request
@@ -128,6 +128,14 @@ def test_our_loop_gets_the_pinned_spec_with_the_limits_that_govern() -> None:
     assert spec.instructions == agent_spec().instructions
     assert agent["command"] == ["almoner-agent"]
     assert agent["image"] == SETTINGS.image
+
+
+def test_our_loop_is_told_the_providers_first_dialect_where_the_agent_chooses_none() -> None:
+    one = provider()
+    speaks_anthropic = replace(one, meter=one.meter.model_copy(update={"dialects": (Dialect.ANTHROPIC,)}))
+    for providers, wanted in (((one,), "OpenAI"), ((speaks_anthropic,), "Anthropic")):
+        _, agent = containers(build_pod(request(providers=providers), SETTINGS))
+        assert json.loads(env(agent)["ALMONER_AGENT_SPEC"])["model"]["api"] == wanted
 
 
 def test_an_image_of_the_users_runs_as_it_is() -> None:
