@@ -106,9 +106,13 @@ def test_a_budget_without_room_makes_wait_with_the_numbers(cluster: Cluster) -> 
     assert not cluster.pods()
     cluster.patch("ResourceQuota", "money", {"budget": {"amount": "1.00"}})
     cluster.wait_phase("poor", "Succeeded")
-    limits = cluster.status("money", "ResourceQuota")["limits"]
-    assert limits[0]["name"] == "budget"
-    assert limits[0]["limit"] == "1.00"
+    cluster.wait(
+        lambda: (
+            [(each["name"], each["limit"]) for each in cluster.status("money", "ResourceQuota")["limits"]]
+            == [("budget", "1.00")]
+        ),
+        "the new limit in the status",
+    )
 
 
 def test_an_agent_may_come_later(cluster: Cluster) -> None:
