@@ -113,6 +113,6 @@ def _tell_how_to_look_around(servers: Servers, *, keep: bool) -> None:
     if not keep:
         print("To look around afterwards, run it with KEEP=1 (python -m almoner_dev demo --keep).")
         return
-    print("Everything goes on running (the operator's credentials last an hour). To look around:\n")
+    print("Everything goes on running (the operator's credentials last a day). To look around:\n")
     print(look_around(servers))
     print("\nmake demo-down (python -m almoner_dev demo --down) stops it.")
