@@ -1,8 +1,9 @@
-"""Fixtures of the operator's tests: a control plane without a scheduler, a simulated node, ledger and operator."""
+"""Fixtures of the operator's tests (a control plane without a scheduler, a simulated node) and of the ledger's."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from almoner_dev.controlplane import ControlPlane
     from almoner_dev.simnode import SimulatedNode
     from almoner_dev.stack import Stack
+    from tests.support.books import Books, Clock
     from tests.support.cluster import Cluster
 
 
@@ -66,3 +68,31 @@ def cluster(bare_plane: ControlPlane, stack: Stack) -> Iterator[Cluster]:
     made = Cluster(bare_plane)
     yield made
     made.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database for the ledger, on each kind in turn."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/ledger.db"
+    return str(request.getfixturevalue("postgres_url"))
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The clock that `books` goes by."""
+    from tests.support.books import Clock
+
+    return Clock()
+
+
+@pytest.fixture
+def books(ledger_url: str, clock: Clock) -> Iterator[Books]:
+    """A ledger's books, whose invariants have to hold when the test is done."""
+    from tests.support.books import Books
+
+    opened = Books(ledger_url, clock)
+    yield opened
+    violations = opened.violations()
+    opened.close()
+    assert violations == []

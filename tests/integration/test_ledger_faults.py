@@ -28,13 +28,6 @@ SPENDERS = 200
 BUDGET = 4 * DOLLAR
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/ledger.db"
-    return str(request.getfixturevalue("postgres_url"))
-
-
 @pytest.fixture
 def seed() -> int:
     chosen = int(os.environ.get("ALMONER_TEST_SEED") or random.randrange(2**32))
@@ -43,11 +36,11 @@ def seed() -> int:
 
 
 @pytest.fixture
-def replicas(database_url: str, tmp_path: Path) -> Iterator[list[LedgerService]]:
+def replicas(ledger_url: str, tmp_path: Path) -> Iterator[list[LedgerService]]:
     """Two replicas on PostgreSQL, the one that SQLite allows."""
     pods = [f"pod-{number}" for number in range(SPENDERS)]
-    count = 2 if database_url.startswith("postgresql") else 1
-    running = [LedgerService(tmp_path, database_url, pods=pods, name=f"ledger-{n}") for n in range(count)]
+    count = 2 if ledger_url.startswith("postgresql") else 1
+    running = [LedgerService(tmp_path, ledger_url, pods=pods, name=f"ledger-{n}") for n in range(count)]
     for each in running:
         each.start()
     yield running
@@ -137,7 +130,7 @@ async def spend_all(spenders: list[Spender]) -> None:
 
 
 def test_200_concurrent_spenders_never_pass_the_budget(
-    replicas: list[LedgerService], database_url: str, seed: int
+    replicas: list[LedgerService], ledger_url: str, seed: int
 ) -> None:
     """Peer failures: parallel calls pass the budget before any spend is recorded; concurrent increments are lost;
     completed tasks alone are summed (BerriAI/litellm 34732, 35567; kelos task budget admission)."""
@@ -149,7 +142,7 @@ def test_200_concurrent_spenders_never_pass_the_budget(
             assert each.refused["code"] == "insufficient"
             assert each.refused["refusal"]["may_free_up"]
     spent = sum(each.settled for each in spenders)
-    books = Books(database_url, migrate=False)
+    books = Books(ledger_url, migrate=False)
     state = books.state()
     assert (state.spent, state.reserved, state.excess) == (spent, 0, 0)
     assert 0 < spent <= BUDGET
@@ -157,9 +150,9 @@ def test_200_concurrent_spenders_never_pass_the_budget(
     books.close()
 
 
-def test_threads_on_one_database_never_pass_the_budget(database_url: str) -> None:
+def test_threads_on_one_database_never_pass_the_budget(ledger_url: str) -> None:
     """Without the service between: the database's locks alone keep the limit, in dollars and tokens alike."""
-    books = Books(database_url)
+    books = Books(ledger_url)
     books.limits("money", limits={USD: 1000})
     books.limits("tokens", limits={TOKENS: 1000})
     allotments = [
@@ -218,8 +211,8 @@ class Reporter:
         self.costs.append(cost)
 
 
-def check_reported(database_url: str, reporters: list[Reporter]) -> None:
-    books = Books(database_url, migrate=False)
+def check_reported(ledger_url: str, reporters: list[Reporter]) -> None:
+    books = Books(ledger_url, migrate=False)
     rows = books.store.read(
         lambda c: c.execute(sa.select(schema.records.c.allotment_id, schema.records.c.cost_nanos)).all()
     )
@@ -245,9 +238,9 @@ def start_reporters(service: LedgerService, seed: int, count: int) -> tuple[list
     return reporters, threads
 
 
-def test_a_killed_service_loses_and_doubles_nothing(database_url: str, tmp_path: Path, seed: int) -> None:
+def test_a_killed_service_loses_and_doubles_nothing(ledger_url: str, tmp_path: Path, seed: int) -> None:
     """Peer failure: the buffer was drained, then the commit failed: spend gone (BerriAI/litellm 35531, 33872)."""
-    service = LedgerService(tmp_path, database_url, pods=["pod-0"]).start()
+    service = LedgerService(tmp_path, ledger_url, pods=["pod-0"]).start()
     reporters, threads = start_reporters(service, seed, 4)
     chance = random.Random(seed)
     for number in range(4):
@@ -259,7 +252,7 @@ def test_a_killed_service_loses_and_doubles_nothing(database_url: str, tmp_path:
         thread.join(120)
     service.close()
     assert [len(each.costs) for each in reporters] == [40] * 4
-    check_reported(database_url, reporters)
+    check_reported(ledger_url, reporters)
 
 
 def test_a_killed_postgresql_loses_and_doubles_nothing(tmp_path: Path, seed: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -302,19 +301,15 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.books.violations() == []
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def books(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Books]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path}/ledger.db"
-    else:
-        url = str(request.getfixturevalue("postgres_url"))
-    opened = Books(url)
+@pytest.fixture
+def real_time_books(ledger_url: str) -> Iterator[Books]:
+    opened = Books(ledger_url)
     yield opened
     opened.close()
 
 
-def test_random_histories_agree_with_the_model(books: Books) -> None:
-    machine = type("Machine", (LedgerMachine,), {"books": books})
+def test_random_histories_agree_with_the_model(real_time_books: Books) -> None:
+    machine = type("Machine", (LedgerMachine,), {"books": real_time_books})
     run_state_machine_as_test(
         machine,
         settings=settings(
