@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from almoner_dev import postgres
 from almoner_dev.postgres import Postgres, PostgresMissing
+from almoner_dev.processes import ProcessError
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def test_close_leaves_nothing_behind() -> None:
 
 
 def test_a_server_that_cannot_start_shows_its_log() -> None:
-    with pytest.raises(postgres.ProcessError, match="no_such_setting"):
+    with pytest.raises(ProcessError, match="no_such_setting"):
         Postgres(settings={"no_such_setting": "1"}).start()
 
 
