@@ -28,6 +28,7 @@ from almoner_core.api.execution import (
 from almoner_core.api.training_job import TrainingJobSpec
 from almoner_core.identity import allotment_id, operation_id, pod_name
 from almoner_operator import demand, failpoints, metrics, outcome, providers
+from almoner_operator.agents import AgentFacts, ProviderFacts, runner_secrets_verdict
 from almoner_operator.attempts import AttemptEnd, remaining_seconds
 from almoner_operator.context import Context, now, run_target
 from almoner_operator.errors import (
@@ -45,6 +46,7 @@ from almoner_operator.pins import PinLostError
 from almoner_operator.pods import PodError, PodRequest, build_pod
 from almoner_operator.records import Run, runner_of
 from almoner_operator.scheduling.model import Admission, Wait
+from almoner_operator.secret_facts import secrets_of
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +103,7 @@ class Admitter:
             context.cache.touch(run, review=True)
 
     async def resume(self, run: Run) -> None:
-        """Create and bind the pod of an attempt that is in the status but has none: a crash came between."""
+        """Create the pod of an attempt that has none, and bind it: a crash came between, or the ledger was away."""
         context, attempt = self._context, run.attempt
         if attempt is None or run.admitting or run.spec is None:
             return
@@ -163,6 +165,7 @@ class Admitter:
                 )
             pinned = await self._context.pins.pin(agent)
         spec = await self._pinned_spec(run, pinned)
+        await self._check_secrets(run, spec)
         return _Plan(self._attempt(run, number), pinned, self._pod(run, spec, number))
 
     def _attempt(self, run: Run, number: int) -> Attempt:
@@ -187,6 +190,21 @@ class Admitter:
             raise _NotAdmittedError(
                 WaitReason.INPUT_NOT_FOUND, f"the input's ConfigMap {name} does not exist", INPUT_SECONDS
             )
+
+    async def _check_secrets(self, run: Run, agent: AgentSpec | None) -> None:
+        """What is about to run, pinned or a job's own, may name only Secrets that agents may read, now."""
+        runner = runner_of(run, agent)
+        names = secrets_of(runner)
+        if not names:
+            return
+        space = self._context.cache.space(run.key.namespace)
+        facts = AgentFacts(
+            providers={name: ProviderFacts(each.spec) for name, each in space.providers.items() if each.spec},
+            secrets=await self._context.secrets.facts(space.name, names),
+        )
+        verdict = runner_secrets_verdict(runner, facts)
+        if verdict is not None:
+            raise _NotAdmittedError(WaitReason.AGENT_NOT_READY, verdict.message, REFUSED_SECONDS)
 
     def _pod(self, run: Run, agent: AgentSpec | None, number: int) -> dict[str, Any]:
         assert run.spec is not None
@@ -301,6 +319,7 @@ class Admitter:
             await self._context.client.delete(PODS, run.key.namespace, plan.attempt.pod, uid=pod_uid, grace_seconds=0)
             await self._unadmit(run, plan, f"the ledger refuses the pod: {error.message}")
             return
+        run.bound = plan.attempt.number
         failpoints.hit(failpoints.AFTER_BIND)
         if run.attempt is not None and run.attempt.number == plan.attempt.number:
             # Known from now on; written with the next change, since nothing depends on it before.

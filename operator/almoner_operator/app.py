@@ -36,6 +36,7 @@ from almoner_operator.lifecycle import Lifecycle
 from almoner_operator.loop import Loop
 from almoner_operator.observe import Observer
 from almoner_operator.pins import Pins
+from almoner_operator.secret_facts import Secrets
 from almoner_operator.settle import Settler
 from almoner_operator.writer import StatusWriter, Target
 
@@ -165,6 +166,7 @@ class Operator:
             writer=StatusWriter(client, gone=gone),
             events=EventRecorder(client, instance=identity),
             pins=Pins(client),
+            secrets=Secrets(client),
             fatal=asyncio.get_running_loop().create_future(),
         )
         parts = _Parts(context)

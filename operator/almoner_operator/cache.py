@@ -11,7 +11,6 @@ holds.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -21,6 +20,7 @@ from almoner_core.api.agent import AgentReason, AgentType
 from almoner_core.api.execution import ExecutionPhase, WaitReason
 from almoner_core.wire import AccountState, Dimension
 from almoner_operator import demand
+from almoner_operator.counts import Counts
 from almoner_operator.outcome import backoff_of
 from almoner_operator.records import (
     AgentRecord,
@@ -87,10 +87,7 @@ class Cache:
         self.pods: dict[str, dict[int, Pod]] = {}
         self.gone: list[Run] = []
         """Runs that were deleted and whose allotments may still be open."""
-        self.counts: dict[tuple[str, str], Counter[str]] = {}
-        """Runs by phase, by (namespace, agent)."""
-        self._counted: dict[str, tuple[str, str, str]] = {}
-        self.newest: dict[tuple[str, str], tuple[datetime, str]] = {}
+        self.counts = Counts()
         self.ledger_ready = False
         self.synced = False
         # What others are to look at; they take the whole set and leave an empty one.
@@ -124,7 +121,7 @@ class Cache:
         parsed = parse_run(kind, raw)
         if isinstance(parsed, Finished):
             self.finished[uid] = parsed
-            self.count(parsed.key, parsed.agent, parsed.phase, parsed.created)
+            self._count(parsed.key, parsed.agent, parsed.phase, parsed.created)
             self.finished_changed.add(uid)
             return
         parsed.backoff_until = backoff_of(parsed)
@@ -156,7 +153,7 @@ class Cache:
         key = run.key if run is not None else done.key if done is not None else None
         if key is None:
             return
-        self._uncount(uid)
+        self.agents_changed |= self.counts.forget(uid)
         space = self.space(key.namespace)
         if run is not None:
             space.runs.pop(uid, None)
@@ -359,34 +356,12 @@ class Cache:
         self.drop_pods(uid)
         self.wake()
 
-    # -- counts for Agents' status -------------------------------------------------------------------
-
     def count_run(self, run: Run) -> None:
-        """Count a run under its present phase."""
-        phase = run.status.phase or ExecutionPhase.PENDING
-        self.count(run.key, run.agent_name, str(phase), run.created)
+        """Count a run under its present phase, for its agent's status."""
+        self._count(run.key, run.agent_name, str(run.status.phase or ExecutionPhase.PENDING), run.created)
 
-    def count(self, key: WorkloadKey, agent: str | None, phase: str, created: datetime) -> None:
-        """Count one under a phase of its agent, and no longer under the one before."""
-        if agent is None:
-            return
-        namespace, name, uid = key.namespace, key.name, key.uid
-        previous = self._counted.get(uid)
-        if previous == (namespace, agent, phase):
-            return
-        self._uncount(uid)
-        self._counted[uid] = (namespace, agent, phase)
-        self.counts.setdefault((namespace, agent), Counter())[phase] += 1
-        newest = self.newest.get((namespace, agent))
-        if newest is None or (created, name) > newest:
-            self.newest[namespace, agent] = (created, name)
-        self.agents_changed.add((namespace, agent))
-
-    def _uncount(self, uid: str) -> None:
-        previous = self._counted.pop(uid, None)
-        if previous is not None:
-            self.counts[previous[0], previous[1]][previous[2]] -= 1
-            self.agents_changed.add((previous[0], previous[1]))
+    def _count(self, key: WorkloadKey, agent: str | None, phase: str, created: datetime) -> None:
+        self.agents_changed |= self.counts.count(key, agent, phase, created)
 
     # -- the snapshot --------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from almoner_operator.pins import Pins
 from almoner_operator.pods import RunnerSettings
 from almoner_operator.records import AgentRecord, ProviderRecord, QuotaRecord, Run
 from almoner_operator.scheduling.model import Settings as SchedulingSettings
+from almoner_operator.secret_facts import Secrets
 from almoner_operator.writer import StatusWriter, Target
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class Context:
     writer: StatusWriter
     events: EventRecorder
     pins: Pins
+    secrets: Secrets
     fatal: asyncio.Future[BaseException]
     """Set by whatever must end the process."""
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
@@ -272,8 +273,11 @@ class KubernetesClient:
             if attempt:
                 await asyncio.sleep(self._backoff(attempt, problem))
             try:
+                asked = time.perf_counter()
                 async with self._limiter.slot(rank):
-                    return await self._once(method, path, data, query, headers)
+                    metrics.API_WAIT_SECONDS.observe(time.perf_counter() - asked)
+                    with metrics.API_SECONDS.labels(method).time():
+                        return await self._once(method, path, data, query, headers)
             except ApiError as error:
                 if not _worth_a_retry(error):
                     raise

@@ -168,7 +168,8 @@ class LedgerClient:
                 longest = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS * 2 ** (attempt - 1))
                 await asyncio.sleep(longest * (0.5 + self._random.random() / 2))
             try:
-                return await self._once(method, path, answer, data=data, query=query, seconds=seconds)
+                with metrics.LEDGER_SECONDS.labels(path.rpartition("/")[2]).time():
+                    return await self._once(method, path, answer, data=data, query=query, seconds=seconds)
             except LedgerError as error:
                 metrics.LEDGER_ERRORS.labels(error.code).inc()
                 if error.code == wire.ErrorCode.STALE_EPOCH:

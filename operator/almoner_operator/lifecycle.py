@@ -148,12 +148,15 @@ class Lifecycle:
             if run.stop is not None:
                 run.end = AttemptEnd(_OUTCOMES[run.stop], message="stopped before its pod existed", finished=now())
                 return
-            moment = time.monotonic()
-            if moment - self._tried.get(run.key.uid, -RESUME_SECONDS) >= RESUME_SECONDS:
-                self._tried[run.key.uid] = moment
-                self._context.spawn(self._admitter.resume(run), f"resume {run.key.namespace}/{run.key.name}")
+            self._resume(run)
             return
         self._vanished(run)
+
+    def _resume(self, run: Run) -> None:
+        moment = time.monotonic()
+        if moment - self._tried.get(run.key.uid, -RESUME_SECONDS) >= RESUME_SECONDS:
+            self._tried[run.key.uid] = moment
+            self._context.spawn(self._admitter.resume(run), f"resume {run.key.namespace}/{run.key.name}")
 
     def _long_past(self, pod: Pod, moment: datetime) -> bool:
         """Whether a pod's node has not ended it long after its grace period: its meter can spend no more."""
@@ -201,6 +204,10 @@ class Lifecycle:
         if pod.deleting and self._long_past(pod, moment):
             run.end = run.early or end or classify(None, now=moment, intent=run.stop, timed_out=timed_out)
             return
+        run.pod_missing_since = None
+        if run.bound != attempt.number and started is None and end is None and not pod.deleting:
+            # Its meter waits to be known to the ledger.
+            self._resume(run)
         if started is not None and run.status.phase is not ExecutionPhase.RUNNING and run.stop is None:
             run.status = outcome.running(run, pod.uid, started, moment)
             self._context.cache.count_run(run)
@@ -364,6 +371,8 @@ class Lifecycle:
             run = cache.runs.get(view.execution.uid)
             attempt = run.attempt if run is not None else None
             if run is not None and attempt is not None and attempt.allotment == view.allotment:
+                if view.pod_uid is not None:
+                    run.bound = attempt.number
                 if view.pod_uid is not None and attempt.pod_uid is None:
                     # Its pod existed: if it is not there now it vanished, and must not be created again.
                     run.status = run.status.model_copy(

@@ -20,11 +20,13 @@ class Rank(IntEnum):
 
     LEASE = 0
     """Leadership."""
-    ADMIT = 1
-    """Steps of an admission or of an end: others wait for what they free."""
-    STATUS = 2
+    END = 1
+    """The end of a run: what is done is told before more is begun."""
+    ADMIT = 2
+    """Steps of an admission."""
+    STATUS = 3
     """What a person sees change."""
-    BACKGROUND = 3
+    BACKGROUND = 4
     """Queue positions, events, cleaning up."""
 
 

@@ -18,6 +18,11 @@ DECIDE_SECONDS: Final = Histogram("almoner_decide_seconds", "Time to decide on o
 ROUND_SECONDS: Final = Histogram("almoner_round_seconds", "Time of one round of the scheduling loop.", buckets=_FAST)
 PATCHES: Final = Counter("almoner_status_patches_total", "Status patches sent.", ["kind"])
 PATCHES_SKIPPED: Final = Counter("almoner_status_patches_skipped_total", "Status patches that would change nothing.")
+API_SECONDS: Final = Histogram(
+    "almoner_api_seconds", "Time of a request to the API server, waiting for a slot apart.", ["method"], buckets=_FAST
+)
+API_WAIT_SECONDS: Final = Histogram("almoner_api_wait_seconds", "Time that a request waited for a slot.", buckets=_FAST)
+LEDGER_SECONDS: Final = Histogram("almoner_ledger_seconds", "Time of a request to the ledger.", ["call"], buckets=_FAST)
 API_RETRIES: Final = Counter("almoner_api_retries_total", "Requests to the API server that were sent again.")
 LEDGER_ERRORS: Final = Counter("almoner_ledger_errors_total", "Answers of the ledger that were errors.", ["code"])
 EVENTS_DROPPED: Final = Counter("almoner_events_dropped_total", "Kubernetes events not sent, to spare the API server.")

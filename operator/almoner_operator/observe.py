@@ -10,29 +10,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
 from typing import Final
 
 from almoner_core.api.agent import AgentReason, AgentSpec, ExecutionCounts
 from almoner_core.api.base import LocalObjectReference
 from almoner_core.api.execution import ExecutionPhase
 from almoner_core.api.model_provider import ProviderReason
-from almoner_core.contract import LABEL_AGENT_READABLE
 from almoner_operator import demand
-from almoner_operator.agents import AgentFacts, ProviderFacts, SecretFacts, agent_verdict, provider_verdict
+from almoner_operator.agents import AgentFacts, ProviderFacts, agent_verdict, provider_verdict
 from almoner_operator.cache import Space
 from almoner_operator.conditions import agent_conditions, provider_conditions
 from almoner_operator.context import Context, now, target_of
-from almoner_operator.errors import ApiError, ForbiddenError
-from almoner_operator.kubernetes import SECRETS
 from almoner_operator.limiter import Rank
 from almoner_operator.outcome import moment
 from almoner_operator.records import AgentRecord, ProviderRecord
 from almoner_operator.scheduling.model import Quota
+from almoner_operator.secret_facts import secrets_of
 
 log = logging.getLogger(__name__)
 
-SECRET_FRESH_SECONDS: Final = 5.0
 AGAIN_SECONDS: Final = 30.0
 COUNTS_SECONDS: Final = 0.8
 
@@ -42,8 +38,6 @@ class Observer:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._secrets: dict[tuple[str, str], tuple[float, SecretFacts | None]] = {}
-        self._blind = False
         self._wake = asyncio.Event()
 
     def wake(self) -> None:
@@ -99,7 +93,7 @@ class Observer:
             record.reason, record.message, bypassable = ProviderReason.INVALID_SPEC, record.invalid, False
         else:
             names = [record.spec.credentials.name] if record.spec.credentials is not None else []
-            secrets = await self._facts(record.namespace, names)
+            secrets = await self._context.secrets.facts(record.namespace, names)
             record.reason, record.message, bypassable = provider_verdict(record.spec, secrets)
         conditions = provider_conditions(
             record.reason,
@@ -154,8 +148,8 @@ class Observer:
             context.cache.agents_changed.discard((record.namespace, record.name))
 
     def _counts(self, record: AgentRecord) -> tuple[ExecutionCounts, tuple[object, str] | None]:
-        cache, key = self._context.cache, (record.namespace, record.name)
-        by_phase: Mapping[str, int] = cache.counts.get(key, {})
+        counted = self._context.cache.counts
+        by_phase = counted.of(record.namespace, record.name)
 
         def of(*phases: ExecutionPhase) -> int:
             return max(0, sum(by_phase.get(phase.value, 0) for phase in phases))
@@ -168,7 +162,7 @@ class Observer:
             failed=of(ExecutionPhase.FAILED),
             cancelled=of(ExecutionPhase.CANCELLED),
         )
-        newest = cache.newest.get(key)
+        newest = counted.newest(record.namespace, record.name)
         return counts, (moment(newest[0]), newest[1]) if newest is not None else None
 
     def _tell(self, kind: str, record: AgentRecord | ProviderRecord, *, good: bool) -> None:
@@ -186,11 +180,6 @@ class Observer:
     async def _agent_facts(self, space: Space, record: AgentRecord) -> AgentFacts:
         spec = record.spec
         assert spec is not None
-        names = {
-            variable.value_from.secret_key_ref.name
-            for variable in spec.runner.env
-            if variable.value_from is not None and variable.value_from.secret_key_ref is not None
-        }
         return AgentFacts(
             providers={
                 name: ProviderFacts(each.spec, each.reason is ProviderReason.READY, each.message)
@@ -198,33 +187,10 @@ class Observer:
                 if each.spec is not None
             },
             agents=space.agents.keys(),
-            secrets=await self._facts(space.name, sorted(names)),
+            secrets=await self._context.secrets.facts(space.name, secrets_of(spec.runner)),
             has_price=lambda provider, model: _has_price(space, provider, model),
             budgeted=_budgeted(space, record, spec),
         )
-
-    async def _facts(self, namespace: str, names: list[str]) -> dict[str, SecretFacts] | None:
-        """Give what is known of Secrets by their metadata, None where the operator may not look."""
-        facts: dict[str, SecretFacts] = {}
-        for name in names:
-            known = self._secrets.get((namespace, name))
-            if known is None or time.monotonic() - known[0] > SECRET_FRESH_SECONDS:
-                try:
-                    metadata = await self._context.client.get_metadata(SECRETS, namespace, name)
-                except ForbiddenError:
-                    if not self._blind:
-                        log.warning("Secrets may not be looked at: a missing one shows when a pod does not start")
-                    self._blind = True
-                    return None
-                except ApiError as error:
-                    log.warning("Secret %s/%s cannot be looked at now: %s", namespace, name, error)
-                    return None
-                labels = (metadata or {}).get("labels") or {}
-                fact = SecretFacts(labels.get(LABEL_AGENT_READABLE) == "true") if metadata is not None else None
-                known = self._secrets[namespace, name] = (time.monotonic(), fact)
-            if known[1] is not None:
-                facts[name] = known[1]
-        return facts
 
 
 def _has_price(space: Space, provider: str, model: str) -> bool:

@@ -104,6 +104,8 @@ class Run:
     settling: bool = False
     admitting: bool = False
     """Between the decision and the status: it holds quota already."""
+    bound: int = 0
+    """The attempt whose pod the ledger knows; until then its meter can spend nothing."""
     pod_missing_since: float | None = None
     backoff_until: datetime | None = None
     writing: bool = False

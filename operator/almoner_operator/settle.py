@@ -131,7 +131,7 @@ class Settler:
         failpoints.hit(failpoints.BEFORE_STATUS_FINAL)
         while True:
             try:
-                written = await context.writer.flush(run_target(run), Rank.ADMIT)
+                written = await context.writer.flush(run_target(run), Rank.END)
                 break
             except ApiError as error:
                 log.warning("the end of %s/%s is not written yet: %s", run.key.namespace, run.key.name, error)

@@ -43,7 +43,7 @@ def simulated(bare_plane: ControlPlane) -> Iterator[SimulatedNode]:
             return Fate(0.2, exit_code=int(value), message="it broke")
         if kind == "run":
             return Fate(int(value) / 1000)
-        if kind == "nowhere":
+        if kind in ("nowhere", "unstarted"):
             return Fate(schedule=False)
         return Fate(None if kind == "forever" else 0.0)
 

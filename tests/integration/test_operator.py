@@ -343,3 +343,19 @@ def test_a_training_job_runs_to_its_end(cluster: Cluster) -> None:
     )
     status = cluster.wait_phase("job", "Succeeded", kind="TrainingJob")
     assert status["attempts"][0]["outcome"] == "Succeeded"
+
+
+def test_a_job_may_only_read_secrets_that_agents_may_read(cluster: Cluster) -> None:
+    cluster.core.create_namespaced_secret(cluster.namespace, {"metadata": {"name": "mine"}, "stringData": {"key": "x"}})
+    reference = {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "mine", "key": "key"}}}
+    runner = {"image": "trainer", "command": ["true"], "env": [reference]}
+    cluster.create("TrainingJob", "job", {"runner": runner, "limits": {"maxCost": "1.00"}})
+
+    def reason() -> str:
+        return str(cluster.condition("TrainingJob", "job", "Admitted").get("message", ""))
+
+    cluster.wait(lambda: "lacks the label" in reason(), "why it waits")
+    assert not cluster.pods()
+    label = {"metadata": {"labels": {"almoner.dev/agent-readable": "true"}}}
+    cluster.core.patch_namespaced_secret("mine", cluster.namespace, label)
+    cluster.wait_phase("job", "Succeeded", kind="TrainingJob", seconds=40)

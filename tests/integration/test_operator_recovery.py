@@ -119,6 +119,34 @@ def test_the_ledger_away_admits_nothing_and_loses_nothing(cluster: Cluster, stac
     verify_ledger(stack)
 
 
+@pytest.mark.parametrize("point", [failpoints.AFTER_STATUS, failpoints.AFTER_POD])
+def test_a_pod_that_the_ledger_does_not_know_is_made_known(cluster: Cluster, stack: Stack, point: str) -> None:
+    cluster.world()
+    cluster.agent("unstarted")
+    cluster.wait_ready("Agent", "unstarted")
+    stack.stop_operator()
+    cluster.execution("one", agent="unstarted")
+    stack.start_operator(env={failpoints.ENV_FAILPOINT: point}, wait=False)
+    stack.wait_operator_died()
+    stack.start_operator()
+
+    def bound() -> bool:
+        views = [each for each in open_allotments(stack) if each["execution"]["namespace"] == cluster.namespace]
+        pods = cluster.pods_of("one")
+        return [each["pod_uid"] for each in views] == [pod.metadata.uid for pod in pods] != []
+
+    cluster.wait(bound, "the one pod to be bound to the one allotment")
+
+
+def test_a_stolen_lease_ends_the_process_at_once(cluster: Cluster, stack: Stack) -> None:
+    from kubernetes import client
+
+    leases = client.CoordinationV1Api(cluster.api)
+    leases.patch_namespaced_lease("almoner-operator", "almoner-system", {"spec": {"holderIdentity": "a-thief"}})
+    assert stack.wait_operator_died(15) == 3
+    assert "leadership lost" in stack.operator_log.read_text()
+
+
 def test_a_second_operator_stands_by_and_takes_over(cluster: Cluster, stack: Stack) -> None:
     cluster.world()
     first = stack.operator

@@ -103,9 +103,9 @@ def test_a_run_with_an_open_attempt_holds_quota_and_one_without_waits(cache: Cac
 def test_finished_ones_leave_the_snapshot_and_are_counted(cache: Cache) -> None:
     cache.observe_run(EXECUTION, None, execution("done", status={"phase": "Succeeded"}))
     assert cache.snapshot().namespaces.get("ns") is None or not cache.snapshot().namespaces["ns"].workloads
-    assert cache.counts["ns", "agent"]["Succeeded"] == 1
+    assert cache.counts.of("ns", "agent")["Succeeded"] == 1
     cache.observe_run(EXECUTION, DELETED, execution("done", 2))
-    assert cache.counts["ns", "agent"]["Succeeded"] == 0
+    assert cache.counts.of("ns", "agent")["Succeeded"] == 0
 
 
 def test_a_deleted_run_with_an_attempt_is_kept_for_its_allotment(cache: Cache) -> None:
