@@ -8,7 +8,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-TESTS ?= tests
+# Unit tests first: what is quick fails first.
+TESTS ?= tests/unit tests/integration tests/e2e tests/performance
 PYTEST_FLAGS ?=
 
 .PHONY: help setup demo demo-down test test-unit verify generate lint types layers bench clean
