@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="package")
-def site() -> Iterator[Site]:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A control plane, a process node, ledger and operator, of these tests alone: the operator sees everything."""
     from almoner_dev.binaries import BinariesMissing
     from almoner_dev.controlplane import ControlPlane
@@ -29,7 +29,13 @@ def site() -> Iterator[Site]:
     with (
         plane,
         ProcessNode(plane.kubeconfig) as node,
-        Stack(plane, host_address=node.host_address, operator_args=["--lost-seconds", "5"]) as stack,
+        Stack(
+            plane,
+            host_address=node.host_address,
+            operator_args=["--lost-seconds", "5", "--lease-seconds", "4"],
+            # pytest keeps it for a while: the logs tell why a test failed.
+            directory=tmp_path_factory.mktemp("stack"),
+        ) as stack,
     ):
         yield Site(plane, node, stack)
 

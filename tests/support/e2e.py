@@ -13,14 +13,18 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
+from kubernetes import watch
 from kubernetes.client import ApiException
+from urllib3.exceptions import HTTPError
 
 from almoner_dev.controlplane import ControlPlane
 from almoner_dev.node import ProcessNode
@@ -329,3 +333,61 @@ class World(Cluster):
 def conditions(status: Mapping[str, Any]) -> dict[str, str]:
     """Condition types with their statuses."""
     return {each["type"]: each["status"] for each in status.get("conditions") or []}
+
+
+class PodDiary:
+    """Every pod that a namespace ever had, however short it lived: (uid, name, execution's uid, attempt)."""
+
+    def __init__(self, world: World) -> None:
+        self._namespace = world.namespace
+        self._core = world.core
+        self._watch = watch.Watch()
+        self._seen: dict[str, tuple[str, str, str]] = {}
+        self._thread = threading.Thread(target=self._follow, name="pod diary", daemon=True)
+
+    def _follow(self) -> None:
+        label = "app.kubernetes.io/component=runner"
+        # An error ends the thread: what is there at the end is then missing here, and `attempts` says so.
+        with contextlib.suppress(HTTPError):
+            for event in self._watch.stream(
+                self._core.list_namespaced_pod, self._namespace, label_selector=label, timeout_seconds=300
+            ):
+                self._note(event["object"])
+
+    def _note(self, pod: Any) -> None:
+        labels = pod.metadata.labels
+        self._seen[pod.metadata.uid] = (
+            pod.metadata.name,
+            labels["almoner.dev/execution-uid"],
+            labels["almoner.dev/attempt"],
+        )
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._watch.stop()
+
+    def attempts(self) -> Counter[tuple[str, str]]:
+        """How many pods there ever were for each attempt (execution's uid, number)."""
+        label = "app.kubernetes.io/component=runner"
+        now = self._core.list_namespaced_pod(self._namespace, label_selector=label).items
+        until(lambda: {pod.metadata.uid for pod in now} <= set(self._seen), 10, "the diary to have what is there")
+        return Counter((uid, number) for _, uid, number in self._seen.values())
+
+
+def meter_pids(uid: str) -> list[int]:
+    """Processes on this machine that are the meter of an execution."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            command = (folder / "cmdline").read_bytes()
+            environment = (folder / "environ").read_bytes()
+        except OSError:
+            continue
+        if b"meter" in command and b"ALMONER_METER_CONFIG" in environment and uid.encode() in environment:
+            found.append(int(folder.name))
+    return found

@@ -62,7 +62,7 @@ with open(os.environ["ALMONER_OUTPUT_FILE"], "w", encoding="utf-8") as output:
 
 # Calls as often as its input says ({"calls", "tokens", "threads", "pause"}) or until it is refused for good; tells what
 # came of each call. Exits with the code that says "budget exhausted" where it was refused and the input says "strict".
-SPENDER = '''
+SPENDER = """
 asked = json.loads(given())
 results = []
 
@@ -82,11 +82,11 @@ refused = [message for status, message in results if status != 200]
 if refused and asked.get("strict"):
     print(refused[0], file=sys.stderr)
     sys.exit(68)
-'''
+"""
 
 # Plain calls, streams read to the end, and streams whose reader hangs up after the first piece; the input says how many
 # rounds. Never mind what is refused.
-RUDE = '''
+RUDE = """
 rounds = json.loads(given())["rounds"]
 results = {"plain": 0, "stream": 0, "hung up": 0, "refused": 0}
 
@@ -117,4 +117,4 @@ threads = [threading.Thread(target=work, args=(kind,)) for kind in ("plain", "st
 [thread.start() for thread in threads]
 [thread.join() for thread in threads]
 answer(results)
-'''
+"""
