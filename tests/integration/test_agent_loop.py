@@ -82,7 +82,7 @@ def test_a_real_model_answers(tmp_path: Path, local_model: LocalModel, api: str)
     ended = run_agent(tmp_path, local_model.base_url, agent, "What is the capital of France?")
     assert ended.code == 0, ended.log
     assert "Paris" in (ended.output or "")
-    assert "1 turns, 0 tool calls" in ended.last_line
+    assert "turns: 1, tool calls: 0" in ended.last_line
 
 
 SCHEMA = {
@@ -184,7 +184,7 @@ def test_tools_run_in_both_dialects(tmp_path: Path, api: str) -> None:
         assert "Use the calculator." in asked(provider, 0)
         assert "multiply" in asked(provider, 0)
         assert "42" in asked(provider, 1)
-    assert "2 turns, 1 tool calls, 100 tokens in, 18 out" in ended.last_line
+    assert "turns: 2, tool calls: 1, 100 tokens in, 18 out" in ended.last_line
     assert "almoner-agent: tool calculator: ok" in ended.log
 
 

@@ -87,7 +87,7 @@ def _run() -> str:
     answer = asyncio.run(run(invocation))
     write(invocation.output_file, render(answer.value))
     return (
-        f"{answer.turns} turns, {answer.tool_calls} tool calls, "
+        f"turns: {answer.turns}, tool calls: {answer.tool_calls}, "
         f"{answer.input_tokens} tokens in, {answer.output_tokens} out"
     )
 
