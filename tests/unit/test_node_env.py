@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from almoner_dev.node.env import (
     references,
     resource_value,
 )
+from almoner_dev.node.isolation import linked_parents
 
 FACTS = PodFacts("10.1.2.3", "10.1.2.1", {"cpu": "64", "memory": "64Gi"})
 POD: dict[str, Any] = {
@@ -200,3 +202,20 @@ def test_a_rewritten_variable_is_not_rewritten_again_where_it_is_used() -> None:
 )
 def test_commands(container: dict[str, Any], expected: list[str] | None) -> None:
     assert argv(container, {"V": "1"}, {"known": ["entry"]}) == expected
+
+
+def test_the_parent_of_mounts_is_a_folder_of_links_unless_this_machine_has_one(tmp_path: Path) -> None:
+    sources = {name: tmp_path / name for name in ("first", "second", "temporary")}
+    for name, source in sources.items():
+        source.mkdir()
+        (source / "key").write_text(name)
+    paths = {
+        "/no-such-place/providers/first": str(sources["first"]),
+        "/no-such-place/providers/second/": str(sources["second"]),
+        "/tmp/mount": str(sources["temporary"]),
+    }
+    for _ in range(2):  # a container that is started again finds its links
+        found = linked_parents(paths, tmp_path / "links")
+    assert set(found) == {"/no-such-place/providers"}
+    folder = Rewrite(found | paths, "127.9.0.1").text("/no-such-place/providers")
+    assert [(Path(folder) / name / "key").read_text() for name in ("first", "second")] == ["first", "second"]

@@ -128,7 +128,7 @@ class Container:
         found = {key: await around.objects.read(key[0], namespace, key[1]) for key in references(self.manifest)}
         mounts = around.volumes.mounts(self.manifest)
         mounts.append(self._termination_mount())
-        self._rewrite = rewrite = around.isolation.rewrite(around.network, mounts)
+        self._rewrite = rewrite = around.isolation.rewrite(around.network, mounts, around.folder / "links" / self.name)
         given = container_environment(
             pod, self.manifest, around.facts, lambda kind, name: found.get((kind, name)), rewrite
         )

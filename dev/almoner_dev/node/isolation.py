@@ -12,6 +12,7 @@ import random
 import sys
 import sysconfig
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,25 @@ def exposed_folders(extra: tuple[Path, ...] = ()) -> list[str]:
         if not any(folder == known or folder.startswith(known + "/") for known in chosen):
             chosen.append(folder)
     return chosen
+
+
+def linked_parents(paths: Mapping[str, str], links: Path) -> dict[str, str]:
+    """Folders of links that stand for the parents of mounts, such as one folder that holds a mount for each provider.
+
+    Only for parents that this machine has not: a folder that exists, such as /tmp, goes on meaning itself.
+    """
+    found: dict[str, str] = {}
+    for target, source in paths.items():
+        parent = os.path.dirname(target.rstrip("/"))  # noqa: PTH120 - a path of the container's, not of this machine
+        if parent in paths or os.path.exists(parent):  # noqa: PTH110 - as above
+            continue
+        folder = links / parent.strip("/").replace("/", "-")
+        folder.mkdir(parents=True, exist_ok=True)
+        link = folder / target.rstrip("/").rpartition("/")[2]
+        link.unlink(missing_ok=True)
+        link.symlink_to(source)
+        found[parent] = str(folder)
+    return found
 
 
 @dataclass(frozen=True)
@@ -84,8 +104,11 @@ class Isolation(ABC):
         """Take it back, killing whatever still runs in it."""
 
     @abstractmethod
-    def rewrite(self, network: PodNetwork, mounts: list[dict[str, Any]]) -> Rewrite | None:
-        """How the manifest's paths and addresses are bent; None where they hold as they are."""
+    def rewrite(self, network: PodNetwork, mounts: list[dict[str, Any]], links: Path) -> Rewrite | None:
+        """How the manifest's paths and addresses are bent; None where they hold as they are.
+
+        `links` is a folder of the container's own, in which links to mounts may be made.
+        """
 
     @abstractmethod
     def place(self, network: PodNetwork, mounts: list[dict[str, Any]], container: dict[str, Any]) -> dict[str, Any]:
@@ -137,9 +160,10 @@ class SharedMachine(Isolation):
         """The address may be used again."""
         self._used.pop(uid, None)
 
-    def rewrite(self, network: PodNetwork, mounts: list[dict[str, Any]]) -> Rewrite | None:
+    def rewrite(self, network: PodNetwork, mounts: list[dict[str, Any]], links: Path) -> Rewrite | None:
         """Mount paths become scratch folders, the meter listens on the pod's own loopback address."""
-        return Rewrite({mount["target"]: mount["source"] for mount in mounts}, network.address)
+        paths = {mount["target"]: mount["source"] for mount in mounts}
+        return Rewrite(linked_parents(paths, links) | paths, network.address)
 
     def place(  # noqa: D102 - as in the interface
         self,

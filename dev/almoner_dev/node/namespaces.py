@@ -176,6 +176,7 @@ class Namespaces(Isolation):
         self,
         network: PodNetwork,  # noqa: ARG002 - ports are what they are on a real node
         mounts: list[dict[str, Any]],  # noqa: ARG002 - and so are paths
+        links: Path,  # noqa: ARG002 - and no links are needed
     ) -> Rewrite | None:
         return None
 
