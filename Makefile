@@ -33,6 +33,7 @@ demo-down: $(STAMP) ## Stop what `make demo KEEP=1` left running
 	@$(PY) -m almoner_dev demo --down
 
 test: $(STAMP) ## Run all tests (TESTS=tests/unit for some of them)
+	@case "$(TESTS)" in tests/unit|tests/unit/*) ;; *) $(PY) -m almoner_dev fetch || test -n "$${ALMONER_TEST_SKIP_MISSING:-}" ;; esac
 	@$(PY) -m pytest $(TESTS) $(PYTEST_FLAGS)
 
 test-unit: $(STAMP) ## Run the unit tests: seconds, no network
