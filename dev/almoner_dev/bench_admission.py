@@ -15,7 +15,6 @@ import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 from almoner_core.contract import LABEL_EXECUTION_UID
@@ -291,6 +290,3 @@ async def _progress(seen: _Seen, keys: set[tuple[str, str]]) -> None:
     while True:
         await asyncio.sleep(SAY_SECONDS)
         say(f"admission: {len(keys & seen.ended.keys())} of {len(keys)} ended, {seen.waiting} waiting")
-
-
-__all__ = ["Path", "parse", "run"]

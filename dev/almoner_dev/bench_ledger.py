@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 
 from almoner_dev import bench_ledger_load as load
 from almoner_dev import bench_ledger_spenders as spenders
-from almoner_dev.bench_ledger_client import NAMESPACE, Caller, Maker, Meter, Target, activate, open_and_bind
+from almoner_dev.bench_ledger_client import NAMESPACE, Caller, Maker, Meter, activate, open_and_bind
 from almoner_dev.bench_ledger_load import Tally, Task
 from almoner_dev.bench_ledger_service import Service
 from almoner_dev.bench_report import Processor, machine, percentile, ratio, rounded, run_async, say
@@ -292,6 +292,3 @@ class _Bench:
         tasks = [Task(**{**common, "seed": next(self.seeds), **part}) for part in parts]
         with ProcessPoolExecutor(len(tasks), mp_context=get_context("spawn")) as pool:
             return list(pool.map(function, tasks))
-
-
-__all__ = ["Target", "parse", "run"]
