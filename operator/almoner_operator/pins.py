@@ -6,6 +6,8 @@ Deployments and StatefulSets keep theirs. Written once for a hash; a status name
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import logging
 from collections import OrderedDict
 from typing import Final
@@ -38,45 +40,55 @@ class Pins:
     def __init__(self, client: KubernetesClient) -> None:
         self._client = client
         self._specs: OrderedDict[str, AgentSpec] = OrderedDict()
+        # Many executions of one Agent are admitted at once: one of them writes, the others wait for it.
+        self._writing: dict[str, asyncio.Lock] = {}
 
     async def pin(self, agent: AgentRecord) -> PinnedAgent:
         """Keep the agent's present spec and give the reference to it. Raises ApiError."""
         assert agent.spec is not None
         if not agent.revision_known:
-            body = {
-                "apiVersion": "apps/v1",
-                "kind": "ControllerRevision",
-                "metadata": {
-                    "name": revision_name(agent.name, agent.hash),
-                    "namespace": agent.namespace,
-                    "labels": {LABEL_MANAGED_BY: "almoner", LABEL_AGENT: label_value(agent.name)},
-                    "ownerReferences": [
-                        {
-                            "apiVersion": API_VERSION,
-                            "kind": "Agent",
-                            "name": agent.name,
-                            "uid": agent.uid,
-                            "controller": True,
-                        }
-                    ],
-                },
-                "revision": agent.generation,
-                "data": agent.spec.to_wire(),
-            }
-            try:
-                await self._client.create(REVISIONS, agent.namespace, body)
-            except AlreadyExistsError:
-                log.debug("the revision of %s/%s is there already", agent.namespace, agent.name)
-            agent.revision_known = True
+            name = revision_name(agent.name, agent.uid, agent.hash)
+            lock = self._writing.setdefault(f"{agent.namespace}/{name}", asyncio.Lock())
+            async with lock:
+                if not agent.revision_known:
+                    await self._write(agent, name)
+                    agent.revision_known = True
+            self._writing.pop(f"{agent.namespace}/{name}", None)
         self._remember(agent.hash, agent.spec)
         return PinnedAgent(name=agent.name, uid=agent.uid, generation=agent.generation, hash=agent.hash)
+
+    async def _write(self, agent: AgentRecord, name: str) -> None:
+        assert agent.spec is not None
+        owner = {
+            "apiVersion": API_VERSION,
+            "kind": "Agent",
+            "name": agent.name,
+            "uid": agent.uid,
+            "controller": True,
+        }
+        body = {
+            "apiVersion": "apps/v1",
+            "kind": "ControllerRevision",
+            "metadata": {
+                "name": name,
+                "namespace": agent.namespace,
+                "labels": {LABEL_MANAGED_BY: "almoner", LABEL_AGENT: label_value(agent.name)},
+                "ownerReferences": [owner],
+            },
+            "revision": agent.generation,
+            "data": agent.spec.to_wire(),
+        }
+        try:
+            await self._client.create(REVISIONS, agent.namespace, body)
+        except AlreadyExistsError:
+            log.debug("the revision of %s/%s is there already", agent.namespace, agent.name)
 
     async def read(self, namespace: str, pinned: PinnedAgent) -> AgentSpec:
         """Give a pinned spec. Raises PinLostError where it is gone, ApiError otherwise."""
         known = self._specs.get(pinned.hash)
         if known is not None:
             return known
-        name = revision_name(pinned.name, pinned.hash)
+        name = revision_name(pinned.name, pinned.uid, pinned.hash)
         try:
             found = await self._client.get(REVISIONS, namespace, name, rank=Rank.ADMIT)
         except NotFoundError:
@@ -95,6 +107,11 @@ class Pins:
             self._specs.popitem(last=False)
 
 
-def revision_name(agent: str, spec_hash: str) -> str:
-    """Give the ControllerRevision's name for a hash of an agent's spec."""
-    return f"{agent[:PREFIX_CHARS_MAX].rstrip('-.')}-{spec_hash[:12]}"
+def revision_name(agent: str, uid: str, spec_hash: str) -> str:
+    """Give the ControllerRevision's name for an agent's uid and the hash of its spec.
+
+    The uid is in it because the revision dies with its Agent: one of the same name and spec that is created again must
+    not lean on a revision that is about to be collected.
+    """
+    digest = hashlib.sha256(f"{uid}/{spec_hash}".encode()).hexdigest()[:16]
+    return f"{agent[:PREFIX_CHARS_MAX].rstrip('-.')}-{digest}"
