@@ -23,7 +23,8 @@ PLURALS = {
     "ResourceQuota": "resourcequotas",
     "ModelProvider": "modelproviders",
 }
-SECONDS = 20.0
+# A bound on patience, not on speed: the machine may be busy.
+SECONDS = 60.0
 Json = dict[str, Any]
 
 
