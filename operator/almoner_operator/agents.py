@@ -163,9 +163,12 @@ def _deployment_verdict(spec: AgentSpec, facts: AgentFacts) -> AgentVerdict | No
     text = ""
     if spec.safety is None:
         text = "spec.safety: a RealDeployment must declare it"
-    elif not spec.safety.budget_enforced:
-        text = "spec.safety.budgetEnforced: a RealDeployment must assert that a hard budget governs it: set it to true"
-    elif not facts.budgeted and spec.limits.max_cost is None:
+    elif spec.limits.max_cost is None and not spec.safety.budget_enforced:
+        text = (
+            "spec.safety.budgetEnforced: a RealDeployment without limits.maxCost must assert that a hard budget governs "
+            "it: set it to true"
+        )
+    elif spec.limits.max_cost is None and not facts.budgeted:
         text = (
             "spec.limits.maxCost: a RealDeployment needs a hard budget: set it, or create a ResourceQuota with an "
             "enforced budget that selects this agent"

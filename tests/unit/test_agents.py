@@ -145,6 +145,12 @@ VERDICTS: dict[str, tuple[AgentSpec, AgentFacts, AgentReason, str]] = {
     ),
     "a deployment under a quota's budget": (spec(**SAFE), facts(budgeted=True), AgentReason.READY, ""),
     "a deployment with maxCost": (spec(**SAFE, limits={"maxCost": "1"}), facts(), AgentReason.READY, ""),
+    "a deployment with maxCost that asserts no more": (
+        spec(type="RealDeployment", safety={"allowedDomains": ["a.example"]}, limits={"maxCost": "1"}),
+        facts(),
+        AgentReason.READY,
+        "",
+    ),
     "a deployment that could walk past the meter": (
         spec(**SAFE),
         facts(budgeted=True, providers={"main": ProviderFacts(provider_spec(credentials=None))}),
