@@ -165,8 +165,8 @@ def _deployment_verdict(spec: AgentSpec, facts: AgentFacts) -> AgentVerdict | No
         text = "spec.safety: a RealDeployment must declare it"
     elif spec.limits.max_cost is None and not spec.safety.budget_enforced:
         text = (
-            "spec.safety.budgetEnforced: a RealDeployment without limits.maxCost must assert that a hard budget governs "
-            "it: set it to true"
+            "spec.safety.budgetEnforced: a RealDeployment without limits.maxCost must assert that a hard budget "
+            "governs it: set it to true"
         )
     elif spec.limits.max_cost is None and not facts.budgeted:
         text = (
