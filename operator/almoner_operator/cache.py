@@ -186,6 +186,7 @@ class Cache:
         record = parse_agent(raw)
         if known is not None and known.uid == record.uid:
             record.status, record.written = known.status, known.written
+            known.successor = record
             record.reason, record.message = known.reason, known.message
             record.revision_known = known.revision_known and known.hash == record.hash
             record.judged = known.judged and known.generation == record.generation
@@ -227,6 +228,7 @@ class Cache:
         record = parse_quota(raw)
         if known is not None and known.uid == record.uid:
             record.status, record.written = known.status, known.written
+            known.successor = record
         space.quotas[name] = record
         space.stale = True
         self.quotas_changed.add((space.name, name))
@@ -251,6 +253,7 @@ class Cache:
         record = parse_provider(raw)
         if known is not None and known.uid == record.uid:
             record.status, record.written = known.status, known.written
+            known.successor = record
         space.providers[name] = record
         self._provider_touched(space, name)
 

@@ -173,6 +173,8 @@ class AgentRecord:
     revision_known: bool = False
     writing: bool = False
     rank: int = 9
+    successor: AgentRecord | None = None
+    """The record that took its place when the spec changed."""
 
 
 @dataclass(slots=True)
@@ -196,6 +198,8 @@ class QuotaRecord:
     """Subjects whose accounts the ledger has in that generation."""
     writing: bool = False
     rank: int = 9
+    successor: QuotaRecord | None = None
+    """The record that took its place when the spec changed."""
 
 
 @dataclass(slots=True)
@@ -215,6 +219,8 @@ class ProviderRecord:
     message: str = ""
     writing: bool = False
     rank: int = 9
+    successor: ProviderRecord | None = None
+    """The record that took its place when the spec changed."""
 
 
 @dataclass(slots=True)

@@ -48,14 +48,21 @@ class Written(Protocol):
 class Target:
     """One object whose status is written: its record and where it lies."""
 
-    __slots__ = ("name", "namespace", "record", "resource", "uid")
+    __slots__ = ("_record", "name", "namespace", "resource", "uid")
 
     def __init__(self, record: Any, resource: Resource, namespace: str, name: str, uid: str) -> None:
-        self.record = record
+        self._record = record
         self.resource = resource
         self.namespace = namespace
         self.name = name
         self.uid = uid
+
+    @property
+    def record(self) -> Any:
+        """The newest record of the object: a changed spec may have put another in its place since the mark."""
+        while (newer := getattr(self._record, "successor", None)) is not None:
+            self._record = newer
+        return self._record
 
 
 class StatusWriter:
@@ -129,8 +136,8 @@ class StatusWriter:
                 self._locks.pop(target.uid, None)
 
     async def _write(self, target: Target, rank: Rank) -> bool:
-        record = target.record
         while True:
+            record = target.record
             meant = record.status
             patch = difference(record.written, meant)
             if not patch:
@@ -144,6 +151,7 @@ class StatusWriter:
                 # Gone, or another object has its name: the watch says so too, soon.
                 self._gone(target)
                 return False
+            record = target.record  # It may have changed hands while the patch was under way.
             record.written = meant
             if version.isdigit():
                 record.version = max(record.version, int(version))
