@@ -108,6 +108,8 @@ class Run:
     """The attempt whose pod the ledger knows; until then its meter can spend nothing."""
     pod_missing_since: float | None = None
     backoff_until: datetime | None = None
+    wrote: int = 0
+    """Version of our newest status write. Not `version`: a change of the spec that came just before it is still due."""
     writing: bool = False
     rank: int = 9
     """How urgent the next write is; 9 where nothing is to be written."""
@@ -171,6 +173,7 @@ class AgentRecord:
     judged: bool = False
     """Whether `reason` is about this generation; until then nothing is admitted with it."""
     revision_known: bool = False
+    wrote: int = 0
     writing: bool = False
     rank: int = 9
     successor: AgentRecord | None = None
@@ -196,6 +199,7 @@ class QuotaRecord:
     """The generation whose limits the ledger has."""
     subjects: set[str] = field(default_factory=set)
     """Subjects whose accounts the ledger has in that generation."""
+    wrote: int = 0
     writing: bool = False
     rank: int = 9
     successor: QuotaRecord | None = None
@@ -217,6 +221,7 @@ class ProviderRecord:
     written: ModelProviderStatus
     reason: ProviderReason = ProviderReason.READY
     message: str = ""
+    wrote: int = 0
     writing: bool = False
     rank: int = 9
     successor: ProviderRecord | None = None
@@ -289,7 +294,7 @@ def finished_of(run: Run) -> Finished:
     """Give the few words that are kept of a run that has ended."""
     return Finished(
         key=run.key,
-        version=run.version,
+        version=max(run.version, run.wrote),
         phase=str(run.status.phase),
         agent=run.agent_name,
         created=run.created,

@@ -32,7 +32,7 @@ BACKGROUND_BURST: Final = 500.0
 class Written(Protocol):
     """What a record must have to be written."""
 
-    version: int
+    wrote: int
     writing: bool
     rank: int
 
@@ -154,7 +154,7 @@ class StatusWriter:
             record = target.record  # It may have changed hands while the patch was under way.
             record.written = meant
             if version.isdigit():
-                record.version = max(record.version, int(version))
+                record.wrote = max(record.wrote, int(version))
             if record.status is meant:
                 return True
 

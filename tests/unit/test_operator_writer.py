@@ -4,7 +4,7 @@ import asyncio
 from typing import Any, cast
 
 from almoner_operator.cache import Cache
-from almoner_operator.context import target_of
+from almoner_operator.context import run_target, target_of
 from almoner_operator.kubernetes import KubernetesClient
 from almoner_operator.limiter import Rank
 from almoner_operator.records import QuotaRecord
@@ -86,3 +86,36 @@ async def test_a_patch_under_way_while_the_spec_changes_does_not_hide_the_next()
     assert await writing
     await settle(server, writer, None)
     assert new.written == new.status
+
+
+async def test_a_change_that_came_just_before_our_own_write_is_seen() -> None:
+    cache, server = Cache(meter=Requests(), wake=lambda: None), Server()
+    writer = StatusWriter(cast("KubernetesClient", server), gone=lambda _: None)
+    cache.observe_quota("ADDED", quota(1))
+    known = cache.space("team").quotas["money"]
+    say(known, "1.00")
+    server.let.set()
+    # Our write gets version 7; the user's change got version 6, and its event comes after our answer.
+    assert await writer.flush(target_of("ResourceQuota", known))
+    changed = quota(2)
+    changed["metadata"]["resourceVersion"] = "6"
+    cache.observe_quota("MODIFIED", changed)
+    assert cache.space("team").quotas["money"].generation == 2
+
+
+async def test_a_cancel_that_came_just_before_our_own_write_is_seen() -> None:
+    cache, server = Cache(meter=Requests(), wake=lambda: None), Server()
+    writer = StatusWriter(cast("KubernetesClient", server), gone=lambda _: None)
+    raw: dict[str, Any] = {
+        "metadata": {"name": "run", "namespace": "team", "uid": "r", "generation": 1, "resourceVersion": "1"},
+        "spec": {"agentRef": {"name": "agent"}},
+    }
+    cache.observe_run("Execution", "ADDED", raw)
+    run = cache.runs["r"]
+    run.status = run.status.model_copy(update={"message": "it runs"})
+    server.let.set()
+    assert await writer.flush(run_target(run))
+    raw["metadata"] |= {"generation": 2, "resourceVersion": "6"}
+    cache.observe_run("Execution", "MODIFIED", raw | {"spec": {"agentRef": {"name": "agent"}, "cancel": True}})
+    assert run.spec is not None
+    assert run.spec.cancel
