@@ -255,8 +255,10 @@ def test_a_mounted_secret_follows_its_object_all_at_once(pods: Pods, diary: Diar
         "seen=set()\n"
         "while True:\n"
         "    d=os.open('/keys/..data',os.O_PATH)\n"
-        "    pair=tuple(open(os.open(n,os.O_RDONLY,dir_fd=d)).read() for n in 'ab')\n"
-        "    os.close(d)\n"
+        "    try: pair=tuple(open(os.open(n,os.O_RDONLY,dir_fd=d)).read() for n in 'ab')\n"
+        # The old folder is removed once the new one is in place: whoever still holds it looks again.
+        "    except FileNotFoundError: continue\n"
+        "    finally: os.close(d)\n"
         "    if pair not in seen:\n"
         "        seen.add(pair); sys.argv=['','/'.join(pair)]; exec(os.environ['SAY'])\n"
         "    time.sleep(0.01)\n"
