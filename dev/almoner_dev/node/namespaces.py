@@ -118,7 +118,9 @@ class Namespaces(Isolation):
             self._net = await _free_subnet()
             self.host_address = str(self._net[1])
             await ip(
-                batch=f"link add {self._bridge} type bridge\n"
+                # An address of its own: else it takes its ports' lowest, and changes as pods come and go, and packets
+                # of the others get lost until they ask for it again.
+                batch=f"link add {self._bridge} address {_hardware_address()} type bridge\n"
                 f"addr add {self.host_address}/{SUBNET_BITS} dev {self._bridge}\n"
                 f"link set {self._bridge} up\n"
             )
@@ -205,6 +207,11 @@ class Namespaces(Isolation):
     def beside(self, pid: int) -> dict[str, Any]:
         """The namespaces of that process."""
         return {"join": pid}
+
+
+def _hardware_address() -> str:
+    """A random one that is administered locally."""
+    return ":".join(f"{byte:02x}" for byte in (0x02, *secrets.token_bytes(5)))
 
 
 async def _taken() -> list[ipaddress.IPv4Network]:
