@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -56,6 +57,7 @@ def test_the_operator_killed_at_every_point_runs_nothing_twice(fragile: World, p
         for status in world.succeeded("one", "two"):
             assert [each["outcome"] for each in status["attempts"] if each["outcome"] != "Failed"] == ["Succeeded"]
             assert len(status["attempts"]) == 1
+            assert json.loads(status["output"]) == [[200, ""]], "its one call was refused"
         attempts = diary.attempts()
     assert {uid for uid, _ in attempts} == set(uids)
     assert set(attempts.values()) == {1}, "an attempt had more than one pod"
