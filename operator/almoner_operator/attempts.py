@@ -158,6 +158,9 @@ def _agent_ended(
     started, finished = started_at(pod), _time(ended.get("finishedAt")) or now
     asked = _asked_to_stop(pod)
     natural = asked is None or finished < asked
+    if (intent is not None or timed_out) and _finally_deleted(pod):
+        # The last deletion overwrites when the first was asked for; we did ask, and that is what ended it.
+        natural = False
     if not natural:
         stopped = _stopped(intent, timed_out=timed_out, finished=finished, started=started, exit_code=exit_code)
         if stopped is not None:
@@ -209,6 +212,12 @@ def _stopped(
         return None
     text = f"stopped: {intent.value.lower()}"
     return AttemptEnd(_OUTCOMES[intent], None, text, exit_code, started, finished)
+
+
+def _finally_deleted(pod: Mapping[str, Any]) -> bool:
+    """Whether what is seen of the pod is its last moment: the kubelet deletes it without grace once it has ended."""
+    metadata = _metadata(pod)
+    return "deletionTimestamp" in metadata and not metadata.get("deletionGracePeriodSeconds")
 
 
 def _asked_to_stop(pod: Mapping[str, Any]) -> datetime | None:

@@ -35,7 +35,7 @@ def pod(agent: dict[str, Any] | None = None, meter: dict[str, Any] | None = None
     metadata: dict[str, Any] = {"name": "p", "creationTimestamp": stamp(60)}
     deleted = status.pop("deleted", None)
     if deleted is not None:
-        grace = 30
+        grace = status.pop("grace", 30)
         metadata |= {"deletionTimestamp": stamp(deleted - grace), "deletionGracePeriodSeconds": grace}
     return {
         "metadata": metadata,
@@ -194,6 +194,21 @@ ENDS: dict[str, tuple[Any, dict[str, Any], AttemptOutcome, FailureReason | None,
         AttemptOutcome.CANCELLED,
         None,
         "cancelled",
+    ),
+    # The kubelet's last deletion, without grace, overwrites when the first was asked for.
+    "cancelled, and only the pod's last moment was seen": (
+        pod(exited(143), deleted=0, grace=0),
+        {"intent": StopCause.CANCELLED},
+        AttemptOutcome.CANCELLED,
+        None,
+        "cancelled",
+    ),
+    "out of time, and only the pod's last moment was seen": (
+        pod(exited(143), deleted=0, grace=0),
+        {"timed_out": True},
+        FAILED,
+        FailureReason.TIMEOUT,
+        "ran out",
     ),
     "suspended, and it exited with 0 when told": (
         pod(exited(0), deleted=10),
