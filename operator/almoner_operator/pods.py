@@ -40,6 +40,7 @@ RESERVED_ENV: Final = frozenset(
     }
 )
 RESERVED_ENV_PREFIX: Final = "ALMONER_"
+START_SECONDS: Final = 600  # what the pod's own deadline leaves for its start
 _PROBE_PERIOD_SECONDS: Final = 1
 _NOT_LABEL: Final = re.compile(r"[^-A-Za-z0-9_.]")
 
@@ -145,7 +146,8 @@ def build_pod(request: PodRequest, settings: RunnerSettings) -> Json:
     if runner.node_selector:
         spec["nodeSelector"] = dict(runner.node_selector)
     if request.remaining_seconds is not None:
-        spec["activeDeadlineSeconds"] = max(1, request.remaining_seconds)
+        # For when no operator is there to stop it in time. It counts from before the agent starts, image pulls included.
+        spec["activeDeadlineSeconds"] = max(1, request.remaining_seconds) + START_SECONDS
     return {
         "apiVersion": "v1",
         "kind": "Pod",
