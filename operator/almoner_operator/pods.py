@@ -146,7 +146,7 @@ def build_pod(request: PodRequest, settings: RunnerSettings) -> Json:
     if runner.node_selector:
         spec["nodeSelector"] = dict(runner.node_selector)
     if request.remaining_seconds is not None:
-        # For when no operator is there to stop it in time. It counts from before the agent starts, image pulls included.
+        # For when no operator is there to stop it in time. It counts from before the start, image pulls included.
         spec["activeDeadlineSeconds"] = max(1, request.remaining_seconds) + START_SECONDS
     return {
         "apiVersion": "v1",
