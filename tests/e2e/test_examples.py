@@ -44,12 +44,8 @@ def test_the_examples_run(world: World, repository: Path) -> None:
         if document["kind"] == "ModelProvider":
             suffix = "" if document["spec"]["type"] == "Anthropic" else "/v1"
             document["spec"]["baseURL"] = world.model.base_url + suffix
-    quotas = documents(*files(repository, "quotas"))
-    for document in quotas:
-        # This version does not enforce rates, says so, and admits nothing under such a quota (see the next test).
-        document["spec"].pop("rates", None)
-    world.apply(*providers, *quotas)
-    for path in files(repository, "agents", "executions", "training"):
+    world.apply(*providers)
+    for path in files(repository, "quotas", "agents", "executions", "training"):
         world.kubectl("apply", "-f", str(path))
     for name in ("openai", "anthropic", "local"):
         world.wait_ready("ModelProvider", name)
@@ -80,15 +76,11 @@ def test_the_examples_run(world: World, repository: Path) -> None:
     world.wait(lambda: nanos(world.limit("everyone")["used"]) == world.ledger_nanos(), "the namespace's budget")
 
 
-def test_the_quotas_as_they_are_are_in_force_or_say_what_is_not(world: World, repository: Path) -> None:
+def test_the_quotas_are_in_force(world: World, repository: Path) -> None:
     for path in files(repository, "quotas"):
         world.kubectl("apply", "-f", str(path))
     for document in documents(*files(repository, "quotas")):
-        name = document["metadata"]["name"]
-        if "rates" in document["spec"]:
-            assert "rates" in world.wait_ready("ResourceQuota", name, "NotSupported")["message"]
-        else:
-            world.wait_ready("ResourceQuota", name)
+        world.wait_ready("ResourceQuota", document["metadata"]["name"])
     table = world.kubectl("get", "aq")
     assert "everyone" in table
     assert "200.00" in table
