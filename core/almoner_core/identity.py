@@ -27,6 +27,11 @@ def allotment_id(uid: str, attempt: int) -> str:
     return str(uuid5(_NAMESPACE, f"allotment/{uid}/{attempt}"))
 
 
+def compute_allotment_id(allotment: str) -> str:
+    """Give the id of the allotment that an attempt's machine time is held in, from the attempt's own allotment."""
+    return str(uuid5(_NAMESPACE, f"compute/{allotment}"))
+
+
 def operation_id(verb: str, subject: str, discriminator: str | int = "") -> str:
     """Give a mutation's idempotency key: the same step of the same subject always has the same one."""
     return str(uuid5(_NAMESPACE, f"operation/{verb}/{subject}/{discriminator}"))

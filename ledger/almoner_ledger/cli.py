@@ -124,7 +124,7 @@ def _run_on(database: Database, arguments: argparse.Namespace) -> int:
     from almoner_ledger import costs, migrations, verify
 
     if arguments.ledger_command == "migrate":
-        database.write(migrations.upgrade)
+        database.migrate(migrations.upgrade)
         return 0
     if arguments.ledger_command == "verify":
         return verify.report(database, as_json=arguments.output == "json")

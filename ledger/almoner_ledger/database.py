@@ -130,6 +130,33 @@ class Database:
         """
         return self._retrying(lambda: self._once(work, read_only=False))
 
+    def migrate(self, work: Callable[[Connection], None]) -> None:
+        """Run a change of the schema, in one transaction without a time limit on its statements; retried like `write`.
+
+        SQLite changes a table by making it anew, which foreign keys that point to it would stop: they are off
+        meanwhile, and checked before COMMIT. Raises RuntimeError where one does not hold.
+        """
+        self._retrying(lambda: self._migrate_once(work))
+
+    def _migrate_once(self, work: Callable[[Connection], None]) -> None:
+        with self._connect(read_only=False) as connection:
+            if self.is_postgresql:
+                with connection.begin():
+                    connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+                    work(connection)
+                return
+            driver = connection.connection.driver_connection
+            assert driver is not None
+            driver.execute("PRAGMA foreign_keys=OFF")
+            try:
+                with connection.begin():
+                    work(connection)
+                    broken = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchmany(3)
+                    if broken:
+                        raise RuntimeError(f"the migration broke references: {broken}")
+            finally:
+                driver.execute("PRAGMA foreign_keys=ON")
+
     def read(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a transaction that only reads; retried like `write`."""
         return self._retrying(lambda: self._once(work, read_only=True))

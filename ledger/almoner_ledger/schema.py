@@ -33,8 +33,14 @@ USAGE_COLUMNS = (
     "reasoning_tokens",
     "requests",
     "tool_calls",
+    "cpu_milli_seconds",
+    "memory_mebibyte_seconds",
+    "gpu_milli_seconds",
 )
 """The columns of UsageTotals, in every table that sums usage."""
+
+COMPUTE_COLUMNS = {"cpu": "cpu_milli_seconds", "memory": "memory_mebibyte_seconds", "gpu": "gpu_milli_seconds"}
+"""Which of them a record of type `compute` counts its units in, by its `model`."""
 
 
 def _amount(name: str) -> Column[int]:
@@ -91,8 +97,13 @@ accounts = Table(
     Column("max_per_execution", Text, nullable=False),
     Column("max_per_request", Text, nullable=False),
     Column("holders", Integer, nullable=False),
+    # JSON: the rates as the wire has them (RateLimit), and the percentages at which an alert fires.
+    Column("rates", Text, nullable=False, server_default="[]"),
+    Column("alert_thresholds", Text, nullable=False, server_default="[]"),
+    # When somebody was last refused what others hold: they are asked to return what is idle.
+    _amount("recall_ms"),
     sa.UniqueConstraint("kind", "namespace", "name", "subject"),
-    sa.CheckConstraint("kind IN ('quota', 'execution')", name="kind"),
+    sa.CheckConstraint("kind IN ('quota', 'execution', 'provider')", name="kind"),
     sa.CheckConstraint("holders >= 0", name="holders"),
 )
 
@@ -116,6 +127,44 @@ windows = Table(
     sa.CheckConstraint(
         'NOT enforced OR "limit" IS NULL OR spent + reserved - excess <= "limit" OR spent + reserved - excess <= floor',
         name="within_limit",
+    ),
+)
+
+# Token buckets: one row per rate of an account. `level` is what may be debited now, scaled by 1000 * per_seconds so
+# that a millisecond refills exactly `amount`; below zero where more was used than debited. `debited` and `refunded`
+# only grow.
+buckets = Table(
+    "buckets",
+    metadata,
+    Column("account_id", String(ACCOUNT_ID_LENGTH), sa.ForeignKey("accounts.id"), primary_key=True),
+    Column("dimension", String(16), primary_key=True),
+    Column("per_seconds", Integer, primary_key=True, autoincrement=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("capacity", BigInteger, nullable=False),
+    Column("level", BigInteger, nullable=False),
+    Column("refilled_ms", BigInteger, nullable=False),
+    _amount("debited"),
+    _amount("refunded"),
+    sa.CheckConstraint("amount > 0 AND capacity > 0 AND per_seconds > 0", name="positive"),
+    sa.CheckConstraint("level <= capacity * 1000 * per_seconds", name="capacity"),
+    sa.CheckConstraint("0 <= refunded AND refunded <= debited", name="refunded"),
+)
+
+# Thresholds that a window's spent part reached: once each.
+alerts = Table(
+    "alerts",
+    metadata,
+    Column("account_id", String(ACCOUNT_ID_LENGTH), primary_key=True),
+    Column("dimension", String(16), primary_key=True),
+    Column("period", String(16), primary_key=True),
+    Column("starts_at", BigInteger, primary_key=True, autoincrement=False),
+    Column("percent", Integer, primary_key=True, autoincrement=False),
+    Column("fired_ms", BigInteger, nullable=False),
+    Column("spent", BigInteger, nullable=False),
+    Column("limit", BigInteger, nullable=False),
+    sa.ForeignKeyConstraint(
+        ["account_id", "dimension", "period", "starts_at"],
+        ["windows.account_id", "windows.dimension", "windows.period", "windows.starts_at"],
     ),
 )
 
@@ -159,8 +208,13 @@ allotments = Table(
     Column("final_sequence", BigInteger),
     Column("final_settled", Text),
     Column("progress", Text),
+    # What it pays for: the run's calls (reported by its meter) or its machine time (by the operator).
+    Column("purpose", String(16), nullable=False, server_default="run"),
+    # JSON: what was debited from rates and is neither settled nor refunded, by provider and dimension.
+    Column("debits", Text, nullable=False, server_default="{}"),
     *_usage(),
-    sa.UniqueConstraint("execution_uid", "attempt"),
+    sa.UniqueConstraint("execution_uid", "attempt", "purpose"),
+    sa.CheckConstraint("purpose IN ('run', 'compute')", name="purpose"),
     sa.CheckConstraint("state IN ('offered', 'active', 'void', 'closed')", name="state"),
     sa.Index(None, "state", "id"),
 )

@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection
 from almoner_core.wire import Dimension
 from almoner_ledger import schema
 from almoner_ledger.database import Database
-from almoner_ledger.schema import USAGE_COLUMNS
+from almoner_ledger.schema import COMPUTE_COLUMNS, USAGE_COLUMNS
 
 VIOLATIONS_MAX: Final = 1000
 WINDOW_KEY: Final = ("account_id", "dimension", "period", "starts_at")
@@ -177,6 +177,12 @@ def _entry_sums(records: sa.Table) -> list[Any]:
         "cost_nanos": records.c.cost_nanos,
         "unaccounted_nanos": sa.case((usage, 0), else_=records.c.cost_nanos),
         "unpriced": sa.case((records.c.cost_nanos.is_(None), 1), else_=0),
+        **{
+            column: sa.case(
+                (sa.and_(records.c.resource_type == "compute", records.c.model == model), records.c.units), else_=0
+            )
+            for model, column in COMPUTE_COLUMNS.items()
+        },
     }
     # Of an attempt that vanished only the money is known: its other amounts are charged, but show in no total.
     return [

@@ -40,7 +40,7 @@ class Store:
 
     def migrate(self) -> None:
         """Bring the schema to the newest revision."""
-        self.database.write(migrations.upgrade)
+        self.database.migrate(migrations.upgrade)
 
     def now_ms(self, connection: Connection) -> int:
         """The clock that all windows follow."""

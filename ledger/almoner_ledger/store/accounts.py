@@ -72,7 +72,7 @@ def _apply(books: Books, update: AccountLimits) -> list[AccountState]:
     if account is None:
         account = Account(
             id=key,
-            kind=AccountKind.QUOTA,
+            kind=AccountKind(update.key.kind.value),
             namespace=update.key.namespace,
             name=update.key.quota,
             subject=update.key.subject,
@@ -87,6 +87,8 @@ def _apply(books: Books, update: AccountLimits) -> list[AccountState]:
     account.limits = dict(update.limits)
     account.max_per_execution = dict(update.max_per_execution)
     account.max_per_request = dict(update.max_per_request)
+    account.rates = tuple(update.rates)
+    account.alert_thresholds = tuple(sorted(set(update.alert_thresholds_percent)))
     account.dirty = True
     books.changed.add(("account", account.id))
     states = []

@@ -64,6 +64,9 @@ def _account_row(account: Account) -> dict[str, Any]:
         "max_per_execution": _json(account.max_per_execution),
         "max_per_request": _json(account.max_per_request),
         "holders": account.holders,
+        "rates": _json([each.model_dump(mode="json") for each in account.rates]),
+        "alert_thresholds": _json(list(account.alert_thresholds)),
+        "recall_ms": account.recall_ms,
     }
 
 
@@ -134,6 +137,8 @@ def _allotment_row(allotment: Allotment) -> dict[str, Any]:
         "final_sequence": allotment.final_sequence,
         "final_settled": None if allotment.final_settled is None else _json(allotment.final_settled),
         "progress": allotment.progress,
+        "purpose": allotment.purpose.value,
+        "debits": _json(allotment.debits),
         **allotment.usage.to_row(),
     }
 

@@ -15,10 +15,10 @@ Tracked = Mapping[str, tuple[Dimension, ...]]
 
 
 def accounts_in(books: Books, tracked: Tracked) -> tuple[Account, list[Account]]:
-    """The execution's own account and the quotas' among those that an allotment falls under."""
+    """The execution's own account and the others among those that an allotment falls under."""
     accounts = [books.accounts[account] for account in tracked]
     own = next(each for each in accounts if each.kind is AccountKind.EXECUTION)
-    return own, [each for each in accounts if each.kind is AccountKind.QUOTA]
+    return own, [each for each in accounts if each is not own]
 
 
 def current_windows(books: Books, tracked: Tracked) -> list[tuple[Account, Window, int | None]]:

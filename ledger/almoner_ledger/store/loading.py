@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from almoner_core.api.resource_quota import BudgetPeriod
-from almoner_core.wire import AllotmentState, Dimension, ExecutionRef
+from almoner_core.wire import AllotmentState, Dimension, ExecutionRef, Purpose, RateLimit
 from almoner_ledger import schema
 from almoner_ledger.schema import USAGE_COLUMNS
 from almoner_ledger.sequences import Sequences
@@ -126,6 +126,11 @@ def allotment_of(row: Any) -> Allotment:
         final_sequence=row.final_sequence,
         final_settled={Dimension(name): value for name, value in settled.items()} if settled is not None else None,
         progress=row.progress,
+        purpose=Purpose(row.purpose),
+        debits={
+            provider: {Dimension(name): value for name, value in amounts.items()}
+            for provider, amounts in json.loads(row.debits).items()
+        },
         usage=usage_of(row),
     )
 
@@ -154,7 +159,14 @@ def account_of(row: Any) -> Account:
         max_per_execution=_amounts(row.max_per_execution),
         max_per_request=_amounts(row.max_per_request),
         holders=row.holders,
+        rates=tuple(RateLimit.model_construct(**_rate(each)) for each in json.loads(row.rates)),
+        alert_thresholds=tuple(json.loads(row.alert_thresholds)),
+        recall_ms=row.recall_ms,
     )
+
+
+def _rate(values: dict[str, Any]) -> dict[str, Any]:
+    return {**values, "dimension": Dimension(values["dimension"])}
 
 
 def _amounts(text: str) -> dict[Dimension, int]:

@@ -11,10 +11,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from almoner_core import wire
 from almoner_core.api.resource_quota import BudgetPeriod
-from almoner_core.usage import UsageRecord
-from almoner_core.wire import AccountKey, AllotmentState, Dimension, ExecutionRef, UsageTotals
-from almoner_ledger.schema import ACCOUNT_ID_LENGTH, USAGE_COLUMNS
+from almoner_core.usage import ResourceType, UsageRecord
+from almoner_core.wire import (
+    AccountKey,
+    AllotmentState,
+    Dimension,
+    ExecutionRef,
+    Purpose,
+    RateLimit,
+    UsageTotals,
+)
+from almoner_ledger.schema import ACCOUNT_ID_LENGTH, COMPUTE_COLUMNS, USAGE_COLUMNS
 from almoner_ledger.sequences import Sequences
 
 AmountMap = Mapping[Dimension, int]
@@ -26,6 +35,7 @@ class AccountKind(StrEnum):
 
     QUOTA = "quota"
     EXECUTION = "execution"
+    PROVIDER = "provider"
 
 
 def account_id(kind: AccountKind, namespace: str, name: str, subject: str = "") -> str:
@@ -35,8 +45,8 @@ def account_id(kind: AccountKind, namespace: str, name: str, subject: str = "") 
 
 
 def quota_account_id(key: AccountKey) -> str:
-    """Derive the id of a quota's account."""
-    return account_id(AccountKind.QUOTA, key.namespace, key.quota, key.subject)
+    """Derive the id of a quota's or a provider's account."""
+    return account_id(AccountKind(key.kind.value), key.namespace, key.quota, key.subject)
 
 
 def execution_account_id(ref: ExecutionRef) -> str:
@@ -61,6 +71,9 @@ class Account:
     max_per_execution: dict[Dimension, int] = field(default_factory=dict)
     max_per_request: dict[Dimension, int] = field(default_factory=dict)
     holders: int = 0
+    rates: tuple[RateLimit, ...] = ()
+    alert_thresholds: tuple[int, ...] = ()
+    recall_ms: int = 0
     new: bool = False
     dirty: bool = False
 
@@ -69,12 +82,16 @@ class Account:
         """What a refusal calls it."""
         if self.kind is AccountKind.EXECUTION:
             return "execution"
+        if self.kind is AccountKind.PROVIDER:
+            return f"provider {self.namespace}/{self.name}"
         return "/".join(part for part in (self.namespace, self.name, self.subject) if part)
 
     @property
     def key(self) -> AccountKey:
-        """The key of a quota's account."""
-        return AccountKey(namespace=self.namespace, quota=self.name, subject=self.subject)
+        """The key of a quota's or a provider's account."""
+        return AccountKey(
+            kind=wire.AccountKind(self.kind.value), namespace=self.namespace, quota=self.name, subject=self.subject
+        )
 
 
 @dataclass(slots=True)
@@ -204,6 +221,9 @@ class Usage:
     reasoning_tokens: int = 0
     requests: int = 0
     tool_calls: int = 0
+    cpu_milli_seconds: int = 0
+    memory_mebibyte_seconds: int = 0
+    gpu_milli_seconds: int = 0
 
     def add(self, other: Usage) -> None:
         """Add another sum to this one."""
@@ -232,7 +252,14 @@ class Usage:
             reasoning_tokens=tokens.reasoning,
             requests=record.requests,
             tool_calls=record.tool_calls,
+            **_machine_time(record),
         )
+
+
+def _machine_time(record: UsageRecord) -> dict[str, int]:
+    if record.resource_type is not ResourceType.COMPUTE or record.model not in COMPUTE_COLUMNS:
+        return {}
+    return {COMPUTE_COLUMNS[record.model]: record.units}
 
 
 def amounts_of(record: UsageRecord) -> dict[Dimension, int]:
@@ -267,6 +294,8 @@ class Allotment:
     final_settled: dict[Dimension, int] | None = None
     progress: str | None = None
     usage: Usage = field(default_factory=Usage)
+    purpose: Purpose = Purpose.RUN
+    debits: dict[str, dict[Dimension, int]] = field(default_factory=dict)
     holds: dict[WindowKey, Hold] = field(default_factory=dict)
     new: bool = False
     dirty: bool = False

@@ -1,0 +1,160 @@
+"""The ledger's wire protocol, version 1: HTTP and JSON, snake_case, integers only.
+
+Amounts are maps from Dimension to an integer: `usd` in nano-dollars, the others in their own unit. A dimension that is
+absent is not asked for or, in an answer, not limited. Every mutation carries `operation_id`: the same id with the same
+content gets the stored answer again, with other content the error `operation_conflict`.
+
+| call | by | body -> answer |
+|---|---|---|
+| POST /v1/epochs | operator | TakeEpoch -> Epoch |
+| POST /v1/accounts:update | operator | UpdateAccounts -> AccountsAnswer |
+| POST /v1/allotments:open | operator | OpenBatch -> OpenAnswers |
+| POST /v1/allotments:bind | operator | BindBatch -> BatchAnswer |
+| POST /v1/allotments:void | operator | CloseBatch -> BatchAnswer (offered only) |
+| POST /v1/allotments:close | operator | CloseBatch -> BatchAnswer (charges off what did not come back) |
+| POST /v1/allotments:accrue | operator | AccrueBatch -> BatchAnswer (machine time) |
+| GET /v1/allotments?state=open&after=ID&limit=N | operator | -> AllotmentPage |
+| GET /v1/changes?after=N&timeout_seconds=S&limit=N | operator | -> Changes (long poll) |
+| POST /v1/allotments/{id}/activate | meter | Activate -> Activated |
+| POST /v1/allotments/{id}/extend | meter | Extend -> Extended |
+| POST /v1/allotments/{id}/records | meter | PostRecords -> Posted |
+| POST /v1/allotments/{id}/return | meter | Return -> Returned |
+| PUT /v1/allotments/{id}/output | meter | PutOutput -> OK |
+| POST /v1/allotments/{id}/progress | meter | PostProgress -> OK |
+| GET /v1/allotments/{id}/signals?timeout_seconds=S | meter | -> Signals (long poll) |
+| GET /v1/costs?by=agent&from=2026-01-01&to=2026-01-31&limit=N | people | -> Costs |
+| GET /v1/executions/{uid}/output | people, operator | -> the output's bytes |
+| GET /healthz /readyz /metrics /openapi.json | anyone | |
+
+Every error is `{"error": Error}` with a fitting HTTP status.
+"""
+
+from __future__ import annotations
+
+from almoner_core.wire.common import (
+    BATCH_ITEMS_MAX,
+    BIGINT_MAX,
+    BODY_BYTES_MAX,
+    RECORDS_PER_POST_MAX,
+    AccountKey,
+    AccountKind,
+    AllotmentState,
+    Amounts,
+    Dimension,
+    Error,
+    ErrorAnswer,
+    ErrorCode,
+    Id,
+    Name,
+    Refusal,
+    UsageTotals,
+    WireModel,
+)
+from almoner_core.wire.meter import (
+    Activate,
+    Activated,
+    Extend,
+    Extended,
+    Posted,
+    PostProgress,
+    PostRecords,
+    PutOutput,
+    RateInForce,
+    Return,
+    Returned,
+    Signals,
+)
+from almoner_core.wire.operator import (
+    AccountLimits,
+    AccountsAnswer,
+    AccountState,
+    AccrueAllotment,
+    AccrueBatch,
+    AgentTotals,
+    AllotmentPage,
+    AllotmentView,
+    BatchAnswer,
+    BindAllotment,
+    BindBatch,
+    Changes,
+    CloseAllotment,
+    CloseBatch,
+    Epoch,
+    ExecutionRef,
+    ExecutionTotals,
+    FiredAlert,
+    ItemAnswer,
+    OpenAllotment,
+    OpenAnswer,
+    OpenAnswers,
+    OpenBatch,
+    Purpose,
+    RateLimit,
+    TakeEpoch,
+    UpdateAccounts,
+)
+from almoner_core.wire.people import (
+    CostRow,
+    Costs,
+)
+
+__all__ = [
+    "BATCH_ITEMS_MAX",
+    "BIGINT_MAX",
+    "BODY_BYTES_MAX",
+    "RECORDS_PER_POST_MAX",
+    "AccountKey",
+    "AccountKind",
+    "AccountLimits",
+    "AccountState",
+    "AccountsAnswer",
+    "AccrueAllotment",
+    "AccrueBatch",
+    "Activate",
+    "Activated",
+    "AgentTotals",
+    "AllotmentPage",
+    "AllotmentState",
+    "AllotmentView",
+    "Amounts",
+    "BatchAnswer",
+    "BindAllotment",
+    "BindBatch",
+    "Changes",
+    "CloseAllotment",
+    "CloseBatch",
+    "CostRow",
+    "Costs",
+    "Dimension",
+    "Epoch",
+    "Error",
+    "ErrorAnswer",
+    "ErrorCode",
+    "ExecutionRef",
+    "ExecutionTotals",
+    "Extend",
+    "Extended",
+    "FiredAlert",
+    "Id",
+    "ItemAnswer",
+    "Name",
+    "OpenAllotment",
+    "OpenAnswer",
+    "OpenAnswers",
+    "OpenBatch",
+    "PostProgress",
+    "PostRecords",
+    "Posted",
+    "Purpose",
+    "PutOutput",
+    "RateInForce",
+    "RateLimit",
+    "Refusal",
+    "Return",
+    "Returned",
+    "Signals",
+    "TakeEpoch",
+    "UpdateAccounts",
+    "UsageTotals",
+    "WireModel",
+]
