@@ -1,39 +1,30 @@
-"""Command line: `almoner-ledger ...` and `almoner ledger ...`: serve, migrate, verify, costs."""
+"""Command line: `almoner-ledger ...` and `almoner ledger ...`: `serve`, and what `almoner_ledger.commands` offers."""
 
 from __future__ import annotations
 
 import argparse
-import datetime as dt
 import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from almoner_ledger.database import Database
+from almoner_ledger import commands
 
 ENV_DATABASE = "ALMONER_LEDGER_DATABASE"
 DEFAULT_LISTEN = "127.0.0.1:8780"
-BY = ("agent", "owner", "model", "day", "namespace", "provider", "resource_type", "execution")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommands to a parser."""
-    commands = parser.add_subparsers(dest="ledger_command", required=True, metavar="COMMAND")
-    _add_serve(commands.add_parser("serve", help="run the ledger's HTTP service"))
-    migrate = commands.add_parser("migrate", help="bring the database's schema to the newest revision")
-    _add_database(migrate)
-    verify = commands.add_parser("verify", help="audit every invariant of the books; exits 1 on a violation")
-    _add_database(verify)
-    verify.add_argument("-o", "--output", choices=("text", "json"), default="text")
-    costs = commands.add_parser("costs", help="what was spent, from the daily sums")
-    _add_database(costs)
-    costs.add_argument("--by", choices=BY, default="agent", help="grouping (default: agent)")
-    costs.add_argument("--from", dest="since", type=dt.date.fromisoformat, metavar="DAY", help="first day (UTC)")
-    costs.add_argument("--to", dest="until", type=dt.date.fromisoformat, metavar="DAY", help="last day (UTC)")
-    costs.add_argument("--limit", type=int, default=1000, help="most rows (default: 1000)")
-    costs.add_argument("-o", "--output", choices=("table", "json", "csv"), default="table")
+    offered = parser.add_subparsers(dest="ledger_command", required=True, metavar="COMMAND")
+    serve = offered.add_parser("serve", help="run the ledger's HTTP service")
+    _add_serve(serve)
+    serve.set_defaults(run_on=None)
+    for each in commands.subcommands():
+        added = offered.add_parser(each.NAME, help=each.HELP)
+        _add_database(added)
+        each.add_arguments(added)
+        added.set_defaults(run_on=each.run)
 
 
 def _add_database(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"--database: give the database's URL, or set {ENV_DATABASE}", file=sys.stderr)
         return 2
     try:
-        return _serve(arguments) if arguments.ledger_command == "serve" else _on_database(arguments)
+        return _serve(arguments) if arguments.run_on is None else _on_database(arguments)
     except (ValueError, OSError) as error:
         print(f"almoner ledger: {error}", file=sys.stderr)
         return 2
@@ -112,30 +103,12 @@ def _on_database(arguments: argparse.Namespace) -> int:
 
     database = Database(arguments.database, patience_seconds=5.0)
     try:
-        return _run_on(database, arguments)
+        return int(arguments.run_on(database, arguments))
     except DatabaseUnavailableError as error:
         print(f"almoner ledger: the database does not answer: {error}", file=sys.stderr)
         return 2
     finally:
         database.dispose()
-
-
-def _run_on(database: Database, arguments: argparse.Namespace) -> int:
-    from almoner_ledger import costs, migrations, verify
-
-    if arguments.ledger_command == "migrate":
-        database.migrate(migrations.upgrade)
-        return 0
-    if arguments.ledger_command == "verify":
-        return verify.report(database, as_json=arguments.output == "json")
-    return costs.report(
-        database,
-        arguments.by,
-        since=arguments.since,
-        until=arguments.until,
-        limit=arguments.limit,
-        output=arguments.output,
-    )
 
 
 def main(argv: list[str] | None = None) -> int:
