@@ -49,11 +49,15 @@ class PriceTier(ContractModel):
 
 
 class PriceCard(ContractModel):
-    """What one model costs: tiers by input size (ascending, the first from 0), and nano-dollars per request."""
+    """What one model costs: tiers by input size (ascending, the first from 0), and nano-dollars per request.
+
+    `batch` are the tiers of calls that are served slowly (flex, batch); empty: there is no such price.
+    """
 
     version: str = Field(max_length=128, description="Where the prices come from; kept with every record.")
     tiers: tuple[PriceTier, ...] = Field(min_length=1, max_length=8)
     per_request: int = Field(default=0, ge=0)
+    batch: tuple[PriceTier, ...] = Field(default=(), max_length=8)
 
 
 class MeterModel(ContractModel):

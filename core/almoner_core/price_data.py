@@ -11,9 +11,15 @@ from datetime import datetime
 from decimal import ROUND_CEILING, Decimal
 from typing import Any, Final
 
-from almoner_core.api.model_provider import ModelPrice, ModelProviderSpec, ProviderType
+from almoner_core.api.model_provider import (
+    BatchPrice,
+    ModelPrice,
+    ModelPriceTier,
+    ModelProviderSpec,
+    ProviderType,
+)
 from almoner_core.contract import DEFAULT_CONTEXT_WINDOW, MeterModel, PriceCard, PriceTier
-from almoner_core.money import NANOS_PER_DOLLAR
+from almoner_core.money import NANOS_PER_DOLLAR, Money
 
 _PROVIDER_IDS: Final = {ProviderType.OPENAI: "openai", ProviderType.ANTHROPIC: "anthropic"}
 _KINDS: Final = ("input_mtok", "cache_read_mtok", "cache_write_mtok", "output_mtok")
@@ -34,7 +40,7 @@ def price_card(
     """
     for price in provider.prices:
         if price.model == model:
-            return _override(price, f"override {provider_key} generation {generation}"[:_VERSION_CHARS_MAX])
+            return override_card(price, f"override {provider_key} generation {generation}"[:_VERSION_CHARS_MAX])
     info = _find(provider, model)
     if info is None:
         return None
@@ -67,17 +73,53 @@ def meter_model(
     )
 
 
-def _override(price: ModelPrice, version: str) -> PriceCard:
-    plain = price.input_per_million.nanos
-    cached, write = price.cached_input_per_million, price.cache_write_per_million
-    tier = PriceTier(
-        input=plain,
-        cached_input=plain if cached is None else cached.nanos,
-        cache_write=plain if write is None else write.nanos,
-        output=price.output_per_million.nanos,
-    )
+def override_card(price: ModelPrice, version: str) -> PriceCard:
+    """Give the card of prices that somebody wrote down."""
+    tiers = (_tier(price, 0), *(_tier(tier, tier.input_tokens_min) for tier in price.tiers))
     per_request = 0 if price.per_request is None else price.per_request.nanos
-    return PriceCard(version=version, tiers=(tier,), per_request=per_request)
+    return PriceCard(version=version, tiers=tiers, per_request=per_request, batch=_batch(price.batch, tiers))
+
+
+def _tier(rates: ModelPrice | ModelPriceTier, start: int) -> PriceTier:
+    return _rates_tier(
+        start,
+        rates.input_per_million,
+        rates.output_per_million,
+        rates.cached_input_per_million,
+        rates.cache_write_per_million,
+    )
+
+
+def _rates_tier(start: int, plain: Money, output: Money, cached: Money | None, write: Money | None) -> PriceTier:
+    return PriceTier(
+        input_tokens_min=start,
+        input=plain.nanos,
+        cached_input=plain.nanos if cached is None else cached.nanos,
+        cache_write=plain.nanos if write is None else write.nanos,
+        output=output.nanos,
+    )
+
+
+def _batch(price: BatchPrice | None, tiers: tuple[PriceTier, ...]) -> tuple[PriceTier, ...]:
+    """Give the tiers of slow processing: a discount on every rate, rounded up, or rates for calls of any size."""
+    if price is None:
+        return ()
+    if price.input_per_million is not None and price.output_per_million is not None:
+        cached, write = price.cached_input_per_million, price.cache_write_per_million
+        return (_rates_tier(0, price.input_per_million, price.output_per_million, cached, write),)
+    if price.discount_percent is None:
+        return ()
+    kept = 100 - price.discount_percent
+    return tuple(
+        PriceTier(
+            input_tokens_min=tier.input_tokens_min,
+            input=-(-tier.input * kept // 100),
+            cached_input=-(-tier.cached_input * kept // 100),
+            cache_write=-(-tier.cache_write * kept // 100),
+            output=-(-tier.output * kept // 100),
+        )
+        for tier in tiers
+    )
 
 
 def _find(provider: ModelProviderSpec, model: str) -> Any | None:

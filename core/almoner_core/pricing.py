@@ -7,6 +7,9 @@ business.
 
 Subsets: `cached_input` and `cache_write` are part of `input`, `reasoning` is part of `output`; none is billed twice.
 The tier of a call is chosen by its total input and applies to all of its tokens, as the providers do it.
+
+Batch: a call may ask for slow processing (flex, batch), and only the answer says whether it got it. So such a call is
+bounded by the dearer of both prices, and settled by what the answer says; where that does not say, it is the dearer.
 """
 
 from __future__ import annotations
@@ -61,6 +64,10 @@ class CardLike(Protocol):
     def per_request(self) -> int:
         """Nano-dollars per request."""
 
+    @property
+    def batch(self) -> Sequence[TierLike]:
+        """Tiers of calls that are served slowly, as `tiers`; empty where there is no such price."""
+
 
 @dataclass(frozen=True, slots=True)
 class TokenCounts:
@@ -82,23 +89,24 @@ class TokenCounts:
         return self.input + self.output
 
 
-def tier_for(card: CardLike, input_tokens: int) -> TierLike:
+def tier_for(card: CardLike, input_tokens: int, *, batch: bool = False) -> TierLike:
     """Give the tier that a call with so many input tokens (cached ones included) falls into."""
-    chosen = card.tiers[0]
-    for tier in card.tiers:
+    tiers = card.batch if batch and card.batch else card.tiers
+    chosen = tiers[0]
+    for tier in tiers:
         if tier.input_tokens_min > input_tokens:
             break
         chosen = tier
     return chosen
 
 
-def cost_nanos(card: CardLike, tokens: TokenCounts) -> int:
-    """Give a call's cost in nano-dollars, rounded up once.
+def cost_nanos(card: CardLike, tokens: TokenCounts, *, batch: bool = False) -> int:
+    """Give a call's cost in nano-dollars, rounded up once. `batch`: it was served slowly.
 
     Where a provider reports more cached and written tokens than input tokens, the subsets are believed and plain input
     counts as zero: the call is never cheaper than its parts.
     """
-    tier = tier_for(card, max(tokens.input, tokens.cached_input + tokens.cache_write))
+    tier = tier_for(card, max(tokens.input, tokens.cached_input + tokens.cache_write), batch=batch)
     plain = max(0, tokens.input - tokens.cached_input - tokens.cache_write)
     scaled = (
         plain * tier.input
@@ -109,34 +117,35 @@ def cost_nanos(card: CardLike, tokens: TokenCounts) -> int:
     return -(-scaled // TOKENS_PER_RATE) + card.per_request
 
 
-def bound_nanos(card: CardLike, input_tokens: int, output_tokens: int) -> int:
+def bound_nanos(card: CardLike, input_tokens: int, output_tokens: int, *, batch: bool = False) -> int:
     """Give the most that a call can cost: at most so much input of the dearest kind, so much output (all choices).
 
     Every tier that the input may reach counts, with the dearest rate of each kind among them: a tier for larger
-    inputs need not be the dearer one.
+    inputs need not be the dearer one. `batch`: it may be served slowly or not.
     """
-    input_rate, output_rate = _dearest_rates(card, input_tokens)
+    input_rate, output_rate = _dearest_rates(card, input_tokens, batch)
     scaled = input_tokens * input_rate + output_tokens * output_rate
     return -(-scaled // TOKENS_PER_RATE) + card.per_request
 
 
-def _dearest_rates(card: CardLike, input_tokens: int) -> tuple[int, int]:
+def _dearest_rates(card: CardLike, input_tokens: int, batch: bool) -> tuple[int, int]:
     """Give the dearest input and output rates among the tiers that so much input may reach."""
     input_rate = output_rate = 0
-    for tier in card.tiers:
-        if tier.input_tokens_min > input_tokens:
-            break
-        input_rate = max(input_rate, tier.input, tier.cached_input, tier.cache_write)
-        output_rate = max(output_rate, tier.output)
+    for tiers in (card.tiers, card.batch) if batch else (card.tiers,):
+        for tier in tiers:
+            if tier.input_tokens_min > input_tokens:
+                break
+            input_rate = max(input_rate, tier.input, tier.cached_input, tier.cache_write)
+            output_rate = max(output_rate, tier.output)
     return input_rate, output_rate
 
 
-def output_tokens_within(card: CardLike, input_tokens: int, nanos: int) -> int:
+def output_tokens_within(card: CardLike, input_tokens: int, nanos: int, *, batch: bool = False) -> int:
     """Give the largest output bound whose call stays within `nanos`; -1 where even no output does not fit.
 
     Where output costs nothing it is UNBOUNDED_TOKENS: callers take the smaller of this and their own maximum.
     """
-    input_rate, output_rate = _dearest_rates(card, input_tokens)
+    input_rate, output_rate = _dearest_rates(card, input_tokens, batch)
     left = (nanos - card.per_request) * TOKENS_PER_RATE - input_tokens * input_rate
     if left < 0:
         return -1

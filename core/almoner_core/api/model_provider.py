@@ -37,8 +37,66 @@ class ProviderReason(StrEnum):
     """The stored object does not fit the schema of this version."""
 
 
+class ModelPriceTier(APIModel):
+    """Prices of calls whose input reaches a size; they apply to all tokens of such a call, as providers do it."""
+
+    input_tokens_min: int = Field(
+        ge=1, le=1_000_000_000, description="Input tokens (cached ones included) from which these prices apply."
+    )
+    input_per_million: Money = Field(description="US dollars per million input tokens.")
+    output_per_million: Money = Field(description="US dollars per million output tokens.")
+    cached_input_per_million: Money | None = Field(
+        default=None, description="US dollars per million input tokens read from the cache; input's where absent."
+    )
+    cache_write_per_million: Money | None = Field(
+        default=None, description="US dollars per million input tokens written to the cache; input's where absent."
+    )
+
+
+class BatchPrice(APIModel):
+    """What calls cost that ask for, and are served as, slow processing: service tiers `flex` and `batch`."""
+
+    model_config = validated(
+        Rule(
+            "has(self.discountPercent) != has(self.inputPerMillion)",
+            "must be either discountPercent or rates of its own",
+            ".discountPercent",
+        ),
+        Rule(
+            "has(self.inputPerMillion) == has(self.outputPerMillion)",
+            "inputPerMillion and outputPerMillion go together",
+            ".outputPerMillion",
+        ),
+        Rule(
+            "has(self.inputPerMillion) || (!has(self.cachedInputPerMillion) && !has(self.cacheWritePerMillion))",
+            "rates of the cache go with inputPerMillion; a discount applies to them too",
+            ".inputPerMillion",
+        ),
+    )
+
+    discount_percent: int | None = Field(
+        default=None, ge=0, le=100, description="Percent off every token price of the model, whatever the tier."
+    )
+    input_per_million: Money | None = Field(default=None, description="US dollars per million input tokens.")
+    output_per_million: Money | None = Field(default=None, description="US dollars per million output tokens.")
+    cached_input_per_million: Money | None = Field(
+        default=None, description="US dollars per million input tokens read from the cache; input's where absent."
+    )
+    cache_write_per_million: Money | None = Field(
+        default=None, description="US dollars per million input tokens written to the cache; input's where absent."
+    )
+
+
 class ModelPrice(APIModel):
     """Prices of one model in US dollars per million tokens; they override the public price data."""
+
+    model_config = validated(
+        Rule(
+            "!has(self.tiers) || self.tiers.map(tier, tier.inputTokensMin).isSorted()",
+            "tiers must ascend by inputTokensMin",
+            ".tiers",
+        )
+    )
 
     model: ModelName = Field(description="The model's name as the provider knows it.")
     input_per_million: Money = Field(description="US dollars per million input tokens.")
@@ -50,6 +108,16 @@ class ModelPrice(APIModel):
         default=None, description="US dollars per million input tokens written to the cache; input's where absent."
     )
     per_request: Money | None = Field(default=None, description="US dollars per call, besides the tokens.")
+    tiers: list[ModelPriceTier] = Field(
+        default=[],
+        max_length=7,
+        description="Prices of larger calls, ascending; the prices above are those of calls below the first tier.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["inputTokensMin"]},
+    )
+    batch: BatchPrice | None = Field(
+        default=None,
+        description="Prices of slow processing; where absent, calls that ask for it are refused under a budget.",
+    )
 
 
 class ProviderModel(APIModel):

@@ -44,6 +44,7 @@ class Card:
     version: str
     tiers: tuple[Tier, ...]
     per_request: int = 0
+    batch: tuple[Tier, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,11 +170,20 @@ def _model(value: Any, path: str) -> Model:
 
 def _card(value: Any, path: str) -> Card:
     given = _object(value, path, Card)
-    tiers = tuple(_tier(tier, at) for tier, at in _list(given, path, "tiers", TIERS_MAX))
+    return Card(
+        version=_text(given, path, "version"),
+        tiers=_tiers(given, path, "tiers"),
+        per_request=_number(given, path, "per_request", 0),
+        batch=_tiers(given, path, "batch") if given.get("batch") else (),
+    )
+
+
+def _tiers(given: dict[str, Any], path: str, name: str) -> tuple[Tier, ...]:
+    tiers = tuple(_tier(tier, at) for tier, at in _list(given, path, name, TIERS_MAX))
     starts = [tier.input_tokens_min for tier in tiers]
     if not starts or starts[0] != 0 or starts != sorted(set(starts)):
-        raise ConfigError(f"{path}.tiers: must begin at input_tokens_min 0 and ascend, got {starts}")
-    return Card(version=_text(given, path, "version"), tiers=tiers, per_request=_number(given, path, "per_request", 0))
+        raise ConfigError(f"{path}.{name}: must begin at input_tokens_min 0 and ascend, got {starts}")
+    return tiers
 
 
 def _tier(value: Any, path: str) -> Tier:

@@ -11,12 +11,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from almoner_core.pricing import MIN_OUTPUT_TOKENS, TokenCounts, bound_nanos, output_tokens_within
+from almoner_core.pricing import MIN_OUTPUT_TOKENS, TokenCounts, bound_nanos, cost_nanos, output_tokens_within
 from almoner_runner.meter.config import Card, Model, Provider
 
 TOKENS_MAX: Final = 10**9
 CHOICES_MAX: Final = 128
 FIELD_NAMES_SHOWN: Final = 5
+# Service tiers, as answers name them, that are billed at the batch price of a card.
+SLOW_TIERS: Final = frozenset({"flex", "batch"})
+TIER_CHARS_MAX: Final = 32
 
 # Made once: json.dumps with settings of its own makes an encoder a call.
 _encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -73,6 +76,8 @@ class Call:
     stream: bool = False
     hide_usage: bool = False  # the client did not ask for usage in its stream
     limited_from: int | None = None  # the output maximum before the meter lowered it
+    batch: bool = False  # asks for slow processing, which has a price of its own
+    served: str | None = None  # the service tier that the answer says; None: it did not say
 
     @property
     def price(self) -> Card | None:
@@ -90,15 +95,31 @@ class Call:
         output = (maximum + self.output_extra) * self.choices
         amounts = {"tokens": self.input_bound + output, "requests": 1}
         if self.model.price is not None:
-            amounts["usd"] = bound_nanos(self.model.price, self.input_bound, output)
+            amounts["usd"] = bound_nanos(self.model.price, self.input_bound, output, batch=self.batch)
         return amounts
+
+    def cost(self, tokens: TokenCounts) -> int | None:
+        """Give what so many tokens cost, in nano-dollars; None where the price is unknown.
+
+        A call that asked for slow processing costs what it was served as; the dearer of both where nobody said.
+        """
+        price = self.model.price
+        if price is None:
+            return None
+        plain = cost_nanos(price, tokens)
+        if not self.batch:
+            return plain
+        slow = cost_nanos(price, tokens, batch=True)
+        if self.served is None:
+            return max(plain, slow)
+        return slow if self.served in SLOW_TIERS else plain
 
     def output_max_within(self, dimension: str, room: int) -> int:
         """Give the largest output maximum whose bound stays within `room`; -1 where none does."""
         if dimension == "tokens":
             output = room - self.input_bound
         elif dimension == "usd" and self.model.price is not None:
-            output = output_tokens_within(self.model.price, self.input_bound, room)
+            output = output_tokens_within(self.model.price, self.input_bound, room, batch=self.batch)
         else:
             return -1
         return output // self.choices - self.output_extra if output >= 0 else -1
@@ -229,6 +250,12 @@ def details(usage: dict[str, Any], name: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def tier_of(data: dict[str, Any]) -> str | None:
+    """Read `service_tier`; None where it is absent or no short text."""
+    value = data.get("service_tier")
+    return value if isinstance(value, str) and len(value) <= TIER_CHARS_MAX else None
+
+
 @dataclass(slots=True)
 class Seen:
     """What a stream has said about usage so far."""
@@ -237,3 +264,4 @@ class Seen:
     input_tokens: TokenCounts | None = None  # input alone, where it is known before the output is
     complete: bool = False  # the stream said that it is over
     error: str | None = None
+    tier: str | None = None  # the service tier that the call was served as

@@ -26,7 +26,7 @@ from aiohttp import web
 from almoner_core.pricing import TokenCounts
 from almoner_runner.meter import anthropic, openai
 from almoner_runner.meter.config import ANTHROPIC
-from almoner_runner.meter.dialect import Call, Seen
+from almoner_runner.meter.dialect import Call, Seen, tier_of
 from almoner_runner.meter.holds import Holds, Try
 from almoner_runner.meter.sse import Splitter
 
@@ -124,7 +124,9 @@ class Forwarder:
                 if call.stream and answer.content_type == "text/event-stream":
                     return await self._pass_stream(request, answer, tried, call)
                 body = await _read(answer)
-                tokens = _READERS[call.usage_shape](_usage_of(body))
+                data = _object_of(body)
+                tokens = _READERS[call.usage_shape](data.get("usage"))
+                call.served = tier_of(data)
                 self._settle(tried, "ok" if _connected(request) else "cancelled", tokens)
                 return web.Response(status=answer.status, body=body, headers=response_headers(answer.headers, call))
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
@@ -198,6 +200,7 @@ class Forwarder:
     def _settle_stream(self, tried: Try, relay: _Relay, error: str | None) -> None:
         seen, call = relay.seen, tried.call
         assert call is not None
+        call.served = seen.tier
         outcome = "cancelled" if relay.client_gone else "ok"
         # Usage that came before the stream broke may not be the last word (deltas are cumulative).
         if seen.tokens is not None and (seen.complete or error is None) and seen.error is None:
@@ -281,9 +284,10 @@ async def _read(answer: aiohttp.ClientResponse) -> bytes:
     return b"".join(parts)
 
 
-def _usage_of(body: bytes) -> Any:
+def _object_of(body: bytes) -> dict[str, Any]:
+    """Read an answer's object; empty where it is none."""
     try:
         data = json.loads(body)
     except (ValueError, RecursionError):
-        return None
-    return data.get("usage") if isinstance(data, dict) else None
+        return {}
+    return data if isinstance(data, dict) else {}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from almoner_core.allotment import Hold
-from almoner_core.pricing import TokenCounts, cost_nanos
+from almoner_core.pricing import TokenCounts
 from almoner_runner.meter.books import Books
 from almoner_runner.meter.dialect import Call, RefusedError
 from almoner_runner.meter.ids import uuid7
@@ -246,6 +246,7 @@ class Holds:
         tried.record["duration_ms"] = round((time.monotonic() - tried.began) * 1000)
         tried.record["error"] = error[:ERROR_CHARS_MAX]
         tried.record["outcome"] = "estimated"
+        tried.record["metadata"]["estimated"] = "output"
         _price(tried.record, call, tokens, billed=True)
         self._close(tried)
 
@@ -312,7 +313,9 @@ def _price(record: dict[str, Any], call: Call | None, tokens: TokenCounts, *, bi
     if not billed and tokens.total == 0:
         record["cost_nanos"] = 0  # known: the provider refused it, or never got it
     elif call is not None:
-        record["cost_nanos"] = None if call.price is None else cost_nanos(call.price, tokens)
+        record["cost_nanos"] = call.cost(tokens)
+        if call.batch:
+            record["metadata"]["service_tier"] = call.served
 
 
 def _tokens(tokens: TokenCounts) -> dict[str, int]:

@@ -27,6 +27,7 @@ from almoner_runner.meter.dialect import (
     output_maximum,
     sequence,
     size_of,
+    tier_of,
     words,
 )
 
@@ -45,6 +46,7 @@ RESPONSES_FIELDS: Final = words(
 )
 EMBEDDING_FIELDS: Final = words("model input encoding_format dimensions user")
 SERVICE_TIERS: Final = (None, "auto", "default")
+BATCH_TIER: Final = "flex"
 TEXT_PARTS: Final = frozenset({"text", "refusal", "input_text", "output_text", "summary_text", "reasoning_text"})
 TEXT_ITEMS: Final = frozenset(
     {None, "message", "function_call", "function_call_output", "custom_tool_call", "custom_tool_call_output"}
@@ -56,10 +58,12 @@ OPENAI_TYPE: Final = "OpenAI"
 def chat(provider: Provider, payload: dict[str, Any], body_bytes: int, rules: Rules) -> Call:
     """Bound a chat completion."""
     model = find_model(provider, payload, rules)
+    batch = _asks_for_batch(model, payload)
     if rules.strict:
         check_fields(payload, CHAT_FIELDS, "chat/completions")
         _check_tools(sequence(payload, "tools"))
-        _set_service_tier(provider, payload)
+        if not batch:
+            _set_service_tier(provider, payload)
     messages = sequence(payload, "messages")
     asked = [number(payload, name, least=1) for name in ("max_completion_tokens", "max_tokens")]
     maximum = output_maximum(asked, model, rules)
@@ -83,6 +87,7 @@ def chat(provider: Provider, payload: dict[str, Any], body_bytes: int, rules: Ru
         output_fields=fields,
         choices=number(payload, "n", least=1, most=CHOICES_MAX) or 1,
         stream=flag(payload, "stream"),
+        batch=batch,
     )
     if call.stream:
         _ask_for_usage(call)
@@ -120,11 +125,17 @@ def _check_tools(tools: list[Any]) -> None:
             )
 
 
+def _asks_for_batch(model: Model, payload: dict[str, Any]) -> bool:
+    """Say whether a call asks for slow processing and its model has a price for that."""
+    return payload.get("service_tier") == BATCH_TIER and model.price is not None and bool(model.price.batch)
+
+
 def _set_service_tier(provider: Provider, payload: dict[str, Any]) -> None:
     """Hold the call to the list price: another tier, or a project's own default, is billed otherwise."""
     if payload.get("service_tier") not in SERVICE_TIERS:
         raise InvalidCallError(
-            "service_tier: under a budget only the default tier is let through: the others are billed at other prices",
+            "service_tier: under a budget only the default tier is let through, and flex where the model has a batch "
+            "price: the others are billed at other prices",
             code="unsupported_parameter",
             param="service_tier",
         )
@@ -145,10 +156,12 @@ def _ask_for_usage(call: Call) -> None:
 def responses(provider: Provider, payload: dict[str, Any], body_bytes: int, rules: Rules) -> Call:
     """Bound a response."""
     model = find_model(provider, payload, rules)
+    batch = _asks_for_batch(model, payload)
     if rules.strict:
         check_fields(payload, RESPONSES_FIELDS, "responses")
         _check_tools(sequence(payload, "tools"))
-        _set_service_tier(provider, payload)
+        if not batch:
+            _set_service_tier(provider, payload)
     maximum = output_maximum([number(payload, "max_output_tokens", least=1)], model, rules)
     payload["max_output_tokens"] = maximum
     given = payload.get("input")
@@ -168,6 +181,7 @@ def responses(provider: Provider, payload: dict[str, Any], body_bytes: int, rule
         output_max=maximum,
         output_fields=("max_output_tokens",),
         stream=flag(payload, "stream"),
+        batch=batch,
     )
 
 
@@ -249,6 +263,7 @@ def watch_chat(event: bytes, seen: Seen) -> bool:
     if found is None:
         return False
     seen.tokens = found
+    seen.tier = tier_of(data)
     return data.get("choices") == []
 
 
@@ -258,7 +273,9 @@ def watch_responses(event: bytes, seen: Seen) -> bool:
         return False
     data = event_data(event)
     if data.get("type") in ("response.completed", "response.incomplete", "response.failed"):
-        seen.tokens = responses_usage(details(data, "response").get("usage"))
+        response = details(data, "response")
+        seen.tokens = responses_usage(response.get("usage"))
+        seen.tier = tier_of(response)
         seen.complete = True
     return False
 
