@@ -177,6 +177,7 @@ executions = Table(
     Column("name", String(253), nullable=False),
     Column("created_ms", BigInteger, nullable=False),
     sa.Index(None, "namespace", "name"),
+    sa.Index(None, "created_ms", "uid"),
 )
 
 allotments = Table(
@@ -217,6 +218,7 @@ allotments = Table(
     sa.CheckConstraint("purpose IN ('run', 'compute')", name="purpose"),
     sa.CheckConstraint("state IN ('offered', 'active', 'void', 'closed')", name="state"),
     sa.Index(None, "state", "id"),
+    sa.Index(None, "opened_ms"),
 )
 
 # What an allotment has in one window: granted covers used; what is granted and not used is reserved there.
@@ -299,9 +301,12 @@ rollups = Table(
     Column("provider", String(253), primary_key=True),
     Column("model", String(128), primary_key=True),
     Column("resource_type", String(16), primary_key=True),
+    Column("operation", String(64), primary_key=True, server_default=""),
+    Column("outcome", String(16), primary_key=True, server_default=""),
     _amount("records"),
     *_usage(),
 )
+ROLLUP_KEY = tuple(column.name for column in rollups.primary_key)
 
 agents = Table(
     "agents",

@@ -19,7 +19,7 @@ from almoner_ledger.store.commands import Command
 from almoner_ledger.store.state import Account, Allotment, Hold, Usage, Window, WindowKey
 from almoner_ledger.windows import Span, span_at
 
-RollupKey = tuple[int, str, str, str, str, str, str]
+RollupKey = tuple[int, str, str, str, str, str, str, str, str]
 AgentKey = tuple[str, str]
 
 LARGEST_SUM = 2**62

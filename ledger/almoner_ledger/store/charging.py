@@ -83,25 +83,23 @@ def _enter(
 ) -> None:
     """Write one `unaccounted` entry; negative amounts take back an earlier one."""
     nanos = amounts[Dimension.USD]
-    books.new_records.append(
-        entry(
-            books,
-            allotment,
-            {
-                "id": _entry_id(allotment, step),
-                "kind": UNACCOUNTED,
-                "corrects": corrects,
-                "resource_type": UNACCOUNTED,
-                "cost_nanos": nanos,
-                "total_tokens": amounts[Dimension.TOKENS],
-                "requests": amounts[Dimension.REQUESTS],
-                "tool_calls": amounts[Dimension.TOOL_CALLS],
-            },
-        )
+    row = entry(
+        books,
+        allotment,
+        {
+            "id": _entry_id(allotment, step),
+            "kind": UNACCOUNTED,
+            "corrects": corrects,
+            "resource_type": UNACCOUNTED,
+            "cost_nanos": nanos,
+            "total_tokens": amounts[Dimension.TOKENS],
+            "requests": amounts[Dimension.REQUESTS],
+            "tool_calls": amounts[Dimension.TOOL_CALLS],
+        },
     )
+    books.new_records.append(row)
     # Tokens, requests and calls of an attempt that vanished are not known: only the money shows in the totals.
-    key = rollup_key(allotment, books.now_ms, resource_type=UNACCOUNTED)
-    books.add_usage(allotment, key, Usage(cost_nanos=nanos, unaccounted_nanos=nanos))
+    books.add_usage(allotment, rollup_key(allotment, row), Usage(cost_nanos=nanos, unaccounted_nanos=nanos))
 
 
 def entry(books: Books, allotment: Allotment, values: dict[str, Any]) -> dict[str, Any]:
@@ -144,12 +142,28 @@ def day_of(unix_ms: int) -> int:
     return (day.year * 100 + day.month) * 100 + day.day
 
 
-def rollup_key(
-    allotment: Allotment, unix_ms: int, *, provider: str = "", model: str = "", resource_type: str
-) -> RollupKey:
-    """The key of the sums that an entry goes into."""
+def effective_ms(allotment: Allotment, row: Mapping[str, Any]) -> int:
+    """When an entry counts, in Unix milliseconds: at its start, within the allotment's life as the ledger knows it.
+
+    The same as `store.history.EFFECTIVE_MS`, so that sums over entries and sums by day agree.
+    """
+    return min(max(int(row["started_ms"]), allotment.opened_ms), int(row["posted_ms"]))
+
+
+def rollup_key(allotment: Allotment, row: Mapping[str, Any]) -> RollupKey:
+    """The key of the sums that an entry (`row`, as `entry` gives it) goes into."""
     ref = allotment.execution
-    return (day_of(unix_ms), ref.namespace, ref.agent, ref.owner, provider, model, resource_type)
+    return (
+        day_of(effective_ms(allotment, row)),
+        ref.namespace,
+        ref.agent,
+        ref.owner,
+        row["provider"],
+        row["model"],
+        row["resource_type"],
+        row["operation"],
+        row["outcome"],
+    )
 
 
 def check_settled(allotment: Allotment, last_sequence: int, settled: Mapping[Dimension, int]) -> None:

@@ -165,9 +165,8 @@ def _hold_row(hold: Hold) -> dict[str, Any]:
 
 
 def _flush_sums(books: Books) -> None:
-    names = ("day", "namespace", "agent", "owner", "provider", "model", "resource_type")
     rollups = [
-        {**dict(zip(names, key, strict=True)), "records": rollup.records, **rollup.usage.to_row()}
+        {**dict(zip(schema.ROLLUP_KEY, key, strict=True)), "records": rollup.records, **rollup.usage.to_row()}
         for key, rollup in sorted(books.rollups.items())
     ]
     bulk.upsert(books.connection, schema.rollups, rollups, add=frozenset({"records", *USAGE_COLUMNS}))

@@ -105,19 +105,12 @@ def _post(books: Books, allotment: Allotment, record: UsageRecord, digest: str, 
     if allotment.usage.unaccounted_nanos or any(hold.charged for hold in allotment.holds.values()):
         # Late: it explains part of what was charged off.
         charging.uncharge(books, allotment, amounts, record.id)
-    started_ms = min(max(record.started_unix_ms, allotment.opened_ms), books.now_ms)
-    charging.settle(books, allotment, amounts, started_ms // 1000)
+    row = charging.entry(books, allotment, _row(record, digest, metadata))
+    charging.settle(books, allotment, amounts, charging.effective_ms(allotment, row) // 1000)
     allotment.sequences = allotment.sequences.add(record.sequence)
     books.records[record.id] = StoredRecord(allotment.id, digest)
-    books.new_records.append(charging.entry(books, allotment, _row(record, digest, metadata)))
-    key = charging.rollup_key(
-        allotment,
-        started_ms,
-        provider=record.provider,
-        model=record.model,
-        resource_type=record.resource_type.value,
-    )
-    books.add_usage(allotment, key, Usage.of(record))
+    books.new_records.append(row)
+    books.add_usage(allotment, charging.rollup_key(allotment, row), Usage.of(record))
 
 
 def _row(record: UsageRecord, digest: str, metadata: str) -> dict[str, Any]:
