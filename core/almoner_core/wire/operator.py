@@ -205,7 +205,7 @@ class CloseBatch(WireModel):
 class AccrueAllotment(WireModel):
     """Machine time of an attempt: what was used (records of type compute), and what must be held for what comes.
 
-    The records are posted whatever the room; then the hold is raised to `hold`. Where an account refuses that, the
+    `allotment` is the attempt's compute allotment. The records are posted whatever the room; then the hold is raised to `hold`. Where an account refuses that, the
     answer has the state and the error `insufficient`: the pod must be stopped. `final`: nothing more will come; what is
     held goes back and the compute allotment closes.
     """
@@ -256,6 +256,10 @@ class AllotmentView(WireModel):
     pod_uid: str | None
     held: Amounts
     seconds_since_exchange: int
+    last_sequence: int = Field(default=0, description="The last record up to which all have come.")
+    accrued_unix_ms: int | None = Field(
+        default=None, description="Of a compute allotment: until when machine time was accrued; None: none yet."
+    )
 
 
 class AllotmentPage(WireModel):
@@ -275,6 +279,9 @@ class ExecutionTotals(WireModel):
     totals: UsageTotals
     attempts: dict[int, UsageTotals]
     states: dict[int, AllotmentState]
+    compute_states: dict[int, AllotmentState] = Field(
+        default={}, description="Of the attempts' compute allotments; `attempts` sums both of an attempt."
+    )
     progress: dict[str, Any] | None = None
     output: str | None = Field(
         default=None, description="The first 4096 characters of the output of the newest attempt."
