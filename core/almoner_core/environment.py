@@ -82,7 +82,11 @@ METER_CONFIG_BYTES_MAX: Final = 120_000  # an environment string is at most 128 
 OUTPUT_BYTES_MAX: Final = 1_048_576
 STATUS_OUTPUT_CHARS_MAX: Final = 4096
 TERMINATION_MESSAGE_BYTES_MAX: Final = 4096
-LEASE_SECONDS: Final = 60
+LEASE_SECONDS: Final = 60  # past it without an exchange a meter starts no call
+CALL_SECONDS_MAX: Final = 600  # the longest that one call to a provider may take
+LEASE_MARGIN_SECONDS: Final = 30
+# So long after its last exchange a meter can surely spend no more: its lease, a call begun at the end of it, a margin.
+SILENCE_SECONDS: Final = LEASE_SECONDS + CALL_SECONDS_MAX + LEASE_MARGIN_SECONDS
 PROGRESS_INTERVAL_SECONDS: Final = 1
 DEFAULT_MAX_OUTPUT_TOKENS: Final = 1024  # set by the meter where neither request nor agent bounds the output
 DEFAULT_CONTEXT_WINDOW: Final = 128_000  # where provider and price data do not say

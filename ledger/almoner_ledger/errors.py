@@ -18,16 +18,26 @@ CONFLICT_STATUS: Final = 409
 
 
 class LedgerError(Exception):
-    """A refusal by name. `field` names what to correct; `refusal` says which account had no room."""
+    """A refusal by name. `field` names what to correct; `refusal` says which account had no room.
+
+    `retry_after_seconds` goes with `leased`.
+    """
 
     def __init__(
-        self, code: ErrorCode, message: str, *, field: str | None = None, refusal: Refusal | None = None
+        self,
+        code: ErrorCode,
+        message: str,
+        *,
+        field: str | None = None,
+        refusal: Refusal | None = None,
+        retry_after_seconds: int | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.field = field
         self.refusal = refusal
+        self.retry_after_seconds = retry_after_seconds
 
     @property
     def status(self) -> int:
@@ -36,7 +46,13 @@ class LedgerError(Exception):
 
     def to_wire(self) -> Error:
         """The error as the wire has it."""
-        return Error(code=self.code, message=self.message[:1024], field=self.field, refusal=self.refusal)
+        return Error(
+            code=self.code,
+            message=self.message[:1024],
+            field=self.field,
+            refusal=self.refusal,
+            retry_after_seconds=self.retry_after_seconds,
+        )
 
 
 def invalid(field: str, message: str) -> LedgerError:

@@ -104,6 +104,9 @@ class Error(WireModel):
     message: str
     field: str | None = None
     refusal: Refusal | None = None
+    retry_after_seconds: int | None = Field(
+        default=None, description="Of `leased`: seconds until the attempt can surely spend no more."
+    )
 
 
 class ErrorAnswer(WireModel):

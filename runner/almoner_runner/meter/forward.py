@@ -23,6 +23,7 @@ from typing import Any, Final
 import aiohttp
 from aiohttp import web
 
+from almoner_core.environment import CALL_SECONDS_MAX
 from almoner_core.pricing import TokenCounts
 from almoner_runner.meter import anthropic, openai
 from almoner_runner.meter.config import ANTHROPIC
@@ -32,7 +33,6 @@ from almoner_runner.meter.sse import Splitter
 
 logger = logging.getLogger(__name__)
 
-CALL_SECONDS_MAX: Final = 600.0
 CONNECT_SECONDS_MAX: Final = 10.0
 READ_SECONDS_MAX: Final = 300.0
 # For an answer whose client has hung up.
