@@ -211,7 +211,7 @@ allotments = Table(
     Column("progress", Text),
     # What it pays for: the run's calls (reported by its meter) or its machine time (by the operator).
     Column("purpose", String(16), nullable=False, server_default="run"),
-    # JSON: what was debited from rates and is neither settled nor refunded, by provider and dimension.
+    # JSON: what was debited from rates and is neither settled nor refunded, by account/seconds and dimension.
     Column("debits", Text, nullable=False, server_default="{}"),
     *_usage(),
     sa.UniqueConstraint("execution_uid", "attempt", "purpose"),

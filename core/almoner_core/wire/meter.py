@@ -97,6 +97,7 @@ class Posted(WireModel):
     last_sequence: int
     held: Amounts
     frozen: bool = False
+    rates: list[RateInForce] | None = Field(default=None, description="The rates in force, where there are any.")
 
 
 class Return(WireModel):

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from almoner_core.wire import AccountLimits, AccountsAnswer, AccountState, Dimension, Epoch, ErrorCode
 from almoner_ledger.errors import LedgerError, invalid
+from almoner_ledger.store import rates
 from almoner_ledger.store.books import Books
 from almoner_ledger.store.commands import Command
 from almoner_ledger.store.state import Account, AccountKind, Window, quota_account_id
@@ -57,6 +58,7 @@ def _check(books: Books, update: AccountLimits, index: int, seen: set[str]) -> N
         zone(update.time_zone)
     except ValueError as error:
         raise invalid(f"{place}.time_zone", str(error)) from error
+    rates.check_update(update, place)
     known = books.accounts.get(key)
     if known is not None and update.generation < known.generation:
         raise LedgerError(
@@ -80,6 +82,7 @@ def _apply(books: Books, update: AccountLimits) -> list[AccountState]:
         )
         books.accounts[key] = account
     before = set(account.limits)
+    rates.update(books, account, update)
     account.generation = update.generation
     account.enforced = update.enforced
     account.period = update.period
@@ -87,7 +90,6 @@ def _apply(books: Books, update: AccountLimits) -> list[AccountState]:
     account.limits = dict(update.limits)
     account.max_per_execution = dict(update.max_per_execution)
     account.max_per_request = dict(update.max_per_request)
-    account.rates = tuple(update.rates)
     account.alert_thresholds = tuple(sorted(set(update.alert_thresholds_percent)))
     account.dirty = True
     books.changed.add(("account", account.id))
@@ -98,7 +100,7 @@ def _apply(books: Books, update: AccountLimits) -> list[AccountState]:
             window.set_limit(account.limits.get(dimension), enforced=account.enforced)
             if dimension in account.limits:
                 states.append(account_state(account, window, books.now))
-    return states
+    return [*states, *rates.states(account, books.buckets, books.now_ms)]
 
 
 def account_state(account: Account, window: Window, now: int) -> AccountState:

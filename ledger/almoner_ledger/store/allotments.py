@@ -15,11 +15,12 @@ from almoner_core.wire import (
     ItemAnswer,
     OpenAllotment,
     OpenAnswer,
+    Purpose,
     Return,
     Returned,
 )
 from almoner_ledger.errors import LedgerError, invalid
-from almoner_ledger.store import charging
+from almoner_ledger.store import charging, compute, rates
 from almoner_ledger.store.accounts import execution_limits, smallest
 from almoner_ledger.store.books import Books
 from almoner_ledger.store.commands import Command
@@ -57,6 +58,7 @@ def open_allotment(books: Books, command: Command) -> OpenAnswer:
     """Offer an allotment: every account grants the need, or none does."""
     body: OpenAllotment = command.body
     _check_open(books, body)
+    compute.check_open(books, body)
     own = _execution_account(books, body)
     quotas = [books.accounts[quota_account_id(key)] for key in body.accounts]
     caps = execution_limits(own, quotas)
@@ -67,20 +69,24 @@ def open_allotment(books: Books, command: Command) -> OpenAnswer:
     superseded = [
         each
         for each in books.of_execution(body.execution.uid)
-        if each.state is AllotmentState.OFFERED and each.execution.attempt < body.execution.attempt
+        if each.purpose is Purpose.RUN
+        and each.state is AllotmentState.OFFERED
+        and each.execution.attempt < body.execution.attempt
     ]
+    asked = compute.asked(body)
     freed: dict[WindowKey, int] = {}
-    for each in superseded:
+    for each in (*superseded, *compute.superseded_siblings(books, superseded)):
         for key, hold in each.holds.items():
             freed[key] = freed.get(key, 0) + hold.remainder
     try:
-        granted = decide_or_refuse(rooms(books, tracked, None, freed, 1), body.need, body.want)
+        granted = decide_or_refuse(rooms(books, tracked, None, freed, 1), asked.need, asked.want)
     except LedgerError:
         books.forget(own)
         raise
     # From here on nothing refuses.
     for each in superseded:
         _void(books, each, SUPERSEDED)
+        compute.end_beside(books, each, SUPERSEDED)
     _enter_execution(books, body, own)
     allotment = Allotment(
         id=body.allotment,
@@ -93,6 +99,7 @@ def open_allotment(books: Books, command: Command) -> OpenAnswer:
         new=True,
     )
     books.allotments[allotment.id] = allotment
+    granted = compute.open_beside(books, allotment, body, granted)
     apply_grant(books, allotment, granted)
     for account in tracked:
         books.accounts[account].holders += 1
@@ -181,6 +188,7 @@ def bind(books: Books, command: Command) -> ItemAnswer:
             ErrorCode.WRONG_STATE, "pod_uid: the allotment is bound to another pod already", field="pod_uid"
         )
     allotment.pod_uid = body.pod_uid
+    compute.bind_beside(books, allotment)
     books.touch(allotment)
     return ItemAnswer(allotment=allotment.id, state=allotment.state.value)
 
@@ -193,6 +201,7 @@ def void(books: Books, command: Command) -> ItemAnswer:
         raise wrong_state(allotment, "be voided")
     if allotment.state is AllotmentState.OFFERED:
         _void(books, allotment, body.reason)
+    compute.end_beside(books, allotment, body.reason)
     return ItemAnswer(allotment=allotment.id, state=allotment.state.value)
 
 
@@ -205,18 +214,22 @@ def close(books: Books, command: Command) -> ItemAnswer:
     """Close an allotment whose pod is gone: what it could still have spent is charged off."""
     body: CloseAllotment = command.body
     allotment = books.allotment(command)
-    if allotment.state is AllotmentState.OFFERED:
+    if allotment.purpose is Purpose.COMPUTE:
+        compute.end_open(books, allotment, body.reason)
+    elif allotment.state is AllotmentState.OFFERED:
         # Never activated: nothing can have been spent.
         _void(books, allotment, body.reason)
     elif allotment.state is AllotmentState.ACTIVE:
         charging.charge_off(books, allotment)
         charging.end(books, allotment, AllotmentState.CLOSED, body.reason)
+    compute.end_beside(books, allotment, body.reason)
     return ItemAnswer(allotment=allotment.id, state=allotment.state.value)
 
 
 def speaking_for(books: Books, command: Command) -> Allotment:
     """The allotment that a meter speaks for. Raises LedgerError unless the operator bound it to the caller's pod."""
     allotment = books.allotment(command)
+    compute.refuse_meter(allotment)
     if allotment.pod_uid is None:
         if not allotment.open:
             raise wrong_state(allotment, "be used")
@@ -249,6 +262,7 @@ def activate(books: Books, command: Command) -> Activated:
         window_ends_in_seconds=window_ends_in(books, allotment),
         next_sequence=allotment.sequences.highest + 1,
         settled=allotment.settled(),
+        rates=rates.in_force(books, allotment),
     )
 
 
@@ -264,9 +278,18 @@ def extend(books: Books, command: Command) -> Extended:
             ErrorCode.WRONG_STATE, f"allotment: it is frozen and cannot be extended: {why}", field="allotment"
         )
     granted = decide_or_refuse(rooms(books, allotment.tracked, allotment, {}, 0), body.need, body.want)
+    rates.check(books, allotment, body)
     allotment.exchanged_ms = books.now_ms
     apply_grant(books, allotment, granted)
-    return Extended(granted=granted, held=allotment.held(), window_ends_in_seconds=window_ends_in(books, allotment))
+    debited, slice_ms = rates.debit(books, allotment, body)
+    return Extended(
+        granted=granted,
+        held=allotment.held(),
+        window_ends_in_seconds=window_ends_in(books, allotment),
+        debited=debited,
+        slice_ms=slice_ms,
+        rates=rates.told(books, allotment, debiting=bool(body.debit)),
+    )
 
 
 def give_back(books: Books, command: Command) -> Returned:

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from almoner_core.wire import AllotmentState, Dimension
+from almoner_core.wire import AllotmentState, Dimension, Purpose
 from almoner_ledger.errors import invalid
 from almoner_ledger.store.books import Books, RollupKey
 from almoner_ledger.store.granting import release
@@ -214,7 +214,8 @@ def end(books: Books, allotment: Allotment, state: AllotmentState, reason: str) 
     allotment.state = state
     allotment.closed_ms = books.now_ms
     allotment.close_reason = reason
-    for account in allotment.tracked:
+    allotment.debits = {}  # forgotten, unrefunded
+    for account in allotment.tracked if allotment.purpose is Purpose.RUN else ():
         books.accounts[account].holders -= 1
         books.accounts[account].dirty = True
     books.touch(allotment)

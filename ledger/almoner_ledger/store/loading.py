@@ -14,8 +14,9 @@ from almoner_core.wire import AllotmentState, Dimension, ExecutionRef, Purpose, 
 from almoner_ledger import schema
 from almoner_ledger.schema import USAGE_COLUMNS
 from almoner_ledger.sequences import Sequences
+from almoner_ledger.store import rates
 from almoner_ledger.store.books import Books, StoredOperation, StoredRecord
-from almoner_ledger.store.commands import Command, Verb
+from almoner_ledger.store.commands import WITH_RECORDS, Command, Verb
 from almoner_ledger.store.state import (
     Account,
     AccountKind,
@@ -36,17 +37,19 @@ def load(connection: Connection, commands: Sequence[Command], now_ms: int) -> Bo
         _load_epoch(books, exclusively=any(c.verb is Verb.TAKE_EPOCH for c in commands))
     opens = [c.body for c in commands if c.verb is Verb.OPEN]
     _load_executions(books, {body.execution.uid for body in opens})
-    _load_allotments(books, {c.allotment for c in commands if c.allotment}, {body.execution.uid for body in opens})
+    named = {c.allotment for c in commands if c.allotment} | compute.siblings_to_load(commands)
+    _load_allotments(books, named, {body.execution.uid for body in opens})
     account_ids = {account for allotment in books.allotments.values() for account in allotment.tracked}
     for body in opens:
         account_ids.add(execution_account_id(body.execution))
         account_ids.update(quota_account_id(key) for key in body.accounts)
-    for update in (c.body for c in commands if c.verb is Verb.UPDATE_ACCOUNTS):
-        account_ids.update(quota_account_id(each.key) for each in update.accounts)
+    updates = [each for c in commands if c.verb is Verb.UPDATE_ACCOUNTS for each in c.body.accounts]
+    account_ids.update(quota_account_id(each.key) for each in updates)
     _load_accounts(books, account_ids)
+    rates.load(books, [(quota_account_id(each.key), each) for each in updates])
     _load_windows(books)
     _load_holds(books)
-    _load_records(books, {record.id for c in commands if c.verb is Verb.POST for record in c.body.records})
+    _load_records(books, {record.id for c in commands if c.verb in WITH_RECORDS for record in c.body.records})
     return books
 
 

@@ -25,10 +25,12 @@ from almoner_core.wire import (
     Dimension,
     ErrorCode,
     ExecutionTotals,
+    Purpose,
 )
 from almoner_ledger import schema
 from almoner_ledger.errors import LedgerError
 from almoner_ledger.schema import USAGE_COLUMNS
+from almoner_ledger.store import rates
 from almoner_ledger.store.accounts import account_state
 from almoner_ledger.store.flushing import CHANGES
 from almoner_ledger.store.loading import account_of, execution_ref_of, usage_of, window_of
@@ -48,6 +50,7 @@ def open_allotments(connection: Connection, now_ms: int, after: str, limit: int)
     )
     rows = connection.execute(query).all()
     held = _held(connection, [row.id for row in rows[:limit]])
+    accrued = _accrued(connection, [row.id for row in rows[:limit] if row.purpose == Purpose.COMPUTE.value])
     views = [
         AllotmentView(
             allotment=row.id,
@@ -57,6 +60,9 @@ def open_allotments(connection: Connection, now_ms: int, after: str, limit: int)
             pod_uid=row.pod_uid,
             held=held.get(row.id, {}),
             seconds_since_exchange=max(0, (now_ms - row.exchanged_ms) // 1000),
+            purpose=Purpose(row.purpose),
+            last_sequence=row.contiguous,
+            accrued_unix_ms=accrued.get(row.id),
         )
         for row in rows[:limit]
     ]
@@ -81,6 +87,18 @@ def _held(connection: Connection, ids: Sequence[str]) -> dict[str, dict[Dimensio
         dimension = Dimension(row.dimension)
         mine[dimension] = min(row.held, mine.get(dimension, row.held))
     return held
+
+
+def _accrued(connection: Connection, ids: Sequence[str]) -> dict[str, int]:
+    """Until when machine time was accrued (Unix milliseconds), by compute allotment: the end of its last record."""
+    if not ids:
+        return {}
+    table, records = schema.allotments, schema.records
+    last = sa.and_(records.c.allotment_id == table.c.id, records.c.sequence == table.c.contiguous)
+    query = (
+        sa.select(table.c.id, records.c.started_ms, records.c.duration_ms).join(records, last).where(table.c.id.in_(ids))
+    )
+    return {row.id: row.started_ms + row.duration_ms for row in connection.execute(query)}
 
 
 def last_change(connection: Connection) -> int:
@@ -152,6 +170,9 @@ def _execution(rows: Sequence[Any]) -> ExecutionTotals:
     for row in rows:
         total.add(usage_of(row))
     newest = rows[-1]
+    attempts: dict[int, Usage] = {}
+    for row in rows:
+        attempts.setdefault(row.attempt, Usage()).add(usage_of(row))
     output = next((row for row in reversed(rows) if row.output is not None), None)
     progress = next((row.progress for row in reversed(rows) if row.progress is not None), None)
     return ExecutionTotals(
@@ -160,13 +181,18 @@ def _execution(rows: Sequence[Any]) -> ExecutionTotals:
         name=newest.name,
         uid=newest.execution_uid,
         totals=total.to_wire(),
-        attempts={row.attempt: usage_of(row).to_wire() for row in rows},
-        states={row.attempt: AllotmentState(row.state) for row in rows},
+        attempts={attempt: usage.to_wire() for attempt, usage in attempts.items()},
+        states=_states(rows, Purpose.RUN),
+        compute_states=_states(rows, Purpose.COMPUTE),
         progress=json.loads(progress) if progress is not None else None,
         output=output.output if output is not None else None,
         output_bytes=output.output_bytes if output is not None else None,
         output_attempt=output.attempt if output is not None else None,
     )
+
+
+def _states(rows: Sequence[Any], purpose: Purpose) -> dict[int, AllotmentState]:
+    return {row.attempt: AllotmentState(row.state) for row in rows if row.purpose == purpose.value}
 
 
 def agent_totals(connection: Connection, keys: Sequence[str]) -> list[AgentTotals]:
@@ -201,7 +227,7 @@ def account_states(connection: Connection, ids: Sequence[str], now: int) -> list
         for dimension, limit in account.limits.items():
             window = found.get((account.id, dimension, account.period)) or _unopened(account, dimension, limit, now)
             states.append(account_state(account, window, now))
-    return states
+    return [*states, *rates.read_states(connection, accounts, now * 1000)]
 
 
 def _unopened(account: Account, dimension: Dimension, limit: int, now: int) -> Window:

@@ -10,7 +10,7 @@ from almoner_core.usage import UsageRecord
 from almoner_core.wire import AllotmentState, Dimension, ErrorCode, Posted, PostRecords
 from almoner_ledger.errors import LedgerError, invalid
 from almoner_ledger.sequences import TooManyGapsError
-from almoner_ledger.store import charging
+from almoner_ledger.store import charging, compute, rates
 from almoner_ledger.store.allotments import speaking_for, wrong_state
 from almoner_ledger.store.books import LARGEST_SUM, Books, StoredRecord
 from almoner_ledger.store.commands import Command, Done
@@ -27,26 +27,33 @@ def post(books: Books, command: Command) -> Posted:
     allotment = speaking_for(books, command)
     if allotment.state in (AllotmentState.OFFERED, AllotmentState.VOID):
         raise wrong_state(allotment, "have records: it was never activated")
-    fresh = _fresh(books, allotment, body.records)
+    compute.refuse_from_meters(body.records)
+    posted = fresh(books, allotment, body.records)
     allotment.exchanged_ms = books.now_ms
-    for record, digest, metadata in fresh:
-        _post(books, allotment, record, digest, metadata)
+    for record, digest, metadata in posted:
+        enter(books, allotment, record, digest, metadata)
+    rates.settle(books, allotment, [record for record, _, _ in fresh], body.refunds)
     charging.finish(books, allotment)
     books.touch(allotment)
-    return Posted(last_sequence=allotment.sequences.contiguous, held=allotment.held(), frozen=allotment.frozen)
+    return Posted(
+        last_sequence=allotment.sequences.contiguous,
+        held=allotment.held(),
+        frozen=allotment.frozen,
+        rates=rates.told(books, allotment),
+    )
 
 
-def _fresh(books: Books, allotment: Allotment, records: list[UsageRecord]) -> list[tuple[UsageRecord, str, str]]:
+def fresh(books: Books, allotment: Allotment, records: list[UsageRecord]) -> list[tuple[UsageRecord, str, str]]:
     """The records that are not there yet, with digest and metadata as text. Raises LedgerError, changing nothing."""
-    fresh: dict[str, tuple[UsageRecord, str, str]] = {}
+    found: dict[str, tuple[UsageRecord, str, str]] = {}
     sequences = allotment.sequences
     totals = allotment.settled()
     for index, record in enumerate(records):
         place = f"records.{index}"
         digest = _digest(record)
         known = books.records.get(record.id)
-        if record.id in fresh:
-            known = StoredRecord(allotment.id, fresh[record.id][1])
+        if record.id in found:
+            known = StoredRecord(allotment.id, found[record.id][1])
         if known is not None:
             _check_duplicate(allotment, record, known, digest, place)
             continue
@@ -62,9 +69,9 @@ def _fresh(books: Books, allotment: Allotment, records: list[UsageRecord]) -> li
             totals[dimension] += amount
             if totals[dimension] > ATTEMPT_TOTAL_MAX:
                 raise invalid(place, f"the attempt's {dimension.value} would pass {ATTEMPT_TOTAL_MAX}")
-        fresh[record.id] = (record, digest, _metadata(record, place))
+        found[record.id] = (record, digest, _metadata(record, place))
     _check_sums(books, allotment, totals)
-    return list(fresh.values())
+    return list(found.values())
 
 
 def _check_duplicate(allotment: Allotment, record: UsageRecord, known: StoredRecord, digest: str, place: str) -> None:
@@ -100,7 +107,8 @@ def _metadata(record: UsageRecord, place: str) -> str:
     return text
 
 
-def _post(books: Books, allotment: Allotment, record: UsageRecord, digest: str, metadata: str) -> None:
+def enter(books: Books, allotment: Allotment, record: UsageRecord, digest: str, metadata: str) -> None:
+    """Post one record that `fresh` gave."""
     amounts = amounts_of(record)
     if allotment.usage.unaccounted_nanos or any(hold.charged for hold in allotment.holds.values()):
         # Late: it explains part of what was charged off.

@@ -295,7 +295,7 @@ class Allotment:
     progress: str | None = None
     usage: Usage = field(default_factory=Usage)
     purpose: Purpose = Purpose.RUN
-    debits: dict[str, dict[Dimension, int]] = field(default_factory=dict)
+    debits: dict[str, dict[Dimension, int]] = field(default_factory=dict)  # by bucket: see rates
     holds: dict[WindowKey, Hold] = field(default_factory=dict)
     new: bool = False
     dirty: bool = False

@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 
 from almoner_ledger import schema
 from almoner_ledger.database import Database
-from almoner_ledger.verify import balances, life
+from almoner_ledger.verify import balances, life, rates
 from almoner_ledger.verify.findings import Audit, Check, Violation
 
 __all__ = ["CHECKS", "Audit", "Check", "Violation", "audit", "report"]
@@ -27,6 +27,7 @@ VIOLATIONS_MAX: Final = 1000
 CHECKS: Final[tuple[Check, ...]] = (
     *balances.CHECKS,
     *life.CHECKS,
+    *rates.CHECKS,
 )
 
 
