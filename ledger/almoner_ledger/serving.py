@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from almoner_ledger.store import Store
 log = logging.getLogger(__name__)
 
 SHUTDOWN_SECONDS = 20.0
+SWITCH_SECONDS = 0.0005
 
 
 def split_address(text: str) -> tuple[str, int]:
@@ -70,6 +73,20 @@ def run(
     if migrate:
         store.migrate()
     try:
-        asyncio.run(serve(store, judge, host, port))
+        # The writer's thread comes back from the database dozens of times in a transaction; at the default of 5 ms it
+        # would wait that long each time for the thread that serves requests to let go of the interpreter.
+        sys.setswitchinterval(SWITCH_SECONDS)
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(serve(store, judge, host, port))
     finally:
         database.dispose()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Give uvloop's loop where it is installed: it takes a fifth off what a request costs."""
+    try:
+        import uvloop  # noqa: PLC0415 - not on every platform
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory

@@ -25,6 +25,9 @@ ROWS_PER_STATEMENT = 500
 
 Rows = Sequence[dict[str, Any]]
 
+# Made once: json.dumps with settings of its own makes an encoder a call.
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
 
 def insert(connection: Connection, table: sa.Table, rows: Rows) -> None:
     """Insert rows that are not there."""
@@ -79,7 +82,7 @@ def _on_postgresql(connection: Connection) -> bool:
 
 
 def _send(connection: Connection, text: str, rows: Rows) -> None:
-    connection.exec_driver_sql(text, {"rows": json.dumps(rows, separators=(",", ":"))})
+    connection.exec_driver_sql(text, {"rows": _encode(rows)})
 
 
 def _keys(table: sa.Table) -> list[str]:
