@@ -94,6 +94,15 @@ ROUTES: Final[tuple[Route, ...]] = (
         wire.BatchAnswer,
     ),
     Route(
+        "POST",
+        "/v1/allotments:accrue",
+        "batch",
+        "Accrue machine time",
+        Role.OPERATOR,
+        wire.AccrueBatch,
+        wire.BatchAnswer,
+    ),
+    Route(
         "GET",
         "/v1/allotments",
         "list_allotments",

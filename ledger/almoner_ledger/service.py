@@ -40,6 +40,7 @@ VERBS: Final[dict[str, Verb]] = {
     "/v1/allotments:bind": Verb.BIND,
     "/v1/allotments:void": Verb.VOID,
     "/v1/allotments:close": Verb.CLOSE,
+    "/v1/allotments:accrue": Verb.ACCRUE,
     "/v1/allotments/{id}/activate": Verb.ACTIVATE,
     "/v1/allotments/{id}/extend": Verb.EXTEND,
     "/v1/allotments/{id}/records": Verb.POST,

@@ -205,9 +205,9 @@ class CloseBatch(WireModel):
 class AccrueAllotment(WireModel):
     """Machine time of an attempt: what was used (records of type compute), and what must be held for what comes.
 
-    `allotment` is the attempt's compute allotment. The records are posted whatever the room; then the hold is raised to `hold`. Where an account refuses that, the
-    answer has the state and the error `insufficient`: the pod must be stopped. `final`: nothing more will come; what is
-    held goes back and the compute allotment closes.
+    `allotment` is the attempt's compute allotment. The records are posted whatever the room; then the hold is raised to
+    `hold`. Where an account refuses that, the answer has the state and the error `insufficient`: the pod must be
+    stopped. `final`: nothing more will come; what is held goes back and the compute allotment closes.
     """
 
     operation_id: Id

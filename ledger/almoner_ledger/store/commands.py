@@ -21,6 +21,7 @@ class Verb(StrEnum):
     BIND = "bind"
     VOID = "void"
     CLOSE = "close"
+    ACCRUE = "accrue"
     ACTIVATE = "activate"
     EXTEND = "extend"
     POST = "post"
@@ -42,6 +43,7 @@ ANSWERS: Final[dict[Verb, type[WireModel]]] = {
     Verb.BIND: wire.ItemAnswer,
     Verb.VOID: wire.ItemAnswer,
     Verb.CLOSE: wire.ItemAnswer,
+    Verb.ACCRUE: wire.ItemAnswer,
     Verb.ACTIVATE: wire.Activated,
     Verb.EXTEND: wire.Extended,
     Verb.POST: wire.Posted,
@@ -49,6 +51,8 @@ ANSWERS: Final[dict[Verb, type[WireModel]]] = {
     Verb.OUTPUT: Done,
     Verb.PROGRESS: Done,
 }
+
+WITH_RECORDS: Final = frozenset({Verb.POST, Verb.ACCRUE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,7 @@ class Command:
     @property
     def weight(self) -> int:
         """How much of a transaction it takes, in rows or so."""
-        return len(self.body.records) if self.verb is Verb.POST else 1
+        return max(1, len(self.body.records)) if self.verb in WITH_RECORDS else 1
 
 
 def command(

@@ -17,6 +17,7 @@ from almoner_ledger.sequences import Sequences
 from almoner_ledger.store import rates
 from almoner_ledger.store.books import Books, StoredOperation, StoredRecord
 from almoner_ledger.store.commands import WITH_RECORDS, Command, Verb
+from almoner_ledger.store.compute import siblings_to_load
 from almoner_ledger.store.state import (
     Account,
     AccountKind,
@@ -37,7 +38,7 @@ def load(connection: Connection, commands: Sequence[Command], now_ms: int) -> Bo
         _load_epoch(books, exclusively=any(c.verb is Verb.TAKE_EPOCH for c in commands))
     opens = [c.body for c in commands if c.verb is Verb.OPEN]
     _load_executions(books, {body.execution.uid for body in opens})
-    named = {c.allotment for c in commands if c.allotment} | compute.siblings_to_load(commands)
+    named = {c.allotment for c in commands if c.allotment} | siblings_to_load(commands)
     _load_allotments(books, named, {body.execution.uid for body in opens})
     account_ids = {account for allotment in books.allotments.values() for account in allotment.tracked}
     for body in opens:

@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection
 
 from almoner_core.wire import ErrorCode, WireModel
 from almoner_ledger.errors import LedgerError
-from almoner_ledger.store import accounts, allotments, records
+from almoner_ledger.store import accounts, accruing, allotments, records
 from almoner_ledger.store.books import Books, StoredOperation
 from almoner_ledger.store.commands import ANSWERS, Command, Verb
 from almoner_ledger.store.flushing import flush
@@ -29,6 +29,7 @@ DECIDERS: Final[dict[Verb, Callable[[Books, Command], Any]]] = {
     Verb.BIND: allotments.bind,
     Verb.VOID: allotments.void,
     Verb.CLOSE: allotments.close,
+    Verb.ACCRUE: accruing.accrue,
     Verb.ACTIVATE: allotments.activate,
     Verb.EXTEND: allotments.extend,
     Verb.POST: records.post,

@@ -96,7 +96,9 @@ def _accrued(connection: Connection, ids: Sequence[str]) -> dict[str, int]:
     table, records = schema.allotments, schema.records
     last = sa.and_(records.c.allotment_id == table.c.id, records.c.sequence == table.c.contiguous)
     query = (
-        sa.select(table.c.id, records.c.started_ms, records.c.duration_ms).join(records, last).where(table.c.id.in_(ids))
+        sa.select(table.c.id, records.c.started_ms, records.c.duration_ms)
+        .join(records, last)
+        .where(table.c.id.in_(ids))
     )
     return {row.id: row.started_ms + row.duration_ms for row in connection.execute(query)}
 

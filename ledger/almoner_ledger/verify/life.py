@@ -36,10 +36,12 @@ def one_activation(connection: Connection) -> Iterator[Violation]:
     table, records = schema.allotments, schema.records
     has_records = sa.select(sa.literal(1)).where(records.c.allotment_id == table.c.id).exists()
     unused = table.c.state.in_(("offered", "void"))
+    # Machine time is accrued from a pod's start, whether or not the pod could be bound.
+    machine_time = table.c.purpose == "compute"
     query = sa.select(table.c.id, table.c.state).where(
         sa.or_(
             sa.and_(unused, sa.or_(table.c.activated_ms.is_not(None), has_records)),
-            sa.and_(~unused, sa.or_(table.c.activated_ms.is_(None), table.c.pod_uid.is_(None))),
+            sa.and_(~unused, sa.or_(table.c.activated_ms.is_(None), sa.and_(table.c.pod_uid.is_(None), ~machine_time))),
         )
     )
     for row in connection.execute(query):
@@ -62,15 +64,16 @@ def no_gaps_when_returned(connection: Connection) -> Iterator[Violation]:
 
 
 def holders_are_open(connection: Connection) -> Iterator[Violation]:
-    """An account's holders are the open allotments that fall under it."""
+    """An account's holders are the open allotments that fall under it, those of machine time apart."""
     table = schema.allotments
+    query = sa.select(table.c.tracked).where(table.c.state.in_(("offered", "active")), table.c.purpose == "run")
     expected: dict[str, int] = {}
     for row in connection.execute(sa.select(table.c.tracked).where(table.c.state.in_(("offered", "active")))):
         for account in json.loads(row.tracked):
             expected[account] = expected.get(account, 0) + 1
     accounts = schema.accounts
-    query = sa.select(accounts.c.id, accounts.c.holders)
-    for row in connection.execute(query.where(sa.or_(accounts.c.holders != 0, accounts.c.id.in_(expected)))):
+    holders = sa.select(accounts.c.id, accounts.c.holders)
+    for row in connection.execute(holders.where(sa.or_(accounts.c.holders != 0, accounts.c.id.in_(expected)))):
         if row.holders != expected.get(row.id, 0):
             yield Violation("holders-are-open", f"account {row.id}", f"{row.holders}, not {expected.get(row.id, 0)}")
 
