@@ -50,6 +50,14 @@ from almoner_core.wire.common import (
     UsageTotals,
     WireModel,
 )
+from almoner_core.wire.corrections import (
+    ChargeSettled,
+    Corrected,
+    CorrectedEntry,
+    CorrectEntries,
+    NewCost,
+    SettleCharge,
+)
 from almoner_core.wire.meter import (
     Activate,
     Activated,
@@ -121,8 +129,12 @@ __all__ = [
     "BindAllotment",
     "BindBatch",
     "Changes",
+    "ChargeSettled",
     "CloseAllotment",
     "CloseBatch",
+    "CorrectEntries",
+    "Corrected",
+    "CorrectedEntry",
     "CostRow",
     "Costs",
     "Dimension",
@@ -138,6 +150,7 @@ __all__ = [
     "Id",
     "ItemAnswer",
     "Name",
+    "NewCost",
     "OpenAllotment",
     "OpenAnswer",
     "OpenAnswers",
@@ -152,6 +165,7 @@ __all__ = [
     "Refusal",
     "Return",
     "Returned",
+    "SettleCharge",
     "Signals",
     "TakeEpoch",
     "UpdateAccounts",
