@@ -244,13 +244,16 @@ holds = Table(
     sa.Index(None, "account_id", "dimension", "period", "starts_at"),
 )
 
-# Entries: append-only. `month` (YYYYMM of the allotment's opening, the ledger's clock) is in the key so that the table
-# can be partitioned by it. `cost_nanos` NULL: unknown. `total_tokens` is what the entry posts to accounts.
+# Entries: append-only. `month` (YYYYMM of the allotment's opening, the ledger's clock) is in the key so that PostgreSQL
+# can keep a partition for each. `number` counts all entries from 1, in the order of commits, without gaps.
+# `cost_nanos` NULL: unknown. `total_tokens` is what the entry posts to accounts. A column that is added here belongs
+# into the canonical form of sealing.py.
 records = Table(
     "records",
     metadata,
     Column("id", String(36), primary_key=True),
     Column("month", Integer, primary_key=True, autoincrement=False),
+    Column("number", BigInteger, nullable=False, index=True),
     Column("kind", String(16), nullable=False),
     Column("corrects", String(36)),
     Column("allotment_id", String(36), sa.ForeignKey("allotments.id"), nullable=False),
@@ -278,7 +281,63 @@ records = Table(
     Column("error", String(256)),
     Column("metadata", Text, nullable=False),
     sa.UniqueConstraint("allotment_id", "sequence", "month"),
-    sa.CheckConstraint("kind IN ('usage', 'unaccounted')", name="kind"),
+    sa.CheckConstraint("kind IN ('usage', 'unaccounted', 'correction')", name="kind"),
+    postgresql_partition_by="LIST (month)",
+)
+
+# The chain of digests over the entries (append-only): see sealing.py. A seal covers the entries of one month among the
+# numbers first_number..last_number, so that the chain can be checked where a month was dropped.
+seals = Table(
+    "seals",
+    metadata,
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("kind", String(16), nullable=False),
+    Column("form", Integer, nullable=False),
+    Column("month", Integer, nullable=False),
+    Column("first_number", BigInteger, nullable=False),
+    Column("last_number", BigInteger, nullable=False),
+    Column("entries", BigInteger, nullable=False),
+    Column("content", String(64), nullable=False),
+    Column("previous", String(64), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("sealed_ms", BigInteger, nullable=False),
+    sa.CheckConstraint("kind IN ('entries', 'closing')", name="kind"),
+)
+
+# What retention dropped, so that sums can still be proved (append-only): months; what their holds had used of each
+# window; what their entries summed to by agent.
+closings = Table(
+    "closings",
+    metadata,
+    Column("month", Integer, primary_key=True, autoincrement=False),
+    Column("allotments", BigInteger, nullable=False),
+    Column("executions", BigInteger, nullable=False),
+    Column("entries", BigInteger, nullable=False),
+    Column("first_number", BigInteger),
+    Column("last_number", BigInteger),
+    Column("closed_ms", BigInteger, nullable=False),
+)
+
+closing_windows = Table(
+    "closing_windows",
+    metadata,
+    Column("month", Integer, sa.ForeignKey("closings.month"), primary_key=True, autoincrement=False),
+    Column("account_id", String(ACCOUNT_ID_LENGTH), primary_key=True),
+    Column("dimension", String(16), primary_key=True),
+    Column("period", String(16), primary_key=True),
+    Column("starts_at", BigInteger, primary_key=True, autoincrement=False),
+    _amount("used"),
+    _amount("charged"),
+    _amount("excess"),
+)
+
+closing_agents = Table(
+    "closing_agents",
+    metadata,
+    Column("month", Integer, sa.ForeignKey("closings.month"), primary_key=True, autoincrement=False),
+    Column("namespace", String(253), primary_key=True),
+    Column("agent", String(253), primary_key=True),
+    *_usage(),
 )
 
 outputs = Table(

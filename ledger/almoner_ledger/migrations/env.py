@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import MutableMapping
+
 from alembic import context
 
 from almoner_ledger.schema import metadata
+
+PARTITION = re.compile(r"records_(\d{6}|default)")
+
+
+def _is_in_code(name: str | None, kind: str, _: MutableMapping[str, str | None]) -> bool:
+    # Partitions come and go with the months.
+    return kind != "table" or name is None or PARTITION.fullmatch(name) is None
+
 
 connection = context.config.attributes["connection"]
 context.configure(
@@ -12,6 +23,7 @@ context.configure(
     target_metadata=metadata,
     render_as_batch=connection.dialect.name == "sqlite",
     transactional_ddl=True,
+    include_name=_is_in_code,
 )
 with context.begin_transaction():
     context.run_migrations()

@@ -2,8 +2,9 @@
 
 Role: one load and one flush per group of commands keep the number of statements small and their order fixed, so that
 replicas do not deadlock: epoch, executions by uid, allotments by id, accounts by id (an account's lock covers its
-windows), sums by key, and last the counter of changes, whose row lock is held until COMMIT: change numbers become
-visible in their order, and the feed skips nothing that commits late. Boundary: decides nothing.
+windows), sums by key, and last the counters of changes and of entries, whose row locks are held until COMMIT: numbers
+become visible in their order, so that neither the feed nor the sealer skips what commits late. Boundary: decides
+nothing.
 """
 
 from __future__ import annotations

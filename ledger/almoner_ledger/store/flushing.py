@@ -14,10 +14,11 @@ from almoner_ledger.store.books import Books
 from almoner_ledger.store.state import Account, Allotment, Hold, Window
 
 CHANGES = "changes"
+ENTRIES = "entries"
 
 
 def flush(books: Books) -> None:
-    """Write all changes; the last statement takes the change numbers."""
+    """Write all changes; the last statements take the numbers of changes and entries, and write what bears them."""
     _flush_epoch(books)
     bulk.insert(books.connection, schema.executions, books.new_executions)
     _flush_accounts(books)
@@ -25,12 +26,13 @@ def flush(books: Books) -> None:
     rates.flush(books)
     _flush_allotments(books)
     _flush_holds(books)
-    bulk.insert(books.connection, schema.records, books.new_records)
     bulk.insert(books.connection, schema.operations, books.new_operations)
     outputs = [books.outputs[key] for key in sorted(books.outputs)]
     bulk.upsert(books.connection, schema.outputs, outputs, add=frozenset())
     _flush_sums(books)
-    _flush_feed(books)
+    changed = _take_numbers(books, CHANGES, len(books.changed))
+    _flush_records(books, _take_numbers(books, ENTRIES, len(books.new_records)))
+    _flush_feed(books, changed)
 
 
 def _json(value: Any) -> str:
@@ -178,16 +180,25 @@ def _flush_sums(books: Books) -> None:
     bulk.upsert(books.connection, schema.agents, agents, add=frozenset(USAGE_COLUMNS))
 
 
-def _flush_feed(books: Books) -> None:
-    if not books.changed:
-        return
+def _take_numbers(books: Books, counter: str, count: int) -> int:
+    """Take the next `count` numbers, and keep everybody else from taking any until COMMIT; gives the first."""
+    if not count:
+        return 0
     table = schema.counters
-    count = len(books.changed)
-    last = books.connection.execute(
-        sa.update(table).where(table.c.name == CHANGES).values(value=table.c.value + count).returning(table.c.value)
+    last: int = books.connection.execute(
+        sa.update(table).where(table.c.name == counter).values(value=table.c.value + count).returning(table.c.value)
     ).scalar_one()
+    return last - count + 1
+
+
+def _flush_records(books: Books, first: int) -> None:
+    rows = [{**row, "number": first + index} for index, row in enumerate(books.new_records)]
+    bulk.insert(books.connection, schema.records, rows)
+
+
+def _flush_feed(books: Books, first: int) -> None:
     rows = [
-        {"kind": kind, "key": key, "changed": last - count + 1 + index, "changed_ms": books.now_ms}
+        {"kind": kind, "key": key, "changed": first + index, "changed_ms": books.now_ms}
         for index, (kind, key) in enumerate(sorted(books.changed))
     ]
     bulk.upsert(books.connection, schema.feed, rows, add=frozenset())
