@@ -32,7 +32,7 @@ def post(books: Books, command: Command) -> Posted:
     allotment.exchanged_ms = books.now_ms
     for record, digest, metadata in posted:
         enter(books, allotment, record, digest, metadata)
-    rates.settle(books, allotment, [record for record, _, _ in fresh], body.refunds)
+    rates.settle(books, allotment, [record for record, _, _ in posted], body.refunds)
     charging.finish(books, allotment)
     books.touch(allotment)
     return Posted(
