@@ -68,7 +68,7 @@ def holders_are_open(connection: Connection) -> Iterator[Violation]:
     table = schema.allotments
     query = sa.select(table.c.tracked).where(table.c.state.in_(("offered", "active")), table.c.purpose == "run")
     expected: dict[str, int] = {}
-    for row in connection.execute(sa.select(table.c.tracked).where(table.c.state.in_(("offered", "active")))):
+    for row in connection.execute(query):
         for account in json.loads(row.tracked):
             expected[account] = expected.get(account, 0) + 1
     accounts = schema.accounts
