@@ -1,4 +1,4 @@
-"""A load generator's view of the ledger service: messages of the wire protocol, cheap to make, over aiohttp.
+"""A load generator's view of the ledger service: messages of the wire protocol, cheap to make and to send.
 
 Role: one `Caller` per load process, and makers of the bodies that operator and meters send. Bodies are plain
 dictionaries: pydantic's checks belong to the service under test, and the generator shares its two cores.
@@ -15,14 +15,18 @@ import time
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
+from urllib.parse import urlsplit
 
-import aiohttp
+from almoner_dev.bench_http import Pool
 
 NAMESPACE: Final = "bench"
 RECORD_COST_NANOS: Final = 1_000
 REQUEST_SECONDS: Final = 30.0
 BACKOFF_SECONDS: Final = 0.05
 TRIES_MAX: Final = 20
+
+# Made once: json.dumps with settings of its own makes an encoder a call.
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,39 +63,36 @@ class Caller:
     """A pool of connections to one service. Use as a context manager."""
 
     def __init__(self, url: str, *, connections: int) -> None:
-        self._url = url
-        self._connections = connections
-        self._session: aiohttp.ClientSession | None = None
+        parts = urlsplit(url)
+        self._pool = Pool(parts.hostname or "127.0.0.1", parts.port or 80, connections=connections)
+        self._heads: dict[str, bytes] = {}
         self.retries = 0
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._connections),
-            timeout=aiohttp.ClientTimeout(total=REQUEST_SECONDS),
-        )
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._session is not None:
-            await self._session.close()
+        self._pool.close()
 
     async def post(self, path: str, body: dict[str, Any], token: str) -> Any:
         """Send a mutation and give its answer; `unavailable` is tried again under the same operation id.
 
         Raises RefusedError for every other error.
         """
-        assert self._session is not None
-        data = json.dumps(body, separators=(",", ":")).encode()
-        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        data = _encode(body).encode()
+        head = self._heads.get(token)
+        if head is None:
+            head = f"Authorization: Bearer {token}\r\nContent-Type: application/json\r\n".encode()
+            self._heads[token] = head
         for attempt in range(TRIES_MAX):
-            async with self._session.post(self._url + path, data=data, headers=headers) as response:
-                answer = await response.json()
-                if response.status == 200:
-                    return answer
-                if response.status != 503 or attempt == TRIES_MAX - 1:
-                    raise RefusedError(response.status, answer)
+            status, content = await self._pool.post(path, data, head, seconds=REQUEST_SECONDS)
+            answer = json.loads(content)
+            if status == 200:
+                return answer
+            if status != 503 or attempt == TRIES_MAX - 1:
+                raise RefusedError(status, answer)
             self.retries += 1
             await asyncio.sleep(BACKOFF_SECONDS)
         raise AssertionError("unreachable")
