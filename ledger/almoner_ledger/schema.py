@@ -213,6 +213,8 @@ allotments = Table(
     Column("purpose", String(16), nullable=False, server_default="run"),
     # JSON: what was debited from rates and is neither settled nor refunded, by account/seconds and dimension.
     Column("debits", Text, nullable=False, server_default="{}"),
+    # What the corrections of its entries sum to, in nano-dollars: part of its cost, and not of what its meter reported.
+    _amount("corrected_nanos"),
     *_usage(),
     sa.UniqueConstraint("execution_uid", "attempt", "purpose"),
     sa.CheckConstraint("purpose IN ('run', 'compute')", name="purpose"),
@@ -232,15 +234,17 @@ holds = Table(
     Column("starts_at", BigInteger, primary_key=True, autoincrement=False),
     _amount("granted"),
     _amount("used"),
-    # Parts of used: charged off without a record; billed above what was held.
+    # Parts of used: charged off without a record; above what was held, and of that: by corrections.
     _amount("charged"),
     _amount("excess"),
+    _amount("excess_corrected"),
     sa.ForeignKeyConstraint(
         ["account_id", "dimension", "period", "starts_at"],
         ["windows.account_id", "windows.dimension", "windows.period", "windows.starts_at"],
     ),
     sa.CheckConstraint("0 <= used AND used <= granted", name="used"),
     sa.CheckConstraint("0 <= charged AND charged <= used AND 0 <= excess AND excess <= used", name="parts"),
+    sa.CheckConstraint("0 <= excess_corrected AND excess_corrected <= excess", name="corrected"),
     sa.Index(None, "account_id", "dimension", "period", "starts_at"),
 )
 

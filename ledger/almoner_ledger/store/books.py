@@ -17,6 +17,7 @@ from sqlalchemy.engine import Connection
 from almoner_core.wire import Dimension, ErrorCode
 from almoner_ledger.errors import LedgerError
 from almoner_ledger.store.commands import Command
+from almoner_ledger.store.entries import StoredEntry
 from almoner_ledger.store.rates import BucketKey, BucketRow
 from almoner_ledger.store.state import Account, Allotment, Hold, Usage, Window, WindowKey
 from almoner_ledger.windows import Span, span_at
@@ -69,6 +70,7 @@ class Books:
     windows: dict[WindowKey, Window] = field(default_factory=dict)
     buckets: dict[BucketKey, BucketRow] = field(default_factory=dict)
     records: dict[str, StoredRecord] = field(default_factory=dict)
+    entries: dict[str, StoredEntry] = field(default_factory=dict)
     # To be written.
     new_operations: list[dict[str, object]] = field(default_factory=list)
     new_executions: list[dict[str, object]] = field(default_factory=list)

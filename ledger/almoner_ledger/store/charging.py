@@ -9,7 +9,8 @@ from typing import Any
 
 from almoner_core.wire import AllotmentState, Dimension, Purpose
 from almoner_ledger.errors import invalid
-from almoner_ledger.store.books import Books, RollupKey
+from almoner_ledger.store.books import LARGEST_SUM, Books, RollupKey
+from almoner_ledger.store.entries import CORRECTION, WAS_KNOWN
 from almoner_ledger.store.granting import release
 from almoner_ledger.store.state import Allotment, Hold, Usage
 
@@ -27,21 +28,22 @@ def settle(books: Books, allotment: Allotment, amounts: Mapping[Dimension, int],
         for dimension in dimensions:
             left = amounts.get(dimension, 0)
             holds = allotment.holds_of(dimension, account)
-            holds.sort(key=lambda hold: not _covers(hold, started))
+            holds.sort(key=lambda hold: not covers(hold, started))
             for hold in holds:
                 amount = min(left, hold.remainder)
                 if amount:
                     hold.use(amount)
                     left -= amount
             if left:
-                if not holds or not _covers(holds[0], started):
+                if not holds or not covers(holds[0], started):
                     holds = [books.hold(allotment, books.current_window(books.accounts[account], dimension))]
                 exceeded = holds[0].use_unheld(left)
                 # A meter that was never told of the limit could not hold for it.
                 allotment.frozen = allotment.frozen or (exceeded and dimension in allotment.limited)
 
 
-def _covers(hold: Hold, second: int) -> bool:
+def covers(hold: Hold, second: int) -> bool:
+    """Whether a moment (Unix seconds) lies in a hold's window."""
     window = hold.window
     return window.starts_at <= second and (window.ends_at is None or second < window.ends_at)
 
@@ -57,8 +59,19 @@ def charge_off(books: Books, allotment: Allotment) -> None:
         _enter(books, allotment, "charge", amounts, corrects=None)
 
 
-def uncharge(books: Books, allotment: Allotment, wanted: Mapping[Dimension, int] | None, cause: str = "final") -> None:
-    """Take back of a charge-off what a late record (`cause`) explains (`wanted`), or all that is left (None)."""
+def uncharge(
+    books: Books,
+    allotment: Allotment,
+    wanted: Mapping[Dimension, int] | None,
+    cause: str = "final",
+    *,
+    keep: bool = True,
+) -> None:
+    """Take back of a charge-off what a late record (`cause`) explains (`wanted`), or all that is left (None).
+
+    `keep`: what is explained is held again, for the record to settle from. Where a person has settled the charge, it is
+    that word which shrinks: the money of a record is counted once.
+    """
     amounts = dict.fromkeys(Dimension, 0)
     for account, dimensions in allotment.tracked.items():
         for dimension in dimensions:
@@ -66,30 +79,58 @@ def uncharge(books: Books, allotment: Allotment, wanted: Mapping[Dimension, int]
             for hold in reversed(allotment.holds_of(dimension, account)):
                 amount = hold.charged if wanted is None else min(wanted.get(dimension, 0) - reversed_here, hold.charged)
                 if amount:
-                    hold.reverse_charge(amount, keep=wanted is not None)
+                    hold.reverse_charge(amount, keep=keep and wanted is not None)
                     reversed_here += amount
             amounts[dimension] = max(amounts[dimension], reversed_here)
     if any(amounts.values()):
+        settled = amounts[Dimension.USD] > allotment.usage.unaccounted_nanos
         negative = {dimension: -amount for dimension, amount in amounts.items()}
-        _enter(books, allotment, f"settle/{cause}", negative, corrects=_entry_id(allotment, "charge"))
+        corrects = settlement_id(allotment.id) if settled else charge_id(allotment.id)
+        kind = CORRECTION if settled else UNACCOUNTED
+        _enter(books, allotment, f"settle/{cause}", negative, corrects=corrects, kind=kind)
 
 
-def _entry_id(allotment: Allotment, step: str) -> str:
-    return str(uuid.uuid5(_NAMESPACE, f"{allotment.id}/{step}"))
+def take_back_unaccounted(books: Books, allotment: Allotment, nanos: int, when_ms: int) -> None:
+    """Enter that a charge is accounted for, by a person; what stands in its place is the caller's to enter."""
+    amounts = {**dict.fromkeys(Dimension, 0), Dimension.USD: -nanos}
+    _enter(books, allotment, "settle/person", amounts, corrects=charge_id(allotment.id), when_ms=when_ms)
+
+
+def charge_id(allotment_id: str) -> str:
+    """The id of the entry that charges off what an attempt could still have spent."""
+    return _entry_id(allotment_id, "charge")
+
+
+def settlement_id(allotment_id: str) -> str:
+    """The id of the entry by which a person settles such a charge."""
+    return _entry_id(allotment_id, "settlement")
+
+
+def _entry_id(allotment_id: str, step: str) -> str:
+    return str(uuid.uuid5(_NAMESPACE, f"{allotment_id}/{step}"))
 
 
 def _enter(
-    books: Books, allotment: Allotment, step: str, amounts: Mapping[Dimension, int], *, corrects: str | None
+    books: Books,
+    allotment: Allotment,
+    step: str,
+    amounts: Mapping[Dimension, int],
+    *,
+    corrects: str | None,
+    kind: str = UNACCOUNTED,
+    when_ms: int | None = None,
 ) -> None:
-    """Write one `unaccounted` entry; negative amounts take back an earlier one."""
+    """Write one entry without a record; negative amounts take back an earlier one."""
     nanos = amounts[Dimension.USD]
     row = entry(
         books,
         allotment,
         {
-            "id": _entry_id(allotment, step),
-            "kind": UNACCOUNTED,
+            "id": _entry_id(allotment.id, step),
+            "kind": kind,
             "corrects": corrects,
+            "digest": WAS_KNOWN if kind == CORRECTION else "",
+            "started_ms": books.now_ms if when_ms is None else when_ms,
             "resource_type": UNACCOUNTED,
             "cost_nanos": nanos,
             "total_tokens": amounts[Dimension.TOKENS],
@@ -99,7 +140,9 @@ def _enter(
     )
     books.new_records.append(row)
     # Tokens, requests and calls of an attempt that vanished are not known: only the money shows in the totals.
-    books.add_usage(allotment, rollup_key(allotment, row), Usage(cost_nanos=nanos, unaccounted_nanos=nanos))
+    unaccounted = nanos if kind == UNACCOUNTED else 0
+    allotment.corrected_nanos += nanos - unaccounted
+    books.add_usage(allotment, rollup_key(allotment, row), Usage(cost_nanos=nanos, unaccounted_nanos=unaccounted))
 
 
 def entry(books: Books, allotment: Allotment, values: dict[str, Any]) -> dict[str, Any]:
@@ -184,7 +227,11 @@ def finish(books: Books, allotment: Allotment) -> None:
     if allotment.final_sequence is None:
         return
     if allotment.sequences.contiguous >= allotment.final_sequence:
-        uncharge(books, allotment, None)
+        if allotment.usage.unpriced and Dimension.USD in allotment.limited:
+            # What was charged for calls of unknown cost stays so, until somebody says what they cost.
+            uncharge(books, allotment, {d: LARGEST_SUM for d in Dimension if d is not Dimension.USD}, keep=False)
+        else:
+            uncharge(books, allotment, None)
         if allotment.open:
             _release_or_charge_unpriced(books, allotment)
             end(books, allotment, AllotmentState.CLOSED, "returned")

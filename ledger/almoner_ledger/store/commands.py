@@ -28,6 +28,8 @@ class Verb(StrEnum):
     RETURN = "return"
     OUTPUT = "output"
     PROGRESS = "progress"
+    CORRECT = "correct"
+    SETTLE = "settle"
 
 
 class Done(WireModel):
@@ -50,6 +52,8 @@ ANSWERS: Final[dict[Verb, type[WireModel]]] = {
     Verb.RETURN: wire.Returned,
     Verb.OUTPUT: Done,
     Verb.PROGRESS: Done,
+    Verb.CORRECT: wire.Corrected,
+    Verb.SETTLE: wire.ChargeSettled,
 }
 
 WITH_RECORDS: Final = frozenset({Verb.POST, Verb.ACCRUE})

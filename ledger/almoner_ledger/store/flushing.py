@@ -142,6 +142,7 @@ def _allotment_row(allotment: Allotment) -> dict[str, Any]:
         "progress": allotment.progress,
         "purpose": allotment.purpose.value,
         "debits": _json(allotment.debits),
+        "corrected_nanos": allotment.corrected_nanos,
         **allotment.usage.to_row(),
     }
 
@@ -164,6 +165,7 @@ def _hold_row(hold: Hold) -> dict[str, Any]:
         "used": hold.used,
         "charged": hold.charged,
         "excess": hold.excess,
+        "excess_corrected": hold.excess_corrected,
     }
 
 

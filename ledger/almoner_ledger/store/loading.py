@@ -14,7 +14,7 @@ from almoner_core.wire import AllotmentState, Dimension, ExecutionRef, Purpose, 
 from almoner_ledger import schema
 from almoner_ledger.schema import USAGE_COLUMNS
 from almoner_ledger.sequences import Sequences
-from almoner_ledger.store import rates
+from almoner_ledger.store import corrections, rates
 from almoner_ledger.store.books import Books, StoredOperation, StoredRecord
 from almoner_ledger.store.commands import WITH_RECORDS, Command, Verb
 from almoner_ledger.store.compute import siblings_to_load
@@ -50,6 +50,7 @@ def load(connection: Connection, commands: Sequence[Command], now_ms: int) -> Bo
     rates.load(books, [(quota_account_id(each.key), each) for each in updates])
     _load_windows(books)
     _load_holds(books)
+    corrections.load(books, commands)
     _load_records(books, {record.id for c in commands if c.verb in WITH_RECORDS for record in c.body.records})
     return books
 
@@ -135,6 +136,7 @@ def allotment_of(row: Any) -> Allotment:
             provider: {Dimension(name): value for name, value in amounts.items()}
             for provider, amounts in json.loads(row.debits).items()
         },
+        corrected_nanos=row.corrected_nanos,
         usage=usage_of(row),
     )
 
@@ -234,6 +236,7 @@ def _load_holds(books: Books) -> None:
             used=row.used,
             charged=row.charged,
             excess=row.excess,
+            excess_corrected=row.excess_corrected,
         )
 
 

@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection
 
 from almoner_core.wire import ErrorCode, WireModel
 from almoner_ledger.errors import LedgerError
-from almoner_ledger.store import accounts, accruing, allotments, records
+from almoner_ledger.store import accounts, accruing, allotments, corrections, records
 from almoner_ledger.store.books import Books, StoredOperation
 from almoner_ledger.store.commands import ANSWERS, Command, Verb
 from almoner_ledger.store.flushing import flush
@@ -36,6 +36,8 @@ DECIDERS: Final[dict[Verb, Callable[[Books, Command], Any]]] = {
     Verb.RETURN: allotments.give_back,
     Verb.OUTPUT: records.put_output,
     Verb.PROGRESS: records.post_progress,
+    Verb.CORRECT: corrections.correct,
+    Verb.SETTLE: corrections.settle,
 }
 OF_METERS: Final = frozenset({Verb.ACTIVATE, Verb.EXTEND, Verb.POST, Verb.RETURN, Verb.OUTPUT, Verb.PROGRESS})
 

@@ -146,6 +146,7 @@ class Hold:
     used: int = 0
     charged: int = 0
     excess: int = 0
+    excess_corrected: int = 0
     new: bool = False
     dirty: bool = False
 
@@ -205,6 +206,34 @@ class Hold:
         else:
             self.granted -= amount
         self._touch()
+
+    def correct_up(self, amount: int) -> None:
+        """Post what an entry costs more after all, whatever the room: what goes above the limit is excess."""
+        window = self.window
+        if window.limiting and window.limit is not None:
+            room = max(window.limit, window.floor) - (window.spent + window.reserved - window.excess)
+            over = amount - max(0, min(amount, room))
+            self.excess += over
+            self.excess_corrected += over
+            window.excess += over
+        self.granted += amount
+        self.used += amount
+        window.spent += amount
+        self._touch()
+
+    def correct_down(self, amount: int) -> int:
+        """Take back what an entry costs less after all, excess first; gives the amount. At most what is used."""
+        if not amount:
+            return 0
+        relief = min(amount, self.excess)
+        self.excess -= relief
+        self.excess_corrected = max(0, self.excess_corrected - relief)
+        self.window.excess -= relief
+        self.granted -= amount
+        self.used -= amount
+        self.window.spent -= amount
+        self._touch()
+        return amount
 
 
 @dataclass(slots=True)
@@ -296,6 +325,7 @@ class Allotment:
     usage: Usage = field(default_factory=Usage)
     purpose: Purpose = Purpose.RUN
     debits: dict[str, dict[Dimension, int]] = field(default_factory=dict)  # by bucket: see rates
+    corrected_nanos: int = 0  # what the corrections of its entries sum to: its meter knows nothing of them
     holds: dict[WindowKey, Hold] = field(default_factory=dict)
     new: bool = False
     dirty: bool = False
@@ -335,9 +365,9 @@ class Allotment:
         return held
 
     def settled(self) -> dict[Dimension, int]:
-        """What its records sum to, by dimension."""
+        """What its records sum to as its meter reported them, by dimension."""
         return {
-            Dimension.USD: self.usage.cost_nanos - self.usage.unaccounted_nanos,
+            Dimension.USD: self.usage.cost_nanos - self.usage.unaccounted_nanos - self.corrected_nanos,
             Dimension.TOKENS: self.usage.input_tokens + self.usage.output_tokens,
             Dimension.TOOL_CALLS: self.usage.tool_calls,
             Dimension.REQUESTS: self.usage.requests,

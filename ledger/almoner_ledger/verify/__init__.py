@@ -17,8 +17,8 @@ from sqlalchemy.engine import Connection
 
 from almoner_ledger import schema
 from almoner_ledger.database import Database
-from almoner_ledger.verify import balances, life, rates
-from almoner_ledger.verify.findings import Audit, Check, Violation
+from almoner_ledger.verify import balances, corrections, life, rates
+from almoner_ledger.verify.findings import Audit, Check, Violation, total
 
 __all__ = ["CHECKS", "Audit", "Check", "Violation", "audit", "report"]
 
@@ -26,6 +26,7 @@ VIOLATIONS_MAX: Final = 1000
 
 CHECKS: Final[tuple[Check, ...]] = (
     *balances.CHECKS,
+    *corrections.CHECKS,
     *life.CHECKS,
     *rates.CHECKS,
 )
@@ -58,7 +59,11 @@ def report(database: Database, *, as_json: bool) -> int:
     for violation in found.violations:
         sys.stdout.write(f"VIOLATION {violation.invariant}: {violation.subject}: {violation.found}\n")
     for each in found.excess:
-        sys.stdout.write(f"excess billed above a hold: {each['account']} {each['dimension']}: {each['excess']}\n")
+        billed = each["excess"] - each["corrected"]
+        causes = [f"{billed} billed above a hold"] * bool(billed) + [f"{each['corrected']} by corrections"] * bool(
+            each["corrected"]
+        )
+        sys.stdout.write(f"excess: {each['account']} {each['dimension']}: {', '.join(causes)}\n")
     counted = ", ".join(f"{count} {name}" for name, count in found.counts.items())
     verdict = f"{len(found.violations)} violations" if found.violations else "every invariant holds"
     sys.stdout.write(f"{verdict}: {counted}\n")
@@ -66,9 +71,19 @@ def report(database: Database, *, as_json: bool) -> int:
 
 
 def _excess(connection: Connection) -> list[dict[str, Any]]:
-    windows, accounts = schema.windows, schema.accounts
+    windows, accounts, holds = schema.windows, schema.accounts, schema.holds
+    same = [windows.c[name] == holds.c[name] for name in ("account_id", "dimension", "period", "starts_at")]
+    # What corrections lifted above the limit; the rest providers billed above holds.
+    corrected = sa.select(total(holds.c.excess_corrected)).where(*same).scalar_subquery()
     query = (
-        sa.select(accounts.c.kind, accounts.c.namespace, accounts.c.name, accounts.c.subject, windows)
+        sa.select(
+            accounts.c.kind,
+            accounts.c.namespace,
+            accounts.c.name,
+            accounts.c.subject,
+            windows,
+            corrected.label("corrected"),
+        )
         .join(accounts, accounts.c.id == windows.c.account_id)
         .where(windows.c.excess > 0)
         .order_by(windows.c.excess.desc())
@@ -80,6 +95,7 @@ def _excess(connection: Connection) -> list[dict[str, Any]]:
             "dimension": row.dimension,
             "starts_at": row.starts_at,
             "excess": row.excess,
+            "corrected": row.corrected,
         }
         for row in connection.execute(query)
     ]

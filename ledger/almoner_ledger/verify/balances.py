@@ -11,6 +11,7 @@ from sqlalchemy.engine import Connection
 from almoner_core.wire import Dimension
 from almoner_ledger import schema
 from almoner_ledger.schema import COMPUTE_COLUMNS, USAGE_COLUMNS
+from almoner_ledger.store.entries import WAS_UNKNOWN
 from almoner_ledger.verify.findings import Check, Violation, total
 
 WINDOW_KEY: Final = ("account_id", "dimension", "period", "starts_at")
@@ -111,8 +112,8 @@ def _entry_sums(records: sa.Table) -> list[Any]:
     usage = records.c.kind == "usage"
     special = {
         "cost_nanos": records.c.cost_nanos,
-        "unaccounted_nanos": sa.case((usage, 0), else_=records.c.cost_nanos),
-        "unpriced": sa.case((records.c.cost_nanos.is_(None), 1), else_=0),
+        "unaccounted_nanos": sa.case((records.c.kind == "unaccounted", records.c.cost_nanos), else_=0),
+        "unpriced": sa.case((records.c.cost_nanos.is_(None), 1), (records.c.digest == WAS_UNKNOWN, -1), else_=0),
         **{
             column: sa.case(
                 (sa.and_(records.c.resource_type == "compute", records.c.model == model), records.c.units), else_=0
