@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -76,17 +75,6 @@ def integer(query: Mapping[str, str], name: str, default: int, most: int) -> int
     if not (text.isascii() and text.isdigit() and len(text) <= 19 and int(text) <= most):
         raise invalid(name, f"write an integer from 0 to {most}")
     return int(text)
-
-
-def day(query: Mapping[str, str], name: str) -> dt.date | None:
-    """Read a day such as 2026-01-31; None where it is not given."""
-    text = query.get(name)
-    if text is None:
-        return None
-    try:
-        return dt.date.fromisoformat(text)
-    except ValueError:
-        raise invalid(name, "write a day such as 2026-01-31") from None
 
 
 def known_only(query: Mapping[str, str], names: set[str]) -> None:

@@ -11,8 +11,10 @@ from pydantic.json_schema import models_json_schema
 from almoner_core import wire
 from almoner_core.wire import BODY_BYTES_MAX, ErrorAnswer, WireModel
 from almoner_ledger.auth import Role
+from almoner_ledger.history import asking
+from almoner_ledger.history.usage import ORDERS
+from almoner_ledger.people import COSTS_BY
 from almoner_ledger.store.commands import Done
-from almoner_ledger.store.queries import By
 
 OUTPUT_BODY_BYTES_MAX: Final = 7 * 1024 * 1024
 """A mebibyte of characters may take six bytes each as JSON escapes."""
@@ -52,7 +54,31 @@ def _integer(name: str, description: str, default: int, most: int) -> Parameter:
 
 _TIMEOUT = _integer("timeout_seconds", "Seconds to wait for news.", 0, 55)
 _LIMIT = _integer("limit", "Most items in the answer.", 500, 1000)
-_DAY: Final = {"type": "string", "format": "date"}
+_AFTER = Parameter("after", {"type": "string"}, "The last page's `next`.")
+_PAGE = (_integer("limit", "Most items in the answer.", 500, wire.PAGE_ITEMS_MAX), _AFTER)
+_MOMENT: Final = {"type": "string"}
+_TIMES = (
+    Parameter("from", _MOMENT, "First day (UTC) such as 2026-01-31, or an instant such as 2026-01-31T12:00:00Z."),
+    Parameter("to", _MOMENT, "Last day (UTC), included, or an instant, not included."),
+)
+
+
+def _filters(names: tuple[asking.By, ...]) -> tuple[Parameter, ...]:
+    return tuple(
+        Parameter(
+            name.value,
+            {"type": "array", "items": _value(name), "maxItems": asking.VALUES_MAX},
+            "Only these; repeat it for alternatives."
+            + (" `name` or `namespace/name`." if name in asking.QUALIFIED else ""),
+        )
+        for name in names
+    )
+
+
+def _value(name: asking.By) -> dict[str, Any]:
+    choices = asking.CHOICES.get(name)
+    return {"type": "string", "maxLength": asking.VALUE_CHARS_MAX} if choices is None else {"enum": [*choices]}
+
 
 ROUTES: Final[tuple[Route, ...]] = (
     Route("POST", "/v1/epochs", "command", "Take an epoch", Role.OPERATOR, wire.TakeEpoch, wire.Epoch),
@@ -160,15 +186,55 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route(
         "GET",
+        "/v1/usage",
+        "ask",
+        "What was used, summed by up to three dimensions",
+        Role.READER,
+        answer=wire.UsagePage,
+        parameters=(
+            Parameter(
+                "by",
+                {"type": "string", "default": "agent"},
+                f"One to three of {', '.join(wire.UsageBy)}, with commas between them.",
+            ),
+            *_TIMES,
+            *_filters(asking.OF_USAGE),
+            Parameter(
+                "order",
+                {"type": "string", "enum": [*ORDERS]},
+                "`key`: by the groups, the usual order where they have a time; else the largest of a sum first.",
+            ),
+            *_PAGE,
+        ),
+    ),
+    Route(
+        "GET",
+        "/v1/executions",
+        "ask",
+        "The history of executions, deleted ones too",
+        Role.READER,
+        answer=wire.ExecutionPage,
+        parameters=(*_TIMES, *_filters(asking.OF_EXECUTIONS), *_PAGE),
+    ),
+    Route(
+        "GET",
+        "/v1/records",
+        "ask",
+        "Entries one by one, without content",
+        Role.READER,
+        answer=wire.EntryPage,
+        parameters=(*_TIMES, *_filters(asking.OF_USAGE), *_PAGE),
+    ),
+    Route(
+        "GET",
         "/v1/costs",
-        "costs",
+        "ask",
         "What was spent",
         Role.READER,
         answer=wire.Costs,
         parameters=(
-            Parameter("by", {"type": "string", "enum": [str(each) for each in By], "default": "agent"}, "Grouping."),
-            Parameter("from", _DAY, "First day (UTC)."),
-            Parameter("to", _DAY, "Last day (UTC), included."),
+            Parameter("by", {"type": "string", "enum": [*COSTS_BY], "default": "agent"}, "Grouping."),
+            *_TIMES,
             _LIMIT,
         ),
     ),

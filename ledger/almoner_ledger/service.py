@@ -26,7 +26,8 @@ from almoner_ledger.auth import Authenticator, Caller, Role
 from almoner_ledger.batching import Batcher, ChangeWatch
 from almoner_ledger.database import DatabaseUnavailableError
 from almoner_ledger.errors import LedgerError, invalid
-from almoner_ledger.parsing import day, integer, known_only, parse_body, read_body
+from almoner_ledger.parsing import integer, known_only, parse_body, read_body
+from almoner_ledger.people import People
 from almoner_ledger.routes import ROUTES, Route, openapi
 from almoner_ledger.store import Answer, Store, Verb, command, queries
 
@@ -59,6 +60,7 @@ class Service:
     def __init__(self, store: Store, authenticator: Authenticator, *, version: str = "0") -> None:
         self.store = store
         self.authenticator = authenticator
+        self.people = People(store)
         self.version = version
 
     def application(self) -> web.Application:
@@ -206,16 +208,9 @@ class Service:
             with metrics.LONG_POLLS.track_inprogress(), contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.stopping.wait(), min(left, SIGNAL_POLL_SECONDS))
 
-    async def _costs(self, route: Route, request: web.Request, _: Caller | None) -> web.Response:
-        query = request.query
+    async def _ask(self, route: Route, request: web.Request, _: Caller | None) -> web.Response:
         _known(route, request)
-        try:
-            by = queries.By(query.get("by", "agent"))
-        except ValueError:
-            raise invalid("by", f"write one of {', '.join(queries.By)}") from None
-        since, until = day(query, "from"), day(query, "to")
-        limit = max(1, integer(query, "limit", 500, 1000))
-        return _answer(await self._read(lambda c: queries.costs(c, by, since, until, limit)))
+        return _answer(await self.people.answer(route.path, request))
 
     async def _output(self, _: Route, request: web.Request, __: Caller | None) -> web.Response:
         uid = request.match_info["uid"][:64]

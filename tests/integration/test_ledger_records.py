@@ -260,8 +260,8 @@ def test_costs_by_every_dimension_sum_to_the_same(books: Books) -> None:
         allotment = books.active(agent=agent, owner=owner, need={USD: 100})
         books.post(allotment, [record(1, 30, model="small"), record(2, 40, model="large")])
         books.end(allotment)
-    for by in queries.By:
-        found = books.costs(by)
+    for by in wire.UsageBy:
+        found = books.usage(by)
         assert sum(row.totals.cost_nanos for row in found.rows) == 300
-    by_model = books.costs(queries.By.MODEL)
+    by_model = books.usage("model")
     assert {row.key[-1]: row.totals.cost_nanos for row in by_model.rows} == {"small": 90, "large": 120, "": 90}

@@ -13,6 +13,7 @@ from almoner_core.api.resource_quota import BudgetPeriod
 from almoner_core.usage import Outcome, Tokens, UsageRecord
 from almoner_core.wire import AccountKey, Dimension, ErrorCode
 from almoner_ledger.errors import LedgerError
+from almoner_ledger.history import asking, reading, usage
 from almoner_ledger.store import Answer, Database, Store, Verb, command, queries
 from almoner_ledger.store.state import quota_account_id
 from almoner_ledger.verify import Violation, audit
@@ -20,6 +21,8 @@ from almoner_ledger.verify import Violation, audit
 USD, TOKENS, TOOL_CALLS, REQUESTS = Dimension.USD, Dimension.TOKENS, Dimension.TOOL_CALLS, Dimension.REQUESTS
 DOLLAR = 1_000_000_000
 NAMESPACE = "team"
+
+EVERYTHING = asking.Question()
 
 T = TypeVar("T")
 Amounts = Mapping[Dimension, int]
@@ -195,8 +198,10 @@ class Books:
     def changes(self, after: int = 0, limit: int = 500) -> wire.Changes:
         return self.store.read(lambda c: queries.changes(c, self.store.now_ms(c), after, limit))
 
-    def costs(self, by: queries.By) -> wire.Costs:
-        return self.store.read(lambda c: queries.costs(c, by, None, None, 100))
+    def usage(self, by: str, question: asking.Question = EVERYTHING, **more: Any) -> wire.UsagePage:
+        """Sums by dimensions such as `day,agent`."""
+        grouping = usage.Grouping(asking.read_by(by), **{"limit": 100, **more})
+        return reading.read(self.database, lambda c: usage.usage(c, question, grouping))
 
     def state(self, quota: str = "quota", dimension: Dimension = USD, subject: str = "") -> wire.AccountState:
         """The account's current window."""

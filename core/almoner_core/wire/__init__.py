@@ -22,6 +22,9 @@ content gets the stored answer again, with other content the error `operation_co
 | PUT /v1/allotments/{id}/output | meter | PutOutput -> OK |
 | POST /v1/allotments/{id}/progress | meter | PostProgress -> OK |
 | GET /v1/allotments/{id}/signals?timeout_seconds=S | meter | -> Signals (long poll) |
+| GET /v1/usage?by=day,agent&from=2026-01-01&to=2026-01-31&limit=N&after=NEXT | people | -> UsagePage |
+| GET /v1/executions?agent=NAME&limit=N&after=NEXT | people | -> ExecutionPage |
+| GET /v1/records?execution=NAME&limit=N&after=NEXT | people | -> EntryPage |
 | GET /v1/costs?by=agent&from=2026-01-01&to=2026-01-31&limit=N | people | -> Costs |
 | GET /v1/executions/{uid}/output | people, operator | -> the output's bytes |
 | GET /healthz /readyz /metrics /openapi.json | anyone | |
@@ -102,15 +105,26 @@ from almoner_core.wire.operator import (
     UpdateAccounts,
 )
 from almoner_core.wire.people import (
+    PAGE_ITEMS_MAX,
+    USAGE_BY_MAX,
     CostRow,
     Costs,
+    Entry,
+    EntryPage,
+    ExecutionHistory,
+    ExecutionPage,
+    UsageBy,
+    UsagePage,
+    UsageSource,
 )
 
 __all__ = [
     "BATCH_ITEMS_MAX",
     "BIGINT_MAX",
     "BODY_BYTES_MAX",
+    "PAGE_ITEMS_MAX",
     "RECORDS_PER_POST_MAX",
+    "USAGE_BY_MAX",
     "AccountKey",
     "AccountKind",
     "AccountLimits",
@@ -138,10 +152,14 @@ __all__ = [
     "CostRow",
     "Costs",
     "Dimension",
+    "Entry",
+    "EntryPage",
     "Epoch",
     "Error",
     "ErrorAnswer",
     "ErrorCode",
+    "ExecutionHistory",
+    "ExecutionPage",
     "ExecutionRef",
     "ExecutionTotals",
     "Extend",
@@ -169,6 +187,9 @@ __all__ = [
     "Signals",
     "TakeEpoch",
     "UpdateAccounts",
+    "UsageBy",
+    "UsagePage",
+    "UsageSource",
     "UsageTotals",
     "WireModel",
 ]

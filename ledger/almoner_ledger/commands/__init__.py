@@ -18,6 +18,8 @@ MODULES: Final = (
     "migrate",
     "verify",
     "costs",
+    "executions",
+    "records",
 )
 """In the order in which `--help` lists them."""
 

@@ -1,37 +1,40 @@
-"""`almoner ledger costs`."""
+"""`almoner ledger costs`: what was spent, summed by up to three dimensions."""
 
 from __future__ import annotations
 
 import argparse
-import datetime as dt
+import sys
 from typing import TYPE_CHECKING
+
+from almoner_ledger.commands import questions
 
 if TYPE_CHECKING:
     from almoner_ledger.database import Database
 
 NAME = "costs"
-HELP = "what was spent, from the daily sums"
-BY = ("agent", "owner", "model", "day", "namespace", "provider", "resource_type", "execution")
+HELP = "what was spent, by any dimension and time"
+BY = "hour, day, week, month, namespace, agent, owner, provider, model, resource_type, operation, outcome, execution"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommand's own arguments."""
-    parser.add_argument("--by", choices=BY, default="agent", help="grouping (default: agent)")
-    parser.add_argument("--from", dest="since", type=dt.date.fromisoformat, metavar="DAY", help="first day (UTC)")
-    parser.add_argument("--to", dest="until", type=dt.date.fromisoformat, metavar="DAY", help="last day (UTC)")
-    parser.add_argument("--limit", type=int, default=1000, help="most rows (default: 1000)")
-    parser.add_argument("-o", "--output", choices=("table", "json", "csv"), default="table")
+    parser.add_argument(
+        "--by", default="agent", metavar="A[,B[,C]]", help=f"one to three of {BY}; times are UTC (default: agent)"
+    )
+    parser.add_argument(
+        "--order", metavar="NAME", help="`key`, or a sum such as cost_nanos or output_tokens, the largest first"
+    )
+    questions.add_question(parser, questions.OF_USAGE)
+    questions.add_output(parser, 1000)
 
 
 def run(database: Database, arguments: argparse.Namespace) -> int:
     """Sum and show."""
-    from almoner_ledger import costs
+    from almoner_ledger.history import asking, tables, usage
 
-    return costs.report(
-        database,
-        arguments.by,
-        since=arguments.since,
-        until=arguments.until,
-        limit=arguments.limit,
-        output=arguments.output,
-    )
+    question = questions.question_of(arguments, questions.OF_USAGE)
+    by = questions.named(lambda: asking.read_by(arguments.by))
+    grouping = usage.Grouping(by, arguments.order, arguments.limit)
+    found = questions.read(database, lambda connection: usage.usage(connection, question, grouping))
+    sys.stdout.write(tables.usage(found, arguments.output))
+    return 0

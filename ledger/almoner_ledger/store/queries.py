@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from enum import StrEnum
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -20,8 +18,6 @@ from almoner_core.wire import (
     AllotmentState,
     AllotmentView,
     Changes,
-    CostRow,
-    Costs,
     Dimension,
     ErrorCode,
     ExecutionTotals,
@@ -29,7 +25,6 @@ from almoner_core.wire import (
 )
 from almoner_ledger import schema
 from almoner_ledger.errors import LedgerError
-from almoner_ledger.schema import USAGE_COLUMNS
 from almoner_ledger.store import rates
 from almoner_ledger.store.accounts import account_state
 from almoner_ledger.store.flushing import CHANGES
@@ -258,71 +253,3 @@ def attempt_state(connection: Connection, allotment: str) -> tuple[str, str | No
     table = schema.allotments
     row = connection.execute(sa.select(table.c.state, table.c.pod_uid).where(table.c.id == allotment)).one_or_none()
     return None if row is None else (row.state, row.pod_uid)
-
-
-class By(StrEnum):
-    """What costs are grouped by."""
-
-    AGENT = "agent"
-    OWNER = "owner"
-    MODEL = "model"
-    DAY = "day"
-    NAMESPACE = "namespace"
-    PROVIDER = "provider"
-    RESOURCE_TYPE = "resource_type"
-    EXECUTION = "execution"
-
-
-_GROUPS: Final[dict[By, tuple[str, ...]]] = {
-    By.AGENT: ("namespace", "agent"),
-    By.OWNER: ("owner",),
-    By.MODEL: ("provider", "model"),
-    By.DAY: ("day",),
-    By.NAMESPACE: ("namespace",),
-    By.PROVIDER: ("provider",),
-    By.RESOURCE_TYPE: ("resource_type",),
-    By.EXECUTION: ("namespace", "name", "execution_uid"),
-}
-
-
-def costs(connection: Connection, by: By, since: dt.date | None, until: dt.date | None, limit: int) -> Costs:
-    """Sums by one dimension, the dearest first (days in order), from `since` to `until`, both included (UTC days).
-
-    From the daily sums; by execution from the attempts, each counted on the day on which it was opened.
-    """
-    by_execution = by is By.EXECUTION
-    table = schema.allotments if by_execution else schema.rollups
-    keys = [table.c[name] for name in _GROUPS[by]]
-    sums = [sa.cast(sa.func.sum(table.c[name]), sa.BigInteger).label(name) for name in USAGE_COLUMNS]
-    query = sa.select(*keys, *sums).group_by(*keys)
-    if since is not None:
-        query = query.where(table.c.opened_ms >= _ms(since) if by_execution else table.c.day >= _day(since))
-    if until is not None:
-        after = until + dt.timedelta(days=1)
-        query = query.where(table.c.opened_ms < _ms(after) if by_execution else table.c.day < _day(after))
-    order = keys if by is By.DAY else [sa.desc("cost_nanos"), *keys]
-    rows = connection.execute(query.order_by(*order).limit(limit + 1)).all()
-    return Costs(
-        by=by.value,
-        columns=[*_GROUPS[by]],
-        rows=[
-            CostRow(key=[_text(by, value) for value in row[: len(keys)]], totals=usage_of(row).to_wire())
-            for row in rows[:limit]
-        ],
-        truncated=len(rows) > limit,
-    )
-
-
-def _day(day: dt.date) -> int:
-    return (day.year * 100 + day.month) * 100 + day.day
-
-
-def _ms(day: dt.date) -> int:
-    return int(dt.datetime(day.year, day.month, day.day, tzinfo=dt.UTC).timestamp()) * 1000
-
-
-def _text(by: By, value: Any) -> str:
-    if by is By.DAY:
-        text = str(value)
-        return f"{text[:4]}-{text[4:6]}-{text[6:]}"
-    return str(value)
