@@ -16,7 +16,7 @@ and what even that does not cover is `excess`, after which the allotment is froz
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import Any, Final
 
 DIMENSIONS: Final = ("usd", "tokens", "tool_calls", "requests")
 # A top-up asks for this many of the larger recent calls, so that a run of similar calls waits for nobody.
@@ -24,13 +24,14 @@ TOP_UP_CALLS: Final = 4
 
 
 class Hold:
-    """What one call in flight may use. It is settled exactly once."""
+    """What one call in flight may use. It is settled exactly once. `debit` is what rates were debited, if any."""
 
-    __slots__ = ("amounts", "open")
+    __slots__ = ("amounts", "debit", "open")
 
     def __init__(self, amounts: dict[str, int]) -> None:
         self.amounts = amounts
         self.open = True
+        self.debit: Any = None
 
 
 class Allotment:

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 BODY_BYTES_MAX: Final = 8 * 1024 * 1024
 PROGRESS_BYTES_MAX: Final = 64 * 1024
 # Refusals after which trying again helps.
-PASSING_CODES: Final = ("too_many_calls", "ledger_unreachable", "spool_full", "not_started")
+PASSING_CODES: Final = ("too_many_calls", "ledger_unreachable", "spool_full", "not_started", "rate_limit_exceeded")
 LOCAL_TOOLS: Final = frozenset({"calculator"})
 TOOL_NAME_CHARS_MAX: Final = 64
 
@@ -73,14 +73,17 @@ class App:
             for provider in config.providers
         }
         self._rules: Rules | None = None
+        self._rules_of = 0  # the version of the rates that they go by
 
     @property
     def rules(self) -> Rules:
-        """What calls are checked against; fixed once the allotment says what is limited."""
-        if self._rules is None or not self.holds.books.active:
-            limited = self.holds.books.allotment.limited
+        """What calls are checked against; fixed once the allotment says what is limited, but for rates."""
+        books = self.holds.books
+        if self._rules is None or self._rules_of != books.rates.version or not books.active:
+            limited = books.allotment.limited
+            self._rules_of = books.rates.version
             self._rules = Rules(
-                strict="usd" in limited or "tokens" in limited,
+                strict="usd" in limited or "tokens" in limited or books.rates.counts("usd", "tokens"),
                 priced="usd" in limited,
                 default_output=self.config.max_output_tokens or DEFAULT_MAX_OUTPUT_TOKENS,
             )
@@ -214,6 +217,7 @@ class App:
                 "in_flight": allotment.in_flight,
                 "remaining_at_start": books.remaining,
                 "max_per_request": books.max_per_request,
+                "rates": books.rates.told,
             }
         )
 

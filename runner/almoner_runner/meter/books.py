@@ -18,6 +18,7 @@ from almoner_core.allotment import Allotment, Hold
 from almoner_core.environment import LEASE_SECONDS
 from almoner_runner.meter.ids import uuid7
 from almoner_runner.meter.ledger import LedgerClient, LedgerError, LedgerUnreachableError
+from almoner_runner.meter.rates import Debit, Rates
 from almoner_runner.meter.spool import Recovered, Spool, Totals
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class Books:
         self.client = client
         self.spool = spool
         self.allotment = Allotment((), {})
+        self.rates = Rates()
         self.active = False
         self.cancelled = False
         self.stopped: str | None = None
@@ -67,6 +69,7 @@ class Books:
         self._recalled = False
         self._lease_seconds = LEASE_SECONDS
         self._topping_up: asyncio.Task[None] | None = None
+        self._unanswered: dict[str, Any] | None = None  # records that were posted, with no answer yet
 
     @property
     def now(self) -> float:
@@ -96,6 +99,7 @@ class Books:
         self.allotment = Allotment(answer["limited"], {})
         held = {d: max(0, answer["held"].get(d, 0) - self.spool.unposted.get(d, 0)) for d in answer["limited"]}
         self.allotment.grant(held)
+        self.rates.learn(answer.get("rates"))
         self._renew(sent, answer)
         self._last_use = self.now
         self.active = True
@@ -128,6 +132,8 @@ class Books:
         if "held" in answer and (differences := self.allotment.reconcile(answer["held"], self.spool.unposted)):
             self.corrections += 1
             logger.info("what is held differs from the ledger's word by %s: the ledger is believed", differences)
+        if "rates" in answer:
+            self.rates.learn(answer["rates"])
 
     # --- calls --------------------------------------------------------------------------------------------------------
 
@@ -162,34 +168,75 @@ class Books:
         """Give the event of the next settlement; take it before looking at what is free."""
         return self._settled
 
-    async def cover(self, bound: dict[str, int], *, comfort: bool = True) -> Hold | None:
+    def hold(self, bound: dict[str, int], provider: str) -> Hold | None:
+        """Hold a call's bound of what is here, asking nobody; None where that does not do."""
+        asked = self.rates.counted(provider, bound) if self.rates.in_force else None
+        if not asked:
+            return self.allotment.hold(bound)
+        debit = self.rates.take(provider, asked, self.now)
+        return None if debit is None else self._hold_debited(bound, debit)
+
+    def _hold_debited(self, bound: dict[str, int], debit: Debit) -> Hold | None:
+        hold = self.allotment.hold(bound)
+        if hold is None:
+            self.rates.settle(debit, {}, self.now)
+        else:
+            hold.debit = debit
+        return hold
+
+    def settle(self, hold: Hold, used: dict[str, int]) -> None:
+        """Settle a hold, and what was debited for it; nothing used: the call was never made."""
+        self.allotment.settle(hold, used)
+        if hold.debit is not None:
+            self.rates.settle(hold.debit, used, self.now)
+
+    async def cover(self, bound: dict[str, int], provider: str, *, comfort: bool = True) -> Hold | None:
         """Hold a call's bound, with more from the ledger where it does not fit; None: the allotment is frozen.
 
-        comfort: ask for a few calls like it, too. What others freed or fetched while this one waited for its turn is
-        looked at first. Raises LedgerError (`insufficient`), LedgerUnreachableError.
+        What rates count of it is debited in the same exchange. comfort: ask for a few calls like it, too. What others
+        freed or fetched while this one waited for its turn is looked at first. Raises LedgerError (`insufficient`),
+        LedgerUnreachableError.
         """
         await self._leave_old_window()
         async with self._lock:
-            hold = self.allotment.hold(bound)
+            hold = self.hold(bound, provider)
             if hold is not None or self.allotment.frozen:
                 return hold
             need = self.allotment.deficit(bound)
-            await self._extend(need, self.allotment.comfort(bound) if comfort else need)
-            return self.allotment.hold(bound)
+            want = self.allotment.comfort(bound) if comfort and need else need
+            asked = self.rates.counted(provider, bound) if self.rates.in_force else None
+            if not asked:
+                await self._extend(need, want)
+                return self.allotment.hold(bound)
+            debit = self.rates.take(provider, asked, self.now)
+            if debit is None:
+                sent, answer = await self._extend(need, want, {"debit": asked, "provider": provider})
+                debit = self.rates.debited(provider, asked, answer, sent)
+                return self._hold_debited(bound, debit)
+            try:
+                await self._extend(need, want)
+            except (LedgerError, LedgerUnreachableError):
+                self.rates.settle(debit, {}, self.now)
+                raise
+            return self._hold_debited(bound, debit)
 
     async def _leave_old_window(self) -> None:
         if self.window_until <= self.now:
             await self.roll_window()
 
-    async def _extend(self, need: dict[str, int], want: dict[str, int]) -> None:
-        """Ask for more than is held; the lock is the caller's."""
-        body = {"operation_id": uuid7(), "need": need, "want": {**need, **want}}
+    async def _extend(
+        self, need: dict[str, int], want: dict[str, int], debit: dict[str, Any] | None = None
+    ) -> tuple[float, dict[str, Any]]:
+        """Ask for more than is held, and for debits from rates; the lock is the caller's."""
+        body = {"operation_id": uuid7(), "need": need, "want": {**need, **want}, **(debit or {})}
         sent, answer = await self._exchange_twice("extend", body)
         granted = answer["granted"]
         self.allotment.grant(granted)
         self._renew(sent, answer)
         self._believe(answer)
-        self._tight = any(granted.get(d, 0) <= need.get(d, 0) < amount for d, amount in want.items())
+        if want:
+            self._tight = any(granted.get(d, 0) <= need.get(d, 0) < amount for d, amount in want.items())
+        return sent, answer
 
     async def _exchange_twice(self, verb: str, body: dict[str, Any]) -> tuple[float, dict[str, Any]]:
         """Do a mutation, once more under the same operation id where the first answer was lost."""
@@ -261,16 +308,26 @@ class Books:
     async def post_pending(self) -> None:
         """Post what the ledger lacks, oldest first. Raises LedgerError, LedgerUnreachableError."""
         most = POST_RECORDS_MAX
-        while batch := self.spool.batch(most):
+        while self.spool.pending:
             async with self._lock:
-                body = {"operation_id": uuid7(), "records": batch}
+                body = self._post_body(most)
+                batch = body["records"]
+                if not batch:
+                    return
                 try:
                     sent, answer = await self._exchange_twice("records", body)
                 except LedgerError as error:
+                    self._unanswered = None
+                    self.rates.keep(body.get("refunds", {}))
                     if error.code not in ("invalid", "record_conflict", "too_large"):
                         raise
                     most = self._isolate(batch, error)
                     continue
+                except LedgerUnreachableError:
+                    # It may have been done: asked again as it is, a refund is not given twice.
+                    self._unanswered = body
+                    raise
+                self._unanswered = None
                 self.spool.mark_posted(min(answer["last_sequence"], self.spool.sequence))
                 self._renew(sent, answer)
                 self._believe(answer)
@@ -278,6 +335,14 @@ class Books:
                     self.allotment.frozen = True
                 if answer["last_sequence"] < batch[-1]["sequence"]:
                     raise LedgerUnreachableError("the ledger took the records and does not have them all yet")
+
+    def _post_body(self, most: int) -> dict[str, Any]:
+        if self._unanswered is not None:
+            return self._unanswered
+        body: dict[str, Any] = {"operation_id": uuid7(), "records": self.spool.batch(most)}
+        if self.rates.refunds and body["records"]:
+            body["refunds"] = self.rates.due()
+        return body
 
     def _isolate(self, batch: list[dict[str, Any]], error: LedgerError) -> int:
         """Halve a batch that was refused; a single record that is refused is set aside, and said."""

@@ -19,6 +19,7 @@ from almoner_runner.meter.books import Books
 from almoner_runner.meter.dialect import Call, RefusedError
 from almoner_runner.meter.ids import uuid7
 from almoner_runner.meter.ledger import LedgerError, LedgerUnreachableError
+from almoner_runner.meter.pacing import Pacing, Turn, too_large
 from almoner_runner.meter.spool import SpoolError
 
 IN_FLIGHT_MAX: Final = 256
@@ -50,6 +51,7 @@ class Holds:
         self.in_flight = 0
         self.draining_from: float | None = None  # monotonic: from then no call is started
         self.refused: dict[str, int] = {}
+        self._pacing = Pacing()
 
     # --- before the call ----------------------------------------------------------------------------------------------
 
@@ -66,27 +68,37 @@ class Holds:
         """Hold one call of a local tool. Raises RefusedError."""
         bound = {"tool_calls": 1}
         await self._gate()
-        hold = self.books.allotment.hold(bound)
+        hold = self.books.hold(bound, "")
         if hold is None:
             hold = await self._extended_tool(bound)
         record = _record("tool", "almoner", "", tool) | {"tool_calls": 1, "requests": 0, "cost_nanos": 0}
         return self._write(hold, None, record)
 
     async def _extended_tool(self, bound: dict[str, int]) -> Hold:
-        refusal: dict[str, Any] | None = None
+        books = self.books
+        turn = self._pacing.turn("", books.now + WAIT_SECONDS)
         try:
-            hold, refusal = await self._extend_for(bound)
-        except LedgerUnreachableError:
-            raise _unreachable() from None
-        if hold is None:
-            raise _insufficient(bound, refusal)
-        return hold
+            await turn.join(books)
+            while True:
+                settlement = books.next_settlement()
+                try:
+                    hold, refusal = await self._extend_for(bound, "")
+                except LedgerUnreachableError:
+                    raise _unreachable() from None
+                if hold is not None:
+                    return hold
+                if not refusal or not refusal.get("rate_seconds"):
+                    raise _insufficient(bound, refusal)
+                await turn.wait(books, refusal, settlement)
+                await self._gate()
+        finally:
+            turn.leave()
 
     def _write(self, hold: Hold, call: Call | None, record: dict[str, Any]) -> Try:
         try:
             self.books.spool.hold(record)
         except SpoolError as error:
-            self.books.allotment.release(hold)
+            self.books.settle(hold, {})
             raise RefusedError(503, "spool_full", str(error), retry_after=5) from None
         self.in_flight += 1
         self.books.touch()
@@ -130,7 +142,9 @@ class Holds:
         bound = call.bound()
         if self.books.max_per_request:
             bound = self._within_request_limit(call, bound)
-        hold = self.books.allotment.hold(bound)
+        if self.books.rates.in_force:
+            bound = self._within_rates(call, bound)
+        hold = self.books.hold(bound, call.provider.name)
         return hold if hold is not None else await self._wait_for_room(call, bound)
 
     def _within_request_limit(self, call: Call, bound: dict[str, int]) -> dict[str, int]:
@@ -148,26 +162,39 @@ class Holds:
             bound = call.bound()
         return bound
 
+    def _within_rates(self, call: Call, bound: dict[str, int]) -> dict[str, int]:
+        """Lower the output to what a full bucket lets through; no waiting would help a larger call."""
+        rates, provider = self.books.rates, call.provider.name
+        while (excess := rates.too_large(provider, bound)) is not None:
+            dimension, capacity = excess
+            output = call.output_max_within(dimension, capacity)
+            if not call.output_least <= output < call.output_max:
+                raise too_large(dimension, capacity, bound[dimension])
+            call.lower_output(output)
+            bound = call.bound()
+        return bound
+
     async def _wait_for_room(self, call: Call, bound: dict[str, int]) -> Hold:
         """Go the ledger's order: more from the ledger, waiting, a lower output maximum, refusal."""
-        books = self.books
+        books, provider = self.books, call.provider.name
         if books.waiting >= WAITING_MAX:
             raise RefusedError(429, "too_many_calls", f"{WAITING_MAX} calls wait for room already", retry_after=1)
         books.waiting += 1
         deadline = books.now + WAIT_SECONDS
         others = OTHERS_TRIES
+        turn = self._pacing.turn(provider, deadline)
         try:
+            await turn.join(books)
             while True:
                 settlement = books.next_settlement()
-                refusal: dict[str, Any] | None = None
-                unreachable = False
-                try:
-                    hold, refusal = await self._extend_for(bound)
-                except LedgerUnreachableError:
-                    hold, unreachable = books.allotment.hold(bound), True
+                hold, refusal, unreachable = await self._ask_for(bound, provider)
                 if hold is not None:
                     return hold
                 left = deadline - books.now
+                if refusal is not None and refusal.get("rate_seconds"):
+                    bound = await self._wait_for_rate(call, bound, refusal, turn, settlement)
+                    continue
+                turn.leave()
                 if any(books.allotment.in_flight.values()) and left > 0:
                     await _wait(settlement, left)
                 elif unreachable:
@@ -184,16 +211,42 @@ class Holds:
                         raise _insufficient(bound, refusal)
                 await self._gate()
         finally:
+            turn.leave()
             books.waiting -= 1
 
-    async def _extend_for(self, bound: dict[str, int]) -> tuple[Hold | None, dict[str, Any] | None]:
+    async def _wait_for_rate(
+        self,
+        call: Call,
+        bound: dict[str, int],
+        refusal: dict[str, Any],
+        turn: Turn,
+        settlement: asyncio.Event,
+    ) -> dict[str, int]:
+        """Wait until asking a rate again is worth it, or lower the output; gives the bound to ask for."""
+        books = self.books
+        if refusal.get("retry_after_ms") is None:
+            # A full bucket is smaller than we were told.
+            books.rates.shrunk(call.provider.name, str(refusal.get("dimension")), refusal.get("limit", 0))
+        else:
+            await turn.wait(books, refusal, settlement)
+        await self._gate()
+        return self._within_rates(call, bound)
+
+    async def _ask_for(self, bound: dict[str, int], provider: str) -> tuple[Hold | None, dict[str, Any] | None, bool]:
+        """Ask the ledger for what a call lacks; gives the hold, or the refusal, and whether the ledger is away."""
+        try:
+            return *(await self._extend_for(bound, provider)), False
+        except LedgerUnreachableError:
+            return self.books.hold(bound, provider), None, True
+
+    async def _extend_for(self, bound: dict[str, int], provider: str) -> tuple[Hold | None, dict[str, Any] | None]:
         """Ask the ledger for what a call lacks; gives the hold, or the refusal. Raises LedgerUnreachableError."""
         try:
-            return await self.books.cover(bound), None
+            return await self.books.cover(bound, provider), None
         except LedgerError as error:
             if error.code != "insufficient":
                 raise LedgerUnreachableError(str(error)) from error
-            return self.books.allotment.hold(bound), error.refusal or {}
+            return self.books.hold(bound, provider), error.refusal or {}
 
     async def _lower(self, call: Call, refusal: dict[str, Any] | None) -> tuple[Hold | None, dict[str, Any] | None]:
         """Lower the output maximum to what there is room for; gives the hold, or the last refusal."""
@@ -210,7 +263,7 @@ class Holds:
             call.lower_output(output)
             try:
                 # No comfort now: exactly this call.
-                hold = await self.books.cover(call.bound(), comfort=False)
+                hold = await self.books.cover(call.bound(), call.provider.name, comfort=False)
             except LedgerError as error:
                 refusal = error.refusal if error.code == "insufficient" else None
                 continue
@@ -259,7 +312,7 @@ class Holds:
     def _close(self, tried: Try) -> None:
         self.in_flight -= 1
         self.books.spool.settle(tried.record)
-        self.books.allotment.settle(tried.hold, _used(tried.record))
+        self.books.settle(tried.hold, _used(tried.record))
         self.books.settled()
 
 

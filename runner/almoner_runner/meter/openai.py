@@ -292,7 +292,7 @@ def event_data(event: bytes) -> dict[str, Any]:
 
 def error_body(code: str, message: str, status: int, param: str | None) -> dict[str, Any]:
     """Give a refusal in OpenAI's shape."""
-    kind = "insufficient_quota" if code == "insufficient_quota" else "invalid_request_error"
+    kind = code if code in ("insufficient_quota", "rate_limit_exceeded") else "invalid_request_error"
     if status >= 500:
         kind = "server_error"
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
