@@ -10,9 +10,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from almoner_core.compute import ComputePrices
 from almoner_operator.context import OperatorSettings
 from almoner_operator.credentials import CredentialsError
 from almoner_operator.logs import configure
+from almoner_operator.machines import ComputeSettings
 from almoner_operator.pods import RunnerSettings
 from almoner_operator.scheduling.model import RequireBudget
 from almoner_operator.scheduling.model import Settings as SchedulingSettings
@@ -48,6 +50,20 @@ def parser() -> argparse.ArgumentParser:
     option("--image-pull-secrets", "ALMONER_IMAGE_PULL_SECRETS", "of runner pods, separated by commas", "")
     option("--meter-cpu", "ALMONER_METER_CPU", "what a meter reserves", "50m")
     option("--meter-memory", "ALMONER_METER_MEMORY", "what a meter reserves", "96Mi")
+    option("--compute-price-cpu-hour", "ALMONER_COMPUTE_PRICE_CPU_HOUR", "US dollars per core-hour; none: not billed")
+    option(
+        "--compute-price-memory-gib-hour",
+        "ALMONER_COMPUTE_PRICE_MEMORY_GIB_HOUR",
+        "US dollars per GiB-hour of memory; none: not billed",
+    )
+    option("--compute-price-gpu-hour", "ALMONER_COMPUTE_PRICE_GPU_HOUR", "US dollars per GPU-hour; none: not billed")
+    option(
+        "--compute-interval-seconds",
+        "ALMONER_COMPUTE_INTERVAL_SECONDS",
+        "how often machine time is charged, and held for so long ahead, at least 1",
+        "60",
+        type=int,
+    )
     option("--namespaces", "ALMONER_NAMESPACES", "namespaces to serve, separated by commas; all where empty", "")
     option("--own-namespace", "ALMONER_OWN_NAMESPACE", "where the Lease of the election lies", "almoner-system")
     option("--lease-seconds", "ALMONER_LEASE_SECONDS", "life of that Lease, at least 3", "15", type=int)
@@ -77,6 +93,14 @@ def settings_of(arguments: argparse.Namespace) -> OperatorSettings:
     missing = [f"--{name.replace('_', '-')}" for name in ("ledger_url", "runner_image") if not getattr(arguments, name)]
     if missing:
         parser().error(f"{' and '.join(missing)} must be given")
+    try:
+        prices = ComputePrices.parse(
+            arguments.compute_price_cpu_hour,
+            arguments.compute_price_memory_gib_hour,
+            arguments.compute_price_gpu_hour,
+        )
+    except ValueError as error:
+        parser().error(f"--compute-price-*: {error}")
     return OperatorSettings(
         ledger_url=arguments.ledger_url,
         runner=RunnerSettings(
@@ -88,6 +112,7 @@ def settings_of(arguments: argparse.Namespace) -> OperatorSettings:
             meter_cpu=arguments.meter_cpu,
             meter_memory=arguments.meter_memory,
         ),
+        compute=ComputeSettings(prices=prices, interval_seconds=max(1, arguments.compute_interval_seconds)),
         scheduling=SchedulingSettings(require_budget=RequireBudget(arguments.require_budget)),
         kubeconfig=Path(arguments.kubeconfig) if arguments.kubeconfig else None,
         ledger_token_file=Path(arguments.ledger_token_file) if arguments.ledger_token_file else None,

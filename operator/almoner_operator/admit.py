@@ -30,6 +30,7 @@ from almoner_core.identity import allotment_id, operation_id, pod_name
 from almoner_operator import demand, failpoints, metrics, outcome, providers
 from almoner_operator.agents import AgentFacts, ProviderFacts, runner_secrets_verdict
 from almoner_operator.attempts import AttemptEnd, remaining_seconds
+from almoner_operator.compute import MachineTime
 from almoner_operator.context import Context, now, run_target
 from almoner_operator.errors import (
     AlreadyExistsError,
@@ -80,8 +81,9 @@ class _Plan:
 class Admitter:
     """Admits what was decided, and finishes what a crash left half done."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, machines: MachineTime) -> None:
         self._context = context
+        self._machines = machines
 
     async def admit(self, run: Run, admission: Admission) -> None:
         """Admit one run; `run.admitting` is set already. Never raises but for lost leadership."""
@@ -239,7 +241,8 @@ class Admitter:
         context = self._context
         space = context.cache.space(run.key.namespace)
         spec = await self._pinned_spec(run, plan.pinned)
-        first = demand.first_call(run, spec, space.providers)
+        ahead = demand.ahead(run, spec, context.settings.runner, context.settings.compute)
+        first = demand.first_call(run, spec, space.providers, ahead)
         limits = demand.limits_of(run, spec)
         own = wire_amounts(
             usd=limits.max_cost.nanos if limits.max_cost is not None else None,
@@ -267,9 +270,11 @@ class Admitter:
                 limits=own,
                 need=wire_amounts(usd=first.need.get("usd")),
                 want=wire_amounts(usd=first.want.get("usd")),
+                compute=wire_amounts(usd=ahead),
             )
             try:
                 await context.ledger.open(item)
+                self._machines.opened(attempt.allotment)
                 return plan
             except LedgerUnavailableError as error:
                 context.cache.set_ledger_ready(False)
@@ -353,6 +358,7 @@ class Admitter:
     async def _void(self, attempt: Attempt, reason: str) -> None:
         """Give an allotment back that nothing was started for. A ledger that does not answer is asked again later."""
         assert attempt.allotment is not None
+        self._machines.forget(attempt.allotment)
         item = wire.CloseAllotment(
             operation_id=operation_id("void", attempt.allotment), allotment=attempt.allotment, reason=reason
         )

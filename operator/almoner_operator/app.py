@@ -20,10 +20,11 @@ from uuid import uuid4
 
 import kopf
 
-from almoner_operator import credentials, metrics, sync
+from almoner_operator import credentials, demand, metrics, sync
 from almoner_operator.accounts import Accounts
 from almoner_operator.admit import Admitter
 from almoner_operator.cache import Cache
+from almoner_operator.compute import MachineTime
 from almoner_operator.context import Context, OperatorSettings
 from almoner_operator.errors import ApiError, LeadershipLostError, LedgerError
 from almoner_operator.events import EventRecorder
@@ -126,6 +127,7 @@ class Operator:
             (parts.observer.run(), "observer"),
             (parts.settler.follow(), "the ledger's changes"),
             (parts.lifecycle.tick(), "clock"),
+            (parts.machines.run(), "machine time"),
             (parts.loop.sweep(), "queue statuses"),
             (sync.sweep(context), "sweep"),
             (context.events.run(), "events"),
@@ -151,7 +153,12 @@ class Operator:
         await leader.release()
 
     def _assemble(self, client: KubernetesClient, ledger: LedgerClient, identity: str) -> tuple[Context, _Parts]:
-        cache = Cache(meter=self._settings.runner.meter_requests, wake=lambda: None)
+        runner, compute = self._settings.runner, self._settings.compute
+        cache = Cache(
+            meter=runner.meter_requests,
+            wake=lambda: None,
+            ahead=lambda run, agent: demand.ahead(run, agent, runner, compute),
+        )
 
         def gone(target: Target) -> None:
             # A patch found no such object: the watch will say the same, or a sweep.
@@ -234,9 +241,11 @@ class _Parts:
 
     def __init__(self, context: Context) -> None:
         self._cache = context.cache
-        self.admitter = Admitter(context)
-        self.settler = Settler(context)
-        self.lifecycle = Lifecycle(context, self.admitter, self.settler)
+        self.machines = MachineTime(context)
+        self.admitter = Admitter(context, self.machines)
+        self.settler = Settler(context, self.machines)
+        self.lifecycle = Lifecycle(context, self.admitter, self.settler, self.machines)
+        self.machines.stop = self.lifecycle.stop
         self.accounts = Accounts(context)
         self.observer = Observer(context)
         self.loop = Loop(context, self.admitter, self.lifecycle, self.accounts)

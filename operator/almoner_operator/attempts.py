@@ -72,7 +72,10 @@ _OUTCOMES: Final[Mapping[StopCause, AttemptOutcome]] = {
     StopCause.SUSPENDED: AttemptOutcome.SUSPENDED,
     StopCause.PREEMPTED: AttemptOutcome.PREEMPTED,
     StopCause.DRAINED: AttemptOutcome.PREEMPTED,
+    StopCause.EXHAUSTED: AttemptOutcome.FAILED,
 }
+REASONS: Final[Mapping[StopCause, FailureReason]] = {StopCause.EXHAUSTED: FailureReason.BUDGET_EXHAUSTED}
+"""Why it failed that was stopped; what was stopped on somebody's wish did not fail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +214,7 @@ def _stopped(
     if intent is None:
         return None
     text = f"stopped: {intent.value.lower()}"
-    return AttemptEnd(_OUTCOMES[intent], None, text, exit_code, started, finished)
+    return AttemptEnd(_OUTCOMES[intent], REASONS.get(intent), text, exit_code, started, finished)
 
 
 def _finally_deleted(pod: Mapping[str, Any]) -> bool:

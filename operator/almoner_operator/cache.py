@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from almoner_core.api.agent import AgentReason, AgentType
+from almoner_core.api.agent import AgentReason, AgentSpec, AgentType
 from almoner_core.api.execution import ExecutionPhase, WaitReason
 from almoner_core.wire import AccountState, Dimension
 from almoner_operator import demand
@@ -78,8 +78,10 @@ class Space:
 class Cache:
     """Everything that the operator knows. For one event loop; `wake` is called after every change that may matter."""
 
-    def __init__(self, *, meter: Requests, wake: Callable[[], None]) -> None:
-        self._meter = meter
+    def __init__(
+        self, *, meter: Requests, wake: Callable[[], None], ahead: Callable[[Run, AgentSpec | None], int] | None = None
+    ) -> None:
+        self._meter, self._ahead = meter, ahead
         self.wake = wake
         self.spaces: dict[str, Space] = {}
         self.runs: dict[str, Run] = {}
@@ -403,7 +405,8 @@ class Cache:
         reserved = attempt is not None or run.admitting
         record = space.agents.get(run.agent_name or "")
         agent = record.spec if record is not None else None
-        first = demand.first_call(run, agent, space.providers) if not reserved else None
+        ahead = self._ahead(run, agent) if self._ahead is not None and not reserved else 0
+        first = demand.first_call(run, agent, space.providers, ahead) if not reserved else None
         return Workload(
             key=run.key,
             owner=run.owner,
@@ -414,7 +417,7 @@ class Cache:
             preemptible=run.spec.preemptible,
             requests=demand.requests(run, agent, self._meter),
             max_cost=demand.max_cost(run, agent),
-            need=first.need.get("usd", 0) if first is not None else 0,
+            need=first.need.get("usd", 0) + ahead if first is not None else 0,
             state=WorkloadState.RESERVED if reserved else WorkloadState.WAITING,
             suspend=run.spec.suspend,
             cancel=run.spec.cancel,

@@ -19,6 +19,7 @@ from almoner_operator.errors import LeadershipLostError
 from almoner_operator.events import EventRecorder
 from almoner_operator.kubernetes import BY_KIND, KubernetesClient
 from almoner_operator.ledger_client import LedgerClient
+from almoner_operator.machines import ComputeSettings
 from almoner_operator.pins import Pins
 from almoner_operator.pods import RunnerSettings
 from almoner_operator.records import AgentRecord, ProviderRecord, QuotaRecord, Run
@@ -36,6 +37,7 @@ class OperatorSettings:
     ledger_url: str
     runner: RunnerSettings
     scheduling: SchedulingSettings = field(default_factory=SchedulingSettings)
+    compute: ComputeSettings = field(default_factory=ComputeSettings)
     kubeconfig: Path | None = None
     ledger_token_file: Path | None = None
     namespaces: tuple[str, ...] = ()

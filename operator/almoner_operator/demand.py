@@ -15,10 +15,13 @@ from typing import Final
 from almoner_core.api.agent import AgentSpec, Limits
 from almoner_core.api.execution import ExecutionInput, ExecutionSpec
 from almoner_core.api.training_job import TrainingJobSpec
+from almoner_core.compute import Machine
 from almoner_core.contract import DEFAULT_MAX_OUTPUT_TOKENS, PriceCard
 from almoner_core.price_data import price_card
 from almoner_core.pricing import FirstCall, first_call_bound
 from almoner_operator.agents import effective_limits
+from almoner_operator.machines import ComputeSettings
+from almoner_operator.pods import RunnerSettings
 from almoner_operator.records import ProviderRecord, Run, runner_of
 from almoner_operator.scheduling.model import Requests, requests_of
 
@@ -62,8 +65,25 @@ def card_for(provider: ProviderRecord, model: str) -> PriceCard | None:
     return _cards[key]
 
 
-def first_call(run: Run, agent: AgentSpec | None, providers: Mapping[str, ProviderRecord]) -> FirstCall:
-    """Bound the first call of a run, capped by the run's own limits: what fits a cap cannot need more than it."""
+def grace_seconds(run: Run, agent: AgentSpec | None, runner: RunnerSettings) -> int:
+    """Give how long its pod may take to end once it is told to."""
+    return runner_of(run, agent).termination_grace_period_seconds + runner.meter_grace_seconds
+
+
+def ahead(run: Run, agent: AgentSpec | None, runner: RunnerSettings, compute: ComputeSettings) -> int:
+    """Give what its machine time needs held before it starts, in nano-dollars."""
+    asked = requests(run, agent, runner.meter_requests)
+    machine = Machine(cpu=asked.cpu, memory=asked.memory, gpu=asked.gpu)
+    return compute.prices.hold(machine, compute.ahead(grace_seconds(run, agent, runner)))
+
+
+def first_call(
+    run: Run, agent: AgentSpec | None, providers: Mapping[str, ProviderRecord], machine_nanos: int = 0
+) -> FirstCall:
+    """Bound the first call of a run, capped by the run's own limits: what fits a cap cannot need more than it.
+
+    `machine_nanos` of its money are for machine time.
+    """
     if agent is None:
         return FirstCall(need={}, want={})
     provider = providers.get(agent.model.provider)
@@ -79,7 +99,7 @@ def first_call(run: Run, agent: AgentSpec | None, providers: Mapping[str, Provid
     limits = limits_of(run, agent)
     caps: dict[str, int] = {}
     if limits.max_cost is not None:
-        caps["usd"] = limits.max_cost.nanos
+        caps["usd"] = max(0, limits.max_cost.nanos - machine_nanos)
     if limits.max_tokens is not None:
         caps["tokens"] = limits.max_tokens
     return FirstCall(need=_capped(bound.need, caps), want=_capped(bound.want, caps))

@@ -26,6 +26,8 @@ BEFORE_CLOSE: Final = "before-close"
 """The pod has ended; the allotment is still open."""
 AFTER_CLOSE: Final = "after-close"
 """The allotment is closed; the status does not say so."""
+AFTER_ACCRUE: Final = "after-accrue"
+"""Machine time is charged in the ledger; nobody here knows that."""
 BEFORE_STATUS_FINAL: Final = "before-status-final"
 """All is known; the final status is not written."""
 AFTER_STATUS_FINAL: Final = "after-status-final"
@@ -38,6 +40,7 @@ ALL: Final = (
     AFTER_BIND,
     BEFORE_CLOSE,
     AFTER_CLOSE,
+    AFTER_ACCRUE,
     BEFORE_STATUS_FINAL,
     AFTER_STATUS_FINAL,
 )

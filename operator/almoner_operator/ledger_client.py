@@ -53,6 +53,7 @@ class LedgerClient:
         self._bind: _Batcher[wire.BindAllotment, wire.ItemAnswer] = _Batcher(self._send_bind)
         self._void: _Batcher[wire.CloseAllotment, wire.ItemAnswer] = _Batcher(self._send_void)
         self._close: _Batcher[wire.CloseAllotment, wire.ItemAnswer] = _Batcher(self._send_close)
+        self._accrue: _Batcher[wire.AccrueAllotment, wire.ItemAnswer] = _Batcher(self._send_accrue)
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -100,6 +101,16 @@ class LedgerClient:
         """Close an allotment whose pod is gone; gives its state. What did not come back is charged off."""
         return _state(await self._close.ask(item))
 
+    async def accrue(self, item: wire.AccrueAllotment) -> wire.ItemAnswer:
+        """Charge machine time and hold for what comes; the answer has the error where there was no room for that.
+
+        Raises LedgerError where nothing was charged.
+        """
+        answer = await self._accrue.ask(item)
+        if answer.error is not None and answer.state is None:
+            raise _named(answer.error)
+        return answer
+
     async def open_allotments(self) -> AsyncIterator[wire.AllotmentView]:
         """Give every open allotment, for reconciling with pods."""
         after: str | None = None
@@ -134,6 +145,10 @@ class LedgerClient:
     async def _send_close(self, items: Sequence[wire.CloseAllotment]) -> Sequence[wire.ItemAnswer]:
         body = wire.CloseBatch(epoch=self.epoch, items=list(items))
         return (await self._post("/v1/allotments:close", body, wire.BatchAnswer)).answers
+
+    async def _send_accrue(self, items: Sequence[wire.AccrueAllotment]) -> Sequence[wire.ItemAnswer]:
+        body = wire.AccrueBatch(epoch=self.epoch, items=list(items))
+        return (await self._post("/v1/allotments:accrue", body, wire.BatchAnswer)).answers
 
     # -- the wire ------------------------------------------------------------------------------------
 

@@ -20,7 +20,8 @@ from almoner_core.api.execution import TERMINAL_PHASES, AttemptOutcome, Executio
 from almoner_core.identity import pod_name
 from almoner_operator import demand, outcome
 from almoner_operator.admit import Admitter
-from almoner_operator.attempts import AttemptEnd, classify, has_terminated, started_at
+from almoner_operator.attempts import REASONS, AttemptEnd, classify, has_terminated, started_at
+from almoner_operator.compute import MachineTime
 from almoner_operator.context import Context, now, run_target
 from almoner_operator.errors import ApiError
 from almoner_operator.kubernetes import BY_KIND, PODS
@@ -40,6 +41,7 @@ _OUTCOMES: Final = {
     StopCause.SUSPENDED: AttemptOutcome.SUSPENDED,
     StopCause.PREEMPTED: AttemptOutcome.PREEMPTED,
     StopCause.DRAINED: AttemptOutcome.PREEMPTED,
+    StopCause.EXHAUSTED: AttemptOutcome.FAILED,
 }
 
 
@@ -60,8 +62,9 @@ class Orphan:
 class Lifecycle:
     """Watches over runs, their pods and what they leave behind."""
 
-    def __init__(self, context: Context, admitter: Admitter, settler: Settler) -> None:
+    def __init__(self, context: Context, admitter: Admitter, settler: Settler, machines: MachineTime) -> None:
         self._context = context
+        self._machines = machines
         self._admitter = admitter
         self._settler = settler
         self._orphans: dict[str, Orphan] = {}
@@ -146,7 +149,8 @@ class Lifecycle:
         assert attempt is not None
         if attempt.pod_uid is None:
             if run.stop is not None:
-                run.end = AttemptEnd(_OUTCOMES[run.stop], message="stopped before its pod existed", finished=now())
+                reason = REASONS.get(run.stop)
+                run.end = AttemptEnd(_OUTCOMES[run.stop], reason, "stopped before its pod existed", finished=now())
                 return
             self._resume(run)
             return
@@ -370,7 +374,8 @@ class Lifecycle:
         async for view in self._context.ledger.open_allotments():
             run = cache.runs.get(view.execution.uid)
             attempt = run.attempt if run is not None else None
-            if run is not None and attempt is not None and attempt.allotment == view.allotment:
+            allotment = self._machines.adopt(view) if view.purpose is wire.Purpose.COMPUTE else view.allotment
+            if run is not None and attempt is not None and attempt.allotment == allotment:
                 if view.pod_uid is not None:
                     run.bound = attempt.number
                 if view.pod_uid is not None and attempt.pod_uid is None:
@@ -381,9 +386,11 @@ class Lifecycle:
                 continue
             if run is not None:
                 run.next_attempt = max(run.next_attempt, view.execution.attempt + 1)
+            if view.purpose is wire.Purpose.COMPUTE and allotment in self._orphans:
+                continue
             count += 1
-            self._orphans[view.allotment] = Orphan(
-                view.allotment,
+            self._orphans[allotment] = Orphan(
+                allotment,
                 view.execution.namespace,
                 view.execution.uid,
                 view.execution.attempt,
@@ -418,7 +425,8 @@ class Lifecycle:
         return time.monotonic() - orphan.since >= self._context.settings.lost_seconds
 
     async def _close_orphan(self, orphan: Orphan) -> None:
-        await self._settler.close(orphan.allotment, "its execution is gone")
+        await self._machines.finish(orphan.allotment, self._context.cache.pods.get(orphan.uid, {}).get(orphan.attempt))
+        await self._settler.close(orphan.allotment, "its execution is gone", uid=orphan.uid, attempt=orphan.attempt)
         self._orphans.pop(orphan.allotment, None)
         if orphan.uid not in self._context.cache.runs:
             self._context.cache.drop_pods(orphan.uid)

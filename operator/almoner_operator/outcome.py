@@ -19,7 +19,7 @@ from almoner_core.api.execution import (
     WaitReason,
 )
 from almoner_core.api.training_job import Metric, Progress, TrainingJobStatus
-from almoner_core.api.usage import TokenUsage, Usage
+from almoner_core.api.usage import ComputeUsage, TokenUsage, Usage
 from almoner_core.contract import STATUS_OUTPUT_CHARS_MAX
 from almoner_core.money import Money
 from almoner_core.wire import ExecutionTotals, UsageTotals
@@ -111,7 +111,7 @@ def ended(run: Run, end: AttemptEnd, now: datetime) -> RunStatus:
         run,
         outcome=end.outcome,
         reason=str(end.reason) if end.reason else _stop_reason(run, end),
-        message=end.message[:MESSAGE_CHARS_MAX] or None,
+        message=_said(run, end)[:MESSAGE_CHARS_MAX] or None,
         exit_code=end.exit_code,
         start_time=end.started or run.status.attempts[-1].start_time,
         finish_time=moment(finished),
@@ -126,7 +126,7 @@ def ended(run: Run, end: AttemptEnd, now: datetime) -> RunStatus:
         reason = end.reason or FailureReason.RUNNER_FAILED
         again = next_try(run, attempts, reason, finished)
         if again is None:
-            standing = Standing(ExecutionPhase.FAILED, end.message, admitted=True, failure=reason)
+            standing = Standing(ExecutionPhase.FAILED, _said(run, end), admitted=True, failure=reason)
             return _terminal(run, standing, now, attempts, start)
         message = f"attempt {attempts[-1].number} failed ({reason}: {end.message}); tried again at {_clock(again)}"
         wait = Wait(WaitReason.BACKOFF, message, next_change=again)
@@ -214,6 +214,13 @@ def _terminal(
     )
 
 
+def _said(run: Run, end: AttemptEnd) -> str:
+    """What is said of an end: which budget had no room was written when the pod was told to stop."""
+    if run.stop is StopCause.EXHAUSTED and end.reason is FailureReason.BUDGET_EXHAUSTED:
+        return run.status.attempts[-1].message or end.message
+    return end.message
+
+
 def _stop_reason(run: Run, end: AttemptEnd) -> str | None:
     if end.outcome is AttemptOutcome.SUCCEEDED:
         return None
@@ -246,6 +253,17 @@ def usage_of(totals: UsageTotals) -> Usage:
         ),
         requests=totals.requests,
         tool_calls=totals.tool_calls,
+        compute=_compute_of(totals),
+    )
+
+
+def _compute_of(totals: UsageTotals) -> ComputeUsage | None:
+    if not (totals.cpu_milli_seconds or totals.memory_mebibyte_seconds or totals.gpu_milli_seconds):
+        return None
+    return ComputeUsage(
+        cpu_milli_seconds=totals.cpu_milli_seconds,
+        memory_mebibyte_seconds=totals.memory_mebibyte_seconds,
+        gpu_seconds=totals.gpu_milli_seconds // 1000,
     )
 
 

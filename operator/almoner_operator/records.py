@@ -43,6 +43,7 @@ TRACKING_MARKS: Final = (
     "helm.toolkit.fluxcd.io/name",
 )
 """Labels or annotations by which Argo CD and Flux mark what they would create again."""
+_OVER: Final = (AllotmentState.CLOSED, AllotmentState.VOID)
 _TERMINAL: Final = frozenset(str(phase) for phase in TERMINAL_PHASES)
 
 Parsed = TypeVar("Parsed", bound=APIModel)
@@ -135,6 +136,12 @@ class Run:
     def allotment_state(self, attempt: int) -> AllotmentState | None:
         """What the ledger last told of an attempt's allotment."""
         return self.totals.states.get(attempt) if self.totals is not None else None
+
+    def settled(self, attempt: int) -> bool:
+        """Whether the ledger told that nothing more comes of an attempt, its machine time included."""
+        if self.totals is None or self.totals.states.get(attempt) not in _OVER:
+            return False
+        return self.totals.compute_states.get(attempt, AllotmentState.VOID) in _OVER
 
 
 @dataclass(slots=True)

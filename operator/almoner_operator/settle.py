@@ -18,6 +18,7 @@ from almoner_core.api.execution import TERMINAL_PHASES, AttemptOutcome, Executio
 from almoner_core.api.training_job import TrainingJobStatus
 from almoner_core.identity import operation_id
 from almoner_operator import failpoints, metrics, outcome
+from almoner_operator.compute import MachineTime
 from almoner_operator.context import Context, now, run_target
 from almoner_operator.errors import ApiError, LedgerError, LedgerUnavailableError, NotFoundError
 from almoner_operator.kubernetes import BY_KIND
@@ -31,15 +32,16 @@ log = logging.getLogger(__name__)
 FEED_WAIT_SECONDS: Final = 20
 FEED_RETRY_SECONDS: Final = 1.0
 CLOSE_RETRY_SECONDS: Final = 2.0
+LEASED_RETRY_SECONDS: Final = 5.0
 WRITE_RETRY_SECONDS: Final = 2.0
-_OVER: Final = (wire.AllotmentState.CLOSED, wire.AllotmentState.VOID)
 
 
 class Settler:
     """Ends attempts and carries the ledger's changes into statuses."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, machines: MachineTime) -> None:
         self._context = context
+        self._machines = machines
         self._told: dict[str, asyncio.Event] = {}
         self.cursor = 0
 
@@ -57,9 +59,11 @@ class Settler:
                 return
             failpoints.hit(failpoints.BEFORE_CLOSE)
             if attempt.allotment is not None:
-                state = await self.close(attempt.allotment, end.reason.value if end.reason else end.outcome.value)
+                charged = await self._machines.finish_run(run)
+                why = end.reason.value if end.reason else end.outcome.value
+                state = await self.close(attempt.allotment, why, uid=run.key.uid, attempt=attempt.number)
                 failpoints.hit(failpoints.AFTER_CLOSE)
-                if state != wire.AllotmentState.VOID:  # What was never activated has used nothing.
+                if charged or state != wire.AllotmentState.VOID:  # What was never activated has used nothing.
                     await self._last_totals(run, attempt.number)
             run.status = outcome.ended(run, end, now())
             if run.totals is not None:
@@ -81,22 +85,41 @@ class Settler:
             self._told.pop(run.key.uid, None)
             context.cache.touch(run, review=True)
 
-    async def close(self, allotment: str, reason: str) -> str:
-        """Close an allotment whose pod is gone, or void it where it was only offered; as long as it takes."""
-        item = wire.CloseAllotment(
-            operation_id=operation_id("close", allotment), allotment=allotment, reason=reason[:128]
-        )
+    async def close(self, allotment: str, reason: str, *, uid: str, attempt: int) -> str:
+        """Close an allotment whose pod is gone, or void it where it was only offered; as long as it takes.
+
+        Where nobody saw the pod's containers end, that is until the ledger takes the meter's silence for its end.
+        """
+        leased = False
         while True:
+            terminated = self._seen_terminated(uid, attempt)
+            item = wire.CloseAllotment(
+                operation_id=operation_id("close", allotment, "terminated" if terminated else ""),
+                allotment=allotment,
+                reason=reason[:128],
+                terminated=terminated,
+            )
             try:
                 return await self._context.ledger.close(item)
             except LedgerUnavailableError as error:
                 log.warning("allotment %s is not closed yet: %s", allotment, error)
                 await asyncio.sleep(CLOSE_RETRY_SECONDS)
             except LedgerError as error:
+                if error.code == wire.ErrorCode.LEASED:
+                    if not leased:
+                        log.info("allotment %s is not closed yet: %s", allotment, error.message)
+                    leased = True
+                    await asyncio.sleep(LEASED_RETRY_SECONDS)
+                    continue
                 if error.code == wire.ErrorCode.WRONG_STATE:
                     return await self._void(allotment, reason)
                 log.warning("allotment %s cannot be closed: %s", allotment, error)
                 return ""
+
+    def _seen_terminated(self, uid: str, attempt: int) -> bool:
+        """Whether the attempt's containers were seen to have ended, or its pod never got to a node."""
+        pod = self._context.cache.pods.get(uid, {}).get(attempt)
+        return pod is not None and never_ran_on(pod.raw)
 
     async def _void(self, allotment: str, reason: str) -> str:
         item = wire.CloseAllotment(
@@ -115,7 +138,7 @@ class Settler:
         """Wait until the feed has told the attempt's final totals, or for so long that a late report must do."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._context.settings.settle_seconds
-        while run.allotment_state(attempt) not in _OVER:
+        while not run.settled(attempt):
             told = self._told.setdefault(run.key.uid, asyncio.Event())
             told.clear()
             try:

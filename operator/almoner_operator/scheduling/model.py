@@ -63,6 +63,8 @@ class StopCause(StrEnum):
     PREEMPTED = "Preempted"
     DRAINED = "Drained"
     """A quota's stopPolicy is HoldAndDrain; it queues again."""
+    EXHAUSTED = "BudgetExhausted"
+    """Its machine time cannot be paid for any longer; it fails."""
 
 
 @dataclass(frozen=True, slots=True)

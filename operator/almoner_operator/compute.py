@@ -1,0 +1,275 @@
+"""Machine time: charged while pods run, held ahead, and the pod stopped when that is refused.
+
+Role: one task looks at all running pods, and accrues in the ledger, in batches, what each used since the last time; the
+same exchange renews what is held for the time to come. Until when a pod was charged is what the ledger has, so an
+operator that takes over goes on from there. A pod whose hold is refused is stopped while what is held still pays for
+its end.
+
+Boundary: the books are the ledger's, the arithmetic almoner_core's, the reading of pods machines.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from almoner_core import wire
+from almoner_core.compute import Machine
+from almoner_core.identity import allotment_id, compute_allotment_id, operation_id
+from almoner_operator import demand, failpoints
+from almoner_operator.attempts import has_terminated
+from almoner_operator.context import Context
+from almoner_operator.errors import LeadershipLostError, LedgerError, LedgerUnavailableError
+from almoner_operator.machines import PodTime, pod_time, records_of, unix_seconds
+from almoner_operator.records import Pod, Run
+from almoner_operator.scheduling.model import Stop, StopCause
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS: Final = 1.0
+SEEN_SECONDS: Final = 2
+"""So long after it a pod's end is surely seen: nothing younger is charged while the pod runs."""
+STOP_SECONDS: Final = 5
+"""What must still be paid for, beyond its grace period, when a pod is told to stop."""
+STRETCH_SECONDS_MAX: Final = 86_400
+RETRY_SECONDS: Final = 2.0
+
+
+@dataclass(slots=True)
+class _Meter:
+    """How far an attempt's machine time is charged. Times are Unix seconds."""
+
+    until: int | None = None
+    sequence: int = 0
+    covered: int = 0
+    """Until when what is held pays."""
+    asked: int = 0
+    pending: wire.AccrueAllotment | None = None
+    """What was asked and not answered: it is asked again as it is."""
+    to: int | None = None
+    """Until when `pending` charges."""
+    refused: wire.Error | None = None
+    seen: PodTime | None = None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class MachineTime:
+    """Charges machine time. `stop` is called with what must be stopped for want of money."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._settings = context.settings.compute
+        self._meters: dict[str, _Meter] = {}
+        self.stop: Callable[[Stop], None] = lambda _: None
+
+    # -- what there is to charge ---------------------------------------------------------------------
+
+    def opened(self, allotment: str) -> None:
+        """Note that an attempt's allotment was opened, and its machine time's with it."""
+        self._meters[allotment] = _Meter()
+
+    def adopt(self, view: wire.AllotmentView) -> str:
+        """Take over what the ledger has of an attempt's machine time; gives the attempt's own allotment."""
+        allotment = allotment_id(view.execution.uid, view.execution.attempt)
+        until = view.accrued_unix_ms
+        self._meters[allotment] = _Meter(
+            until=until // 1000 if until is not None else None, sequence=view.last_sequence
+        )
+        return allotment
+
+    def forget(self, allotment: str) -> None:
+        """Charge no more: the allotment is void."""
+        self._meters.pop(allotment, None)
+
+    # -- while pods run ------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Charge what is due, for ever."""
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            try:
+                await self.round()
+            except LeadershipLostError:
+                raise
+            except Exception:
+                log.exception("charging machine time failed")
+
+    async def round(self) -> None:
+        """Charge every pod that is due; what is asked together travels together."""
+        cache, moment = self._context.cache, int(time.time())
+        due = []
+        for run in cache.runs.values():
+            attempt = run.attempt
+            if attempt is None or attempt.allotment is None or run.end is not None or run.settling:
+                continue
+            meter = self._meters.get(attempt.allotment)
+            pod = cache.pods.get(run.key.uid, {}).get(attempt.number) if meter is not None else None
+            if meter is None or pod is None or pod.raw.get("gone") or has_terminated(pod.raw):
+                continue
+            meter.seen = seen = pod_time(pod.raw)
+            if meter.lock.locked() or seen.start is None or not self._due(run, meter, seen.start, moment):
+                continue
+            if not meter.covered:
+                since = seen.start if meter.until is None else meter.until
+                meter.covered = since + self._settings.ahead(seen.grace_seconds)
+            due.append(self._charge(run, attempt.allotment, meter, seen, moment))
+        for result in await asyncio.gather(*due, return_exceptions=True):
+            if isinstance(result, LeadershipLostError):
+                raise result
+            if isinstance(result, BaseException):
+                log.error("charging machine time failed: %s", result, exc_info=result)
+
+    def _due(self, run: Run, meter: _Meter, start: int, moment: int) -> bool:
+        if meter.pending is not None or (meter.refused is not None and run.stop is None):
+            return True
+        since = start if meter.until is None else meter.until
+        return moment - SEEN_SECONDS - since >= self._settings.interval_seconds
+
+    async def _charge(self, run: Run, allotment: str, meter: _Meter, seen: PodTime, moment: int) -> None:
+        async with meter.lock:
+            start = seen.start if meter.until is None else meter.until
+            assert start is not None
+            end = start
+            if moment - SEEN_SECONDS - start >= self._settings.interval_seconds:
+                end = min(moment - SEEN_SECONDS, start + STRETCH_SECONDS_MAX)
+            if meter.pending is None:
+                self._ask(allotment, meter, seen, start, end)
+            try:
+                answer = await self._send(allotment, meter)
+            except LedgerUnavailableError as error:
+                log.warning("machine time of %s/%s is not charged yet: %s", run.key.namespace, run.key.name, error)
+                return
+        if answer is not None:
+            self._judge(run, meter, seen, answer, moment)
+
+    def _judge(self, run: Run, meter: _Meter, seen: PodTime, answer: wire.ItemAnswer, moment: int) -> None:
+        """See whether what is to come is paid for; stop the pod where it is not, while its end still is."""
+        meter.refused = answer.error
+        if answer.error is None:
+            if meter.until is not None:
+                meter.covered = meter.until + self._settings.ahead(seen.grace_seconds)
+            return
+        refusal = answer.error.refusal
+        time_left = meter.covered - moment
+        if refusal is not None and refusal.may_free_up and time_left > seen.grace_seconds + STOP_SECONDS:
+            return  # Others hold what they may return: asked again at the next look.
+        message = f"its machine time cannot be paid for any longer: {answer.error.message}"
+        self.stop(Stop(run.key, StopCause.EXHAUSTED, message))
+
+    # -- the end -------------------------------------------------------------------------------------
+
+    async def finish_run(self, run: Run) -> bool:
+        """Charge what is left of a run's attempt that is over. Gives whether any machine time was charged at all."""
+        attempt = run.attempt
+        if attempt is None or attempt.allotment is None:
+            return False
+        pod = self._context.cache.pods.get(run.key.uid, {}).get(attempt.number)
+        if pod is not None or attempt.start_time is None:
+            return await self.finish(attempt.allotment, pod)
+        # It vanished while no operator looked: it had what its spec asks for.
+        record = self._context.cache.space(run.key.namespace).agents.get(run.agent_name or "")
+        agent, runner = record.spec if record is not None else None, self._context.settings.runner
+        asked = demand.requests(run, agent, runner.meter_requests)
+        known = PodTime(
+            Machine(asked.cpu, asked.memory, asked.gpu),
+            demand.grace_seconds(run, agent, runner),
+            unix_seconds(attempt.start_time),
+        )
+        return await self.finish(attempt.allotment, None, known=known)
+
+    async def finish(self, allotment: str, pod: Pod | None, *, known: PodTime | None = None) -> bool:
+        """Charge what is left of an attempt that is over, and end its compute allotment, as long as it takes.
+
+        `known` is what is known of a pod that is not there. Where its end is not known, what the pod could have used
+        until now is charged, at most what is held. Gives whether any machine time was charged at all.
+        """
+        meter = self._meters.get(allotment)
+        if meter is None:
+            return False
+        seen = pod_time(pod.raw) if pod is not None else meter.seen or known
+        async with meter.lock:
+            while meter.pending is not None:
+                await self._insist(allotment, meter)
+            while self._meters.get(allotment) is meter:
+                start, end = self._last_stretch(meter, seen)
+                cut = min(end, start + STRETCH_SECONDS_MAX)
+                self._ask(allotment, meter, seen, start, cut, final=cut == end)
+                await self._insist(allotment, meter)
+                if cut == end:
+                    self._meters.pop(allotment, None)
+        return meter.sequence > 0
+
+    def _last_stretch(self, meter: _Meter, seen: PodTime | None) -> tuple[int, int]:
+        since = seen.start if seen is not None and meter.until is None else meter.until
+        if seen is None or since is None:
+            return 0, 0  # It never started, as far as anybody knows.
+        end = seen.end
+        if end is None:
+            end = min(int(time.time()), since + self._settings.ahead(seen.grace_seconds))
+        return since, max(since, end)
+
+    # -- the ledger ----------------------------------------------------------------------------------
+
+    def _ask(
+        self, allotment: str, meter: _Meter, seen: PodTime | None, start: int, end: int, *, final: bool = False
+    ) -> None:
+        """Word what is to be asked: to charge from `start` to `end`, and what is to be held after that."""
+        compute = compute_allotment_id(allotment)
+        prices = self._settings.prices
+        meter.asked += 1
+        hold, used = 0, []
+        if seen is not None:
+            hold = prices.hold(seen.machine, self._settings.ahead(seen.grace_seconds))
+            used = records_of(compute, seen.machine, start, end, after=meter.sequence, prices=prices)
+        meter.pending = wire.AccrueAllotment(
+            operation_id=operation_id("accrue", compute, f"{self._context.ledger.epoch}/{meter.asked}"),
+            allotment=compute,
+            records=used,
+            hold={} if final else {wire.Dimension.USD: hold},
+            final=final,
+        )
+        meter.to = end if end > start else None
+
+    async def _send(self, allotment: str, meter: _Meter) -> wire.ItemAnswer | None:
+        """Ask what is pending; None where the ledger refused it as such. Raises LedgerUnavailableError."""
+        assert meter.pending is not None
+        try:
+            answer = await self._context.ledger.accrue(meter.pending)
+        except LedgerUnavailableError:
+            raise
+        except LedgerError as error:
+            # Void, or charged by somebody else: what the ledger has is true.
+            log.warning("machine time of allotment %s is not accrued: %s", allotment, error)
+            meter.pending = None
+            await self._relearn(allotment, meter)
+            return None
+        failpoints.hit(failpoints.AFTER_ACCRUE)
+        meter.sequence += len(meter.pending.records)
+        if meter.to is not None:
+            meter.until = meter.to
+        meter.pending = meter.to = None
+        return answer
+
+    async def _insist(self, allotment: str, meter: _Meter) -> None:
+        try:
+            await self._send(allotment, meter)
+        except LedgerUnavailableError as error:
+            log.warning("machine time of allotment %s is not charged yet: %s", allotment, error)
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _relearn(self, allotment: str, meter: _Meter) -> None:
+        """Look up how far the ledger has it. Where it has none that is open, nothing more is charged."""
+        compute = compute_allotment_id(allotment)
+        async for view in self._context.ledger.open_allotments():
+            if view.allotment == compute:
+                until = view.accrued_unix_ms
+                if view.last_sequence > meter.sequence:
+                    meter.sequence = view.last_sequence
+                    meter.until = until // 1000 if until is not None else meter.until
+                    return
+                break
+        self._meters.pop(allotment, None)
