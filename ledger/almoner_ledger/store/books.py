@@ -140,10 +140,9 @@ class Books:
         return hold
 
     def touch(self, allotment: Allotment) -> None:
-        """Mark an allotment as changed, and everything whose totals it shows in."""
+        """Mark an allotment as changed. What of it people and the operator can see shows in the feed by itself."""
         self.mutations += 1
         allotment.dirty = True
-        self.changed.add(("execution", allotment.execution.uid))
 
     def add_usage(self, allotment: Allotment, key: RollupKey, usage: Usage, *, records: int = 1) -> None:
         """Add usage to the allotment, its agent, and the sums by day."""

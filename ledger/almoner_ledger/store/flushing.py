@@ -11,7 +11,7 @@ from almoner_ledger import schema
 from almoner_ledger.schema import USAGE_COLUMNS
 from almoner_ledger.store import bulk, rates
 from almoner_ledger.store.books import Books
-from almoner_ledger.store.state import Account, Allotment, Hold, Window
+from almoner_ledger.store.state import Account, Allotment, Hold, Window, usage_values
 
 CHANGES = "changes"
 ENTRIES = "entries"
@@ -35,8 +35,8 @@ def flush(books: Books) -> None:
     _flush_feed(books, changed)
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+# Made once: json.dumps with settings of its own makes an encoder a call.
+_json = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 def _flush_epoch(books: Books) -> None:
@@ -106,17 +106,22 @@ def _window_row(window: Window) -> dict[str, Any]:
 def _flush_allotments(books: Books) -> None:
     allotments = [books.allotments[key] for key in sorted(books.allotments)]
     bulk.insert(books.connection, schema.allotments, [_allotment_row(each) for each in allotments if each.new])
-    bulk.update(
-        books.connection,
-        schema.allotments,
-        [_allotment_row(each) for each in allotments if each.dirty and not each.new],
-    )
+    # Extensions and returns change no sums: rows of their own, with fewer columns.
+    changed = [each for each in allotments if each.dirty and not each.new]
+    summed = [each for each in changed if usage_values(each.usage) != each.stored[-len(USAGE_COLUMNS) :]]
+    spared = {each.id for each in summed}
+    bulk.update(books.connection, schema.allotments, [_life_of(each) for each in changed if each.id not in spared])
+    bulk.update(books.connection, schema.allotments, [{**_life_of(each), **each.usage.to_row()} for each in summed])
+    for each in allotments:
+        if each.new or (each.dirty and each.shown() != each.stored):
+            books.changed.add(("execution", each.execution.uid))
+    for allotment in books.outputs:
+        books.changed.add(("execution", books.allotments[allotment].execution.uid))
 
 
 def _allotment_row(allotment: Allotment) -> dict[str, Any]:
     execution = allotment.execution
     return {
-        "id": allotment.id,
         "execution_uid": execution.uid,
         "attempt": execution.attempt,
         "kind": execution.kind,
@@ -125,25 +130,33 @@ def _allotment_row(allotment: Allotment) -> dict[str, Any]:
         "agent": execution.agent,
         "owner": execution.owner,
         "pod": allotment.pod,
+        "tracked": _json(allotment.tracked),
+        "opened_ms": allotment.opened_ms,
+        "purpose": allotment.purpose.value,
+        **_life_of(allotment),
+        **allotment.usage.to_row(),
+    }
+
+
+def _life_of(allotment: Allotment) -> dict[str, Any]:
+    """The columns that may change, sums apart, and the key."""
+    return {
+        "id": allotment.id,
         "pod_uid": allotment.pod_uid,
         "state": allotment.state.value,
         "frozen": allotment.frozen,
-        "tracked": _json(allotment.tracked),
         "limited": _json(allotment.limited),
-        "opened_ms": allotment.opened_ms,
         "activated_ms": allotment.activated_ms,
         "exchanged_ms": allotment.exchanged_ms,
         "closed_ms": allotment.closed_ms,
         "close_reason": allotment.close_reason,
         "contiguous": allotment.sequences.contiguous,
-        "ahead": _json(allotment.sequences.ahead),
+        "ahead": _json(allotment.sequences.ahead) if allotment.sequences.ahead else "[]",
         "final_sequence": allotment.final_sequence,
         "final_settled": None if allotment.final_settled is None else _json(allotment.final_settled),
         "progress": allotment.progress,
-        "purpose": allotment.purpose.value,
-        "debits": _json(allotment.debits),
+        "debits": _json(allotment.debits) if allotment.debits else "{}",
         "corrected_nanos": allotment.corrected_nanos,
-        **allotment.usage.to_row(),
     }
 
 

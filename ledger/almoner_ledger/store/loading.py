@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.engine import Connection
 
 from almoner_core.api.resource_quota import BudgetPeriod
 from almoner_core.wire import AllotmentState, Dimension, ExecutionRef, Purpose, RateLimit
 from almoner_ledger import schema
-from almoner_ledger.schema import USAGE_COLUMNS
 from almoner_ledger.sequences import Sequences
 from almoner_ledger.store import corrections, rates
 from almoner_ledger.store.books import Books, StoredOperation, StoredRecord
@@ -27,7 +28,13 @@ from almoner_ledger.store.state import (
     Window,
     execution_account_id,
     quota_account_id,
+    usage_values,
 )
+
+# Looked up rather than called: an enum's call costs several times a dictionary's.
+DIMENSIONS: Final = {each.value: each for each in Dimension}
+PERIODS: Final = {each.value: each for each in BudgetPeriod}
+PARSED_MAX: Final = 4096
 
 
 def load(connection: Connection, commands: Sequence[Command], now_ms: int) -> Books:
@@ -49,21 +56,85 @@ def load(connection: Connection, commands: Sequence[Command], now_ms: int) -> Bo
     _load_accounts(books, account_ids)
     rates.load(books, [(quota_account_id(each.key), each) for each in updates])
     _load_windows(books)
-    _load_holds(books)
     corrections.load(books, commands)
     _load_records(books, {record.id for c in commands if c.verb in WITH_RECORDS for record in c.body.records})
     return books
 
 
-def _rows(books: Books, query: sa.Select[Any]) -> Iterable[Any]:
-    return books.connection.execute(query).all()
+def _rows(books: Books, query: Callable[[str], sa.Select[Any]], **parameters: Any) -> Sequence[Any]:
+    return books.connection.execute(query(books.connection.dialect.name), parameters).all()
+
+
+# The statements are made once for each database. Those that a group is loaded by take keys as one array on PostgreSQL:
+# their text is the same however many there are.
+
+
+def _among(column: sa.Column[Any], dialect: str, name: str = "keys") -> sa.ColumnElement[bool]:
+    if dialect == "postgresql":
+        return column == sa.any_(sa.bindparam(name, type_=ARRAY(sa.String)))
+    return column.in_(sa.bindparam(name, expanding=True))
+
+
+@functools.cache
+def _operations(dialect: str) -> sa.Select[Any]:
+    table = schema.operations
+    return sa.select(table.c.id, table.c.verb, table.c.digest, table.c.answer).where(_among(table.c.id, dialect))
+
+
+@functools.cache
+def _executions(dialect: str) -> sa.Select[Any]:
+    table = schema.executions
+    return sa.select(table).where(_among(table.c.uid, dialect)).order_by(table.c.uid).with_for_update()
+
+
+@functools.cache
+def _allotments(dialect: str) -> sa.Select[Any]:
+    table = schema.allotments
+    return sa.select(table).where(_among(table.c.id, dialect)).order_by(table.c.id).with_for_update()
+
+
+@functools.cache
+def _allotments_of_executions(dialect: str) -> sa.Select[Any]:
+    table = schema.allotments
+    wanted = sa.or_(_among(table.c.id, dialect), _among(table.c.execution_uid, dialect, "uids"))
+    return sa.select(table).where(wanted).order_by(table.c.id).with_for_update()
+
+
+@functools.cache
+def _accounts(dialect: str) -> sa.Select[Any]:
+    table = schema.accounts
+    return sa.select(table).where(_among(table.c.id, dialect)).order_by(table.c.id).with_for_update()
+
+
+@functools.cache
+def _live_windows(dialect: str) -> sa.Select[Any]:
+    table = schema.windows
+    live = sa.or_(table.c.ends_at.is_(None), table.c.ends_at > sa.bindparam("now", type_=sa.BigInteger))
+    return sa.select(table).where(_among(table.c.account_id, dialect), live)
+
+
+@functools.cache
+def _ended_windows(dialect: str) -> sa.Select[Any]:
+    table, holds = schema.windows, schema.holds
+    same = [table.c[name] == holds.c[name] for name in ("account_id", "dimension", "period", "starts_at")]
+    ended = table.c.ends_at <= sa.bindparam("now", type_=sa.BigInteger)
+    return sa.select(table).join(holds, sa.and_(*same)).where(_among(holds.c.allotment_id, dialect), ended)
+
+
+@functools.cache
+def _holds(dialect: str) -> sa.Select[Any]:
+    return sa.select(schema.holds).where(_among(schema.holds.c.allotment_id, dialect))
+
+
+@functools.cache
+def _records(dialect: str) -> sa.Select[Any]:
+    table = schema.records
+    return sa.select(table.c.id, table.c.allotment_id, table.c.digest).where(_among(table.c.id, dialect))
 
 
 def _load_operations(books: Books, ids: set[str]) -> None:
-    table = schema.operations
     if ids:
-        query = sa.select(table.c.id, table.c.verb, table.c.digest, table.c.answer).where(table.c.id.in_(sorted(ids)))
-        for row in _rows(books, query):
+        for row in _rows(books, _operations, keys=sorted(ids)):
             books.operations[row.id] = StoredOperation(row.verb, row.digest, row.answer)
 
 
@@ -74,21 +145,19 @@ def _load_epoch(books: Books, *, exclusively: bool) -> None:
 
 
 def _load_executions(books: Books, uids: set[str]) -> None:
-    table = schema.executions
     if uids:
-        query = sa.select(table).where(table.c.uid.in_(sorted(uids))).order_by(table.c.uid).with_for_update()
-        for row in _rows(books, query):
+        for row in _rows(books, _executions, keys=sorted(uids)):
             books.executions[row.uid] = (row.kind, row.namespace, row.name)
 
 
 def _load_allotments(books: Books, ids: set[str], uids: set[str]) -> None:
-    table = schema.allotments
-    if not ids and not uids:
-        return
-    wanted: sa.ColumnElement[bool] = table.c.id.in_(sorted(ids))
     if uids:
-        wanted = sa.or_(wanted, table.c.execution_uid.in_(sorted(uids)))
-    for row in _rows(books, sa.select(table).where(wanted).order_by(table.c.id).with_for_update()):
+        rows = _rows(books, _allotments_of_executions, keys=sorted(ids), uids=sorted(uids))
+    elif ids:
+        rows = _rows(books, _allotments, keys=sorted(ids))
+    else:
+        return
+    for row in rows:
         books.allotments[row.id] = allotment_of(row)
 
 
@@ -107,7 +176,7 @@ def execution_ref_of(row: Any) -> ExecutionRef:
 
 def usage_of(row: Any) -> Usage:
     """Make the sums of a row that has the usage columns."""
-    return Usage(**{name: getattr(row, name) for name in USAGE_COLUMNS})
+    return Usage(*usage_values(row))
 
 
 def allotment_of(row: Any) -> Allotment:
@@ -120,32 +189,43 @@ def allotment_of(row: Any) -> Allotment:
         pod_uid=row.pod_uid,
         state=AllotmentState(row.state),
         frozen=row.frozen,
-        tracked={account: tuple(map(Dimension, names)) for account, names in json.loads(row.tracked).items()},
-        limited=tuple(map(Dimension, json.loads(row.limited))),
+        tracked={
+            account: tuple([DIMENSIONS[name] for name in names]) for account, names in json.loads(row.tracked).items()
+        },
+        limited=_dimensions(row.limited),
         opened_ms=row.opened_ms,
         activated_ms=row.activated_ms,
         exchanged_ms=row.exchanged_ms,
         closed_ms=row.closed_ms,
         close_reason=row.close_reason,
-        sequences=Sequences(row.contiguous, tuple((low, high) for low, high in json.loads(row.ahead))),
+        sequences=Sequences(row.contiguous, _ranges(row.ahead)),
         final_sequence=row.final_sequence,
         final_settled={Dimension(name): value for name, value in settled.items()} if settled is not None else None,
         progress=row.progress,
         purpose=Purpose(row.purpose),
-        debits={
-            provider: {Dimension(name): value for name, value in amounts.items()}
-            for provider, amounts in json.loads(row.debits).items()
-        },
+        debits=_debits(row.debits),
         corrected_nanos=row.corrected_nanos,
         usage=usage_of(row),
+        stored=(row.state, row.progress, *usage_values(row)),
     )
 
 
+def _ranges(text: str) -> tuple[tuple[int, int], ...]:
+    return tuple((low, high) for low, high in json.loads(text)) if text != "[]" else ()
+
+
+def _debits(text: str) -> dict[str, dict[Dimension, int]]:
+    if text == "{}":
+        return {}
+    return {
+        bucket: {Dimension(name): value for name, value in amounts.items()}
+        for bucket, amounts in json.loads(text).items()
+    }
+
+
 def _load_accounts(books: Books, ids: set[str]) -> None:
-    table = schema.accounts
     if ids:
-        query = sa.select(table).where(table.c.id.in_(sorted(ids))).order_by(table.c.id).with_for_update()
-        for row in _rows(books, query):
+        for row in _rows(books, _accounts, keys=sorted(ids)):
             books.accounts[row.id] = account_of(row)
 
 
@@ -159,32 +239,44 @@ def account_of(row: Any) -> Account:
         subject=row.subject,
         generation=row.generation,
         enforced=row.enforced,
-        period=BudgetPeriod(row.period),
+        period=PERIODS[row.period],
         time_zone=row.time_zone,
         limits=_amounts(row.limits),
         max_per_execution=_amounts(row.max_per_execution),
         max_per_request=_amounts(row.max_per_request),
         holders=row.holders,
-        rates=tuple(RateLimit.model_construct(**_rate(each)) for each in json.loads(row.rates)),
-        alert_thresholds=tuple(json.loads(row.alert_thresholds)),
+        rates=_rates(row.rates),
+        alert_thresholds=tuple(json.loads(row.alert_thresholds)) if row.alert_thresholds != "[]" else (),
         recall_ms=row.recall_ms,
     )
 
 
-def _rate(values: dict[str, Any]) -> dict[str, Any]:
-    return {**values, "dimension": Dimension(values["dimension"])}
+@functools.lru_cache(PARSED_MAX)
+def _rates(text: str) -> tuple[RateLimit, ...]:
+    rates = [{**values, "dimension": Dimension(values["dimension"])} for values in json.loads(text)]
+    return tuple(RateLimit.model_construct(**each) for each in rates)
 
 
 def _amounts(text: str) -> dict[Dimension, int]:
+    return dict(_parsed_amounts(text))
+
+
+@functools.lru_cache(PARSED_MAX)
+def _parsed_amounts(text: str) -> dict[Dimension, int]:
     return {Dimension(name): value for name, value in json.loads(text).items()}
+
+
+@functools.lru_cache(PARSED_MAX)
+def _dimensions(text: str) -> tuple[Dimension, ...]:
+    return tuple(map(Dimension, json.loads(text)))
 
 
 def window_of(row: Any) -> Window:
     """Make a window of its row."""
     return Window(
         account_id=row.account_id,
-        dimension=Dimension(row.dimension),
-        period=BudgetPeriod(row.period),
+        dimension=DIMENSIONS[row.dimension],
+        period=PERIODS[row.period],
         starts_at=row.starts_at,
         ends_at=row.ends_at,
         enforced=row.enforced,
@@ -197,26 +289,13 @@ def window_of(row: Any) -> Window:
 
 
 def _load_windows(books: Books) -> None:
-    """Load the windows that have not ended, or that an allotment in hand has a hold in."""
+    """Load the windows that have not ended, and with the holds those that an allotment in hand has a hold in."""
     if not books.accounts:
         return
-    table, holds = schema.windows, schema.holds
-    live = sa.and_(
-        table.c.account_id.in_(sorted(books.accounts)), sa.or_(table.c.ends_at.is_(None), table.c.ends_at > books.now)
-    )
-    for row in _rows(books, sa.select(table).where(live)):
+    for row in _rows(books, _live_windows, keys=sorted(books.accounts), now=books.now):
         window = window_of(row)
         books.windows[window.key] = window
-    if books.allotments:
-        same = [table.c[name] == holds.c[name] for name in ("account_id", "dimension", "period", "starts_at")]
-        query = (
-            sa.select(table)
-            .join(holds, sa.and_(*same))
-            .where(holds.c.allotment_id.in_(sorted(books.allotments)), table.c.ends_at <= books.now)
-        )
-        for row in _rows(books, query):
-            window = window_of(row)
-            books.windows.setdefault(window.key, window)
+    _load_holds(books)
     newest: dict[tuple[str, Dimension, BudgetPeriod], int] = {}
     for account, dimension, period, starts_at in books.windows:
         newest[account, dimension, period] = max(starts_at, newest.get((account, dimension, period), starts_at))
@@ -226,9 +305,16 @@ def _load_windows(books: Books) -> None:
 def _load_holds(books: Books) -> None:
     if not books.allotments:
         return
-    table = schema.holds
-    for row in _rows(books, sa.select(table).where(table.c.allotment_id.in_(sorted(books.allotments)))):
-        key = (row.account_id, Dimension(row.dimension), BudgetPeriod(row.period), row.starts_at)
+    keys = sorted(books.allotments)
+    rows = [
+        ((row.account_id, DIMENSIONS[row.dimension], PERIODS[row.period], row.starts_at), row)
+        for row in _rows(books, _holds, keys=keys)
+    ]
+    if any(key not in books.windows for key, _ in rows):
+        for row in _rows(books, _ended_windows, keys=keys, now=books.now):
+            window = window_of(row)
+            books.windows.setdefault(window.key, window)
+    for key, row in rows:
         books.allotments[row.allotment_id].holds[key] = Hold(
             allotment_id=row.allotment_id,
             window=books.windows[key],
@@ -241,8 +327,6 @@ def _load_holds(books: Books) -> None:
 
 
 def _load_records(books: Books, ids: set[str]) -> None:
-    table = schema.records
     if ids:
-        query = sa.select(table.c.id, table.c.allotment_id, table.c.digest).where(table.c.id.in_(sorted(ids)))
-        for row in _rows(books, query):
+        for row in _rows(books, _records, keys=sorted(ids)):
             books.records[row.id] = StoredRecord(row.allotment_id, row.digest)

@@ -7,6 +7,7 @@ loads and flushes them. Each knows whether it changed.
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -236,6 +237,10 @@ class Hold:
         return amount
 
 
+usage_values = operator.attrgetter(*USAGE_COLUMNS)
+"""Gives the sums of a row or of a Usage, in the order of USAGE_COLUMNS."""
+
+
 @dataclass(slots=True)
 class Usage:
     """Sums of usage, column by column as UsageTotals has them."""
@@ -261,7 +266,7 @@ class Usage:
 
     def to_row(self) -> dict[str, int]:
         """The columns and their values."""
-        return {name: getattr(self, name) for name in USAGE_COLUMNS}
+        return dict(zip(USAGE_COLUMNS, usage_values(self), strict=True))
 
     def to_wire(self) -> UsageTotals:
         """The sums as the wire has them."""
@@ -327,8 +332,14 @@ class Allotment:
     debits: dict[str, dict[Dimension, int]] = field(default_factory=dict)  # by bucket: see rates
     corrected_nanos: int = 0  # what the corrections of its entries sum to: its meter knows nothing of them
     holds: dict[WindowKey, Hold] = field(default_factory=dict)
+    # What the feed of changes told of it last: `shown` as it was loaded.
+    stored: tuple[object, ...] = ()
     new: bool = False
     dirty: bool = False
+
+    def shown(self) -> tuple[object, ...]:
+        """What others see of it: state, progress and usage, in this order."""
+        return (self.state, self.progress, *usage_values(self.usage))
 
     @property
     def open(self) -> bool:
