@@ -50,6 +50,18 @@ def price_card(
     return _card(info, f"genai-prices {genai_prices.__version__}", at)
 
 
+def public_card(provider_id: str, model: str, *, at: datetime | None = None) -> PriceCard | None:
+    """Give what the public data says of a model at a provider as genai-prices names it, such as `openai`; or None."""
+    import genai_prices  # noqa: PLC0415 - see the module
+    from genai_prices.data_snapshot import get_snapshot  # noqa: PLC0415 - see the module
+
+    try:
+        info = get_snapshot().find_provider_model(model, None, provider_id, None)[1]
+    except LookupError:
+        return None
+    return _card(info, f"genai-prices {genai_prices.__version__}", at)
+
+
 def context_window(provider: ModelProviderSpec, model: str) -> int | None:
     """Give the most tokens of input: the ModelProvider's word, then the public data's, else None."""
     for entry in provider.models:

@@ -20,6 +20,8 @@ from typing import Final, Protocol
 
 TOKENS_PER_RATE: Final = 1_000_000
 UNBOUNDED_TOKENS: Final = 1_000_000_000
+# Service tiers, as answers name them, that are billed at the batch price of a card.
+SLOW_TIERS: Final = frozenset({"flex", "batch"})
 # The smallest output maximum worth a call: what an admission needs, and where lowering an output maximum stops.
 MIN_OUTPUT_TOKENS: Final = 16
 

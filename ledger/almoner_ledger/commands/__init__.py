@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 MODULES: Final = (
     "migrate",
     "verify",
+    "correct",
+    "settle",
+    "rerate",
     "costs",
     "executions",
     "records",

@@ -40,11 +40,12 @@ COLUMNS = (
 
 @dataclass(slots=True)
 class StoredEntry:
-    """An entry, what its corrections sum to (nano-dollars), and how many there are."""
+    """An entry, what its corrections sum to (nano-dollars), how many there are, and whether a person made one."""
 
     row: dict[str, Any]
     corrected_nanos: int = 0
     corrections: int = 0
+    by_hand: bool = False
 
     @property
     def cost(self) -> int | None:
@@ -69,7 +70,9 @@ def read(connection: Connection, ids: Sequence[str]) -> dict[str, StoredEntry]:
         sa.select(
             table.c.corrects,
             sa.cast(sa.func.sum(table.c.cost_nanos), sa.BigInteger).label("nanos"),
-            sa.func.count().label("count"),
+            sa.func.count().label("corrections"),
+            # Those of a price list name its version.
+            sa.func.count(table.c.price_version).label("rated"),
         )
         # By allotment, since that is what an index knows.
         .where(
@@ -77,7 +80,8 @@ def read(connection: Connection, ids: Sequence[str]) -> dict[str, StoredEntry]:
         )
         .group_by(table.c.corrects)
     )
-    for row in connection.execute(sums):
-        found[row.corrects].corrected_nanos = int(row.nanos)
-        found[row.corrects].corrections = row.count
+    for each in connection.execute(sums):
+        found[each.corrects].corrected_nanos = int(each.nanos)
+        found[each.corrects].corrections = each.corrections
+        found[each.corrects].by_hand = each.rated < each.corrections
     return found

@@ -11,14 +11,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from almoner_core.pricing import MIN_OUTPUT_TOKENS, TokenCounts, bound_nanos, cost_nanos, output_tokens_within
+from almoner_core.pricing import (
+    MIN_OUTPUT_TOKENS,
+    SLOW_TIERS,
+    TokenCounts,
+    bound_nanos,
+    cost_nanos,
+    output_tokens_within,
+)
 from almoner_runner.meter.config import Card, Model, Provider
 
 TOKENS_MAX: Final = 10**9
 CHOICES_MAX: Final = 128
 FIELD_NAMES_SHOWN: Final = 5
-# Service tiers, as answers name them, that are billed at the batch price of a card.
-SLOW_TIERS: Final = frozenset({"flex", "batch"})
 TIER_CHARS_MAX: Final = 32
 
 # Made once: json.dumps with settings of its own makes an encoder a call.
