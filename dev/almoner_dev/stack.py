@@ -51,9 +51,9 @@ class Stack:
     """Ledger and operator on a running control plane.
 
     database: an SQLAlchemy URL for the ledger; SQLite in the stack's folder where None. host_address: where the ledger
-    listens, as runner pods reach it. runner_image: of runner pods. operator_args, operator_env: further arguments and
-    environment of the operator, such as a failpoint. directory: scratch, temporary where None. detached: the processes
-    outlive this one.
+    listens, as runner pods reach it. runner_image: of runner pods. ledger_args: further arguments of the ledger.
+    operator_args, operator_env: further arguments and environment of the operator, such as a failpoint. directory:
+    scratch, temporary where None. detached: the processes outlive this one.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Stack:
         host_address: str = LOOPBACK,
         runner_image: str = RUNNER_IMAGE,
         namespaces: Sequence[str] = (),
+        ledger_args: Sequence[str] = (),
         operator_args: Sequence[str] = (),
         operator_env: Mapping[str, str] | None = None,
         directory: Path | None = None,
@@ -78,6 +79,7 @@ class Stack:
         self._host_address = host_address
         self._runner_image = runner_image
         self._namespaces = tuple(namespaces)
+        self._ledger_args = tuple(ledger_args)
         self._operator_args = tuple(operator_args)
         self._with_operator = with_operator
         self._detached = detached
@@ -178,6 +180,7 @@ class Stack:
                 f"{self._host_address}:{self._ports['ledger']}",
                 "--kubeconfig",
                 self.directory / "ledger.kubeconfig",
+                *self._ledger_args,
             ],
             log_path=self.ledger_log,
             detached=self._detached,

@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+from almoner_core.environment import LEASE_SECONDS, SILENCE_SECONDS
 from almoner_ledger import commands
 
 ENV_DATABASE = "ALMONER_LEDGER_DATABASE"
@@ -58,6 +59,23 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--database-patience", type=float, default=30.0, metavar="SECONDS", help="retry a transaction for so long"
     )
+    parser.add_argument(
+        "--lease-seconds",
+        type=int,
+        default=LEASE_SECONDS,
+        metavar="N",
+        help=f"a meter that heard nothing for so long starts no call (default: {LEASE_SECONDS})",
+    )
+    parser.add_argument(
+        "--silence-seconds",
+        type=int,
+        default=SILENCE_SECONDS,
+        metavar="N",
+        help="an attempt that was not heard of for so long is given up, and what it held is charged off; at least the "
+        f"lease, the longest call and a margin (default: {SILENCE_SECONDS})",
+    )
+    # For tests of what happens at a window's end: seconds by which the ledger's clock is ahead.
+    parser.add_argument("--clock-ahead-seconds", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
 
 
@@ -75,6 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _serve(arguments: argparse.Namespace) -> int:
     from almoner_ledger import auth, serving
+    from almoner_ledger.leasing import LeasePolicy
 
     logging.basicConfig(
         level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
@@ -94,6 +113,8 @@ def _serve(arguments: argparse.Namespace) -> int:
         judge,
         migrate=not arguments.no_migrate,
         patience_seconds=arguments.database_patience,
+        lease=LeasePolicy(arguments.lease_seconds, arguments.silence_seconds),
+        clock_ahead_seconds=arguments.clock_ahead_seconds,
     )
     return 0
 

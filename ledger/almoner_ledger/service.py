@@ -7,7 +7,6 @@ polls wait. Boundary: decides nothing about money.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import json
 import logging
@@ -29,6 +28,7 @@ from almoner_ledger.errors import LedgerError, invalid
 from almoner_ledger.parsing import integer, known_only, parse_body, read_body
 from almoner_ledger.people import People
 from almoner_ledger.routes import ROUTES, Route, openapi
+from almoner_ledger.signals import SignalWatch, Sweeper
 from almoner_ledger.store import Answer, Store, Verb, command, queries
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,6 @@ VERBS: Final[dict[str, Verb]] = {
     "/v1/allotments/{id}/progress": Verb.PROGRESS,
 }
 READY_SECONDS: Final = 2.0
-SIGNAL_POLL_SECONDS: Final = 2.0
 JSON: Final = "application/json"
 
 
@@ -60,8 +59,8 @@ class Service:
     def __init__(self, store: Store, authenticator: Authenticator, *, version: str = "0") -> None:
         self.store = store
         self.authenticator = authenticator
-        self.people = People(store)
         self.version = version
+        self.people = People(store)
 
     def application(self) -> web.Application:
         """Make the application; its start-up and clean-up start and stop the writer."""
@@ -76,11 +75,17 @@ class Service:
     async def _running(self, _: web.Application) -> Any:
         self.batcher = Batcher(self.store)
         self.watch = ChangeWatch(self.store, self.batcher)
+        self.signals = SignalWatch(self.store)
+        self.sweeper = Sweeper(self.store, self.batcher)
         self.stopping = asyncio.Event()
         self.batcher.start()
         self.watch.start()
+        self.signals.start()
+        self.sweeper.start()
         yield
         self.stopping.set()
+        await self.sweeper.close()
+        await self.signals.close()
         await self.watch.close()
         await self.batcher.close()
         await self.authenticator.close()
@@ -191,22 +196,9 @@ class Service:
     async def _signals(self, route: Route, request: web.Request, caller: Caller | None) -> web.Response:
         _known(route, request)
         assert caller is not None
-        allotment = request.match_info["id"]
-        deadline = time.monotonic() + integer(request.query, "timeout_seconds", 0, 55)
-        while True:
-            found = await self._read(lambda c: queries.attempt_state(c, allotment))
-            if found is None:
-                raise LedgerError(ErrorCode.NOT_FOUND, "allotment: no such allotment is known", field="id")
-            state, pod_uid = found
-            if pod_uid is None or pod_uid != caller.pod_uid:
-                raise LedgerError(ErrorCode.FORBIDDEN, "allotment: it belongs to another pod", field="id")
-            # Recalls of idle amounts will come on this road too.
-            signals = wire.Signals(cancel=state not in queries.OPEN_STATES)
-            left = deadline - time.monotonic()
-            if signals.cancel or left <= 0 or self.stopping.is_set():
-                return _answer(signals)
-            with metrics.LONG_POLLS.track_inprogress(), contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.stopping.wait(), min(left, SIGNAL_POLL_SECONDS))
+        seconds = integer(request.query, "timeout_seconds", 0, 55)
+        with metrics.LONG_POLLS.track_inprogress():
+            return _answer(await self.signals.wait(request.match_info["id"], caller.pod_uid or "", seconds))
 
     async def _ask(self, route: Route, request: web.Request, _: Caller | None) -> web.Response:
         _known(route, request)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import sys
+import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,7 @@ from aiohttp import web
 from almoner_ledger import kubernetes
 from almoner_ledger.auth import Authenticator, Policy, load_static_tokens
 from almoner_ledger.database import Database
+from almoner_ledger.leasing import LeasePolicy
 from almoner_ledger.service import Service
 from almoner_ledger.store import Store
 
@@ -65,11 +67,23 @@ async def serve(store: Store, judge: Authenticator, host: str, port: int) -> Non
 
 
 def run(
-    database_url: str, host: str, port: int, judge: Authenticator, *, migrate: bool, patience_seconds: float
+    database_url: str,
+    host: str,
+    port: int,
+    judge: Authenticator,
+    *,
+    migrate: bool,
+    patience_seconds: float,
+    lease: LeasePolicy | None = None,
+    clock_ahead_seconds: int = 0,
 ) -> None:
-    """Open the database, migrate it unless told not to, and serve."""
+    """Open the database, migrate it unless told not to, and serve.
+
+    `clock_ahead_seconds` is for tests: the clock is then this machine's, so much ahead.
+    """
     database = Database(database_url, patience_seconds=patience_seconds)
-    store = Store(database)
+    clock = (lambda: time.time_ns() // 1_000_000 + clock_ahead_seconds * 1000) if clock_ahead_seconds else None
+    store = Store(database, clock=clock, lease=lease)
     if migrate:
         store.migrate()
     try:

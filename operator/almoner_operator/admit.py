@@ -394,6 +394,8 @@ def _refused(error: LedgerError) -> _NotAdmittedError:
             float(seconds) if seconds is not None and not refusal.may_free_up else wait,
             quota,
         )
+    if error.code == wire.ErrorCode.LEASED:
+        return _NotAdmittedError(WaitReason.BACKOFF, error.message, REFUSED_SECONDS)
     if error.code == wire.ErrorCode.NOT_FOUND:
         return _NotAdmittedError(WaitReason.QUOTA_NOT_READY, error.message, BUSY_SECONDS)
     return _NotAdmittedError(WaitReason.LEDGER_UNAVAILABLE, f"the ledger refuses: {error}", REFUSED_SECONDS)

@@ -113,6 +113,27 @@ def has_terminated(pod: Mapping[str, Any] | None) -> bool:
     return 0 < wanted <= len(containers) and all("terminated" in (c.get("state") or {}) for c in containers)
 
 
+def seen_to_end(pod: Mapping[str, Any]) -> bool:
+    """Whether the kubelet saw every container end that it started, or none was ever started: nothing spends any more.
+
+    More than `has_terminated`: a control plane that gives a node up writes a final phase too, and knows nothing.
+    """
+    status = pod.get("status") or {}
+    containers = [*_statuses(status, "initContainerStatuses"), *_statuses(status, "containerStatuses")]
+    if any("running" in (container.get("state") or {}) for container in containers):
+        return False
+    if containers and all("terminated" in (container.get("state") or {}) for container in containers):
+        return has_terminated(pod)
+    if not (pod.get("spec") or {}).get("nodeName"):
+        return bool(pod.get("gone")) or has_terminated(pod)
+    given_up = any(
+        condition.get("type") == "DisruptionTarget"
+        and DISRUPTIONS.get(condition.get("reason", "")) is FailureReason.NODE_LOST
+        for condition in status.get("conditions") or []
+    )
+    return has_terminated(pod) and not given_up and status.get("reason") != "NodeLost"
+
+
 def classify(
     pod: Mapping[str, Any] | None,
     *,

@@ -50,8 +50,8 @@ class OperatorSettings:
     start_deadline_seconds: int = 600
     """Seconds in which a pod must have started; then it gives its quota back."""
     lost_seconds: int = 90
-    """Seconds after a pod vanished without a last word before its allotment is charged off: the meter's lease, and a
-    margin."""
+    """Seconds after a pod vanished without a last word before the ledger is asked to charge its allotment off, which it
+    does once the meter's lease, the longest call and a margin have passed."""
     settle_seconds: float = 10.0
     """Seconds to wait for the last totals of an attempt once its pod has ended."""
     health_port: int = 8080

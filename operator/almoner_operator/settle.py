@@ -18,6 +18,7 @@ from almoner_core.api.execution import TERMINAL_PHASES, AttemptOutcome, Executio
 from almoner_core.api.training_job import TrainingJobStatus
 from almoner_core.identity import operation_id
 from almoner_operator import failpoints, metrics, outcome
+from almoner_operator.attempts import seen_to_end
 from almoner_operator.compute import MachineTime
 from almoner_operator.context import Context, now, run_target
 from almoner_operator.errors import ApiError, LedgerError, LedgerUnavailableError, NotFoundError
@@ -119,7 +120,7 @@ class Settler:
     def _seen_terminated(self, uid: str, attempt: int) -> bool:
         """Whether the attempt's containers were seen to have ended, or its pod never got to a node."""
         pod = self._context.cache.pods.get(uid, {}).get(attempt)
-        return pod is not None and never_ran_on(pod.raw)
+        return pod is not None and seen_to_end(pod.raw)
 
     async def _void(self, allotment: str, reason: str) -> str:
         item = wire.CloseAllotment(

@@ -158,7 +158,8 @@ def test_a_late_report_settles_the_charge(books: Books) -> None:
     books.end(allotment)
     assert books.totals(uid).totals.unaccounted_nanos == 1000
     posted = books.post(allotment, [record(1, 300)])
-    assert (posted.last_sequence, posted.frozen) == (1, False)
+    # Settled within the charge; and it is over: no further call.
+    assert (posted.last_sequence, posted.frozen) == (1, True)
     totals = books.totals(uid).totals
     assert (totals.cost_nanos, totals.unaccounted_nanos) == (1000, 700)
     books.give_back(allotment, 1, {USD: 300}, final=True)

@@ -135,8 +135,12 @@ class Books:
         body = wire.BindAllotment(operation_id=operation_id or new_id(), allotment=allotment, pod_uid=pod_uid)
         return self.run(Verb.BIND, body, epoch=self.epoch)
 
-    def end(self, allotment: str, verb: Verb = Verb.CLOSE, operation_id: str | None = None) -> Any:
-        body = wire.CloseAllotment(operation_id=operation_id or new_id(), allotment=allotment, reason="test")
+    def end(
+        self, allotment: str, verb: Verb = Verb.CLOSE, operation_id: str | None = None, *, terminated: bool = True
+    ) -> Any:
+        body = wire.CloseAllotment(
+            operation_id=operation_id or new_id(), allotment=allotment, reason="test", terminated=terminated
+        )
         return self.run(verb, body, epoch=self.epoch)
 
     def activate(self, allotment: str, pod_uid: str = "pod-uid", operation_id: str | None = None) -> Any:

@@ -92,7 +92,10 @@ class PostRecords(WireModel):
 
 
 class Posted(WireModel):
-    """How far the ledger has the records, and what is still held. `frozen`: excess was billed; start no call."""
+    """How far the ledger has the records, and what is still held.
+
+    `frozen`: excess was billed, or the allotment is over; start no call.
+    """
 
     last_sequence: int
     held: Amounts

@@ -11,7 +11,7 @@ beyond the pod uid in a command.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final, TypeVar
 
 from sqlalchemy import exc
@@ -19,6 +19,8 @@ from sqlalchemy.engine import Connection
 
 from almoner_ledger import migrations
 from almoner_ledger.database import Database
+from almoner_ledger.leasing import LeasePolicy
+from almoner_ledger.store import leases
 from almoner_ledger.store.commands import Command, Verb, command
 from almoner_ledger.store.operations import Answer, PoisonedError, run
 
@@ -34,8 +36,11 @@ RACES_MAX: Final = 5
 class Store:
     """The books. Thread-safe. `clock` replaces the database's clock (Unix milliseconds) in tests."""
 
-    def __init__(self, database: Database, *, clock: Callable[[], int] | None = None) -> None:
+    def __init__(
+        self, database: Database, *, clock: Callable[[], int] | None = None, lease: LeasePolicy | None = None
+    ) -> None:
         self.database = database
+        self.lease = lease or LeasePolicy()
         self._clock = clock
 
     def migrate(self) -> None:
@@ -66,8 +71,16 @@ class Store:
         return self._transaction(commands)
 
     def _transaction(self, commands: Sequence[Command]) -> list[Answer]:
-        return self.database.write(lambda connection: run(connection, commands, self.now_ms(connection)))
+        return self.database.write(lambda connection: run(connection, commands, self.now_ms(connection), self.lease))
 
     def read(self, query: Callable[[Connection], T]) -> T:
         """Run a query in a transaction that only reads."""
         return self.database.read(query)
+
+    def silent(self) -> dict[str, int]:
+        """Active attempts that fell silent, and when each was last heard of: see leases."""
+        return self.read(lambda connection: leases.silent(connection, self.now_ms(connection), self.lease))
+
+    def renew(self, ids: Collection[str]) -> set[str]:
+        """Renew the leases of active attempts, after COMMIT; gives those that were."""
+        return self.database.write(lambda connection: leases.renew(connection, ids, self.now_ms(connection)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from almoner_core.contract import LEASE_SECONDS
 from almoner_core.wire import (
     Activated,
     AllotmentState,
@@ -20,7 +19,7 @@ from almoner_core.wire import (
     Returned,
 )
 from almoner_ledger.errors import LedgerError, invalid
-from almoner_ledger.store import charging, compute, rates
+from almoner_ledger.store import charging, compute, leases, rates, recall
 from almoner_ledger.store.accounts import execution_limits, smallest
 from almoner_ledger.store.books import Books
 from almoner_ledger.store.commands import Command
@@ -80,7 +79,8 @@ def open_allotment(books: Books, command: Command) -> OpenAnswer:
             freed[key] = freed.get(key, 0) + hold.remainder
     try:
         granted = decide_or_refuse(rooms(books, tracked, None, freed, 1), asked.need, asked.want)
-    except LedgerError:
+    except LedgerError as error:
+        recall.mark(books, tracked, error)
         books.forget(own)
         raise
     # From here on nothing refuses.
@@ -127,6 +127,7 @@ def _check_open(books: Books, body: OpenAllotment) -> None:
             f"execution.attempt: attempt {newest} of this execution was opened already",
             field="execution.attempt",
         )
+    leases.check_no_other_active(books, ref.uid, ref.attempt)
     stored = books.executions.get(ref.uid)
     if stored is not None and stored != (ref.kind, ref.namespace, ref.name):
         raise invalid("execution.uid", "that uid belongs to an execution of another kind, namespace or name")
@@ -220,8 +221,9 @@ def close(books: Books, command: Command) -> ItemAnswer:
         # Never activated: nothing can have been spent.
         _void(books, allotment, body.reason)
     elif allotment.state is AllotmentState.ACTIVE:
-        charging.charge_off(books, allotment)
-        charging.end(books, allotment, AllotmentState.CLOSED, body.reason)
+        if not body.terminated:
+            leases.check_silent(books, allotment)
+        leases.give_up(books, allotment, body.reason)
     compute.end_beside(books, allotment, body.reason)
     return ItemAnswer(allotment=allotment.id, state=allotment.state.value)
 
@@ -258,7 +260,7 @@ def activate(books: Books, command: Command) -> Activated:
         held=allotment.held(),
         remaining=remaining(books, allotment),
         max_per_request=smallest(quota.max_per_request for quota in quotas if quota.enforced),
-        lease_seconds=LEASE_SECONDS,
+        lease_seconds=books.lease.lease_seconds,
         window_ends_in_seconds=window_ends_in(books, allotment),
         next_sequence=allotment.sequences.highest + 1,
         settled=allotment.settled(),
@@ -277,7 +279,11 @@ def extend(books: Books, command: Command) -> Extended:
         raise LedgerError(
             ErrorCode.WRONG_STATE, f"allotment: it is frozen and cannot be extended: {why}", field="allotment"
         )
-    granted = decide_or_refuse(rooms(books, allotment.tracked, allotment, {}, 0), body.need, body.want)
+    try:
+        granted = decide_or_refuse(rooms(books, allotment.tracked, allotment, {}, 0), body.need, body.want)
+    except LedgerError as error:
+        recall.mark(books, allotment.tracked, error)
+        raise
     rates.check(books, allotment, body)
     allotment.exchanged_ms = books.now_ms
     apply_grant(books, allotment, granted)

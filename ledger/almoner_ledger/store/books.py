@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection
 
 from almoner_core.wire import Dimension, ErrorCode
 from almoner_ledger.errors import LedgerError
+from almoner_ledger.leasing import LeasePolicy
 from almoner_ledger.store.commands import Command
 from almoner_ledger.store.entries import StoredEntry
 from almoner_ledger.store.rates import BucketKey, BucketRow
@@ -60,6 +61,7 @@ class Books:
 
     connection: Connection
     now_ms: int
+    lease: LeasePolicy = field(default_factory=LeasePolicy)
     epoch: int = 0
     epoch_holder: str = ""
     epoch_dirty: bool = False

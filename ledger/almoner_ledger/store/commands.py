@@ -30,12 +30,17 @@ class Verb(StrEnum):
     PROGRESS = "progress"
     CORRECT = "correct"
     SETTLE = "settle"
+    EXPIRE = "expire"
 
 
 class Done(WireModel):
     """The answer to what only has to be done."""
 
     ok: bool = True
+
+
+class Expire(WireModel):
+    """The ledger's own: end an attempt that fell silent."""
 
 
 ANSWERS: Final[dict[Verb, type[WireModel]]] = {
@@ -54,6 +59,7 @@ ANSWERS: Final[dict[Verb, type[WireModel]]] = {
     Verb.PROGRESS: Done,
     Verb.CORRECT: wire.Corrected,
     Verb.SETTLE: wire.ChargeSettled,
+    Verb.EXPIRE: wire.ItemAnswer,
 }
 
 WITH_RECORDS: Final = frozenset({Verb.POST, Verb.ACCRUE})

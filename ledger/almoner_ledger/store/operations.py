@@ -14,7 +14,8 @@ from sqlalchemy.engine import Connection
 
 from almoner_core.wire import ErrorCode, WireModel
 from almoner_ledger.errors import LedgerError
-from almoner_ledger.store import accounts, accruing, allotments, corrections, records
+from almoner_ledger.leasing import LeasePolicy
+from almoner_ledger.store import accounts, accruing, allotments, corrections, leases, records
 from almoner_ledger.store.books import Books, StoredOperation
 from almoner_ledger.store.commands import ANSWERS, Command, Verb
 from almoner_ledger.store.flushing import flush
@@ -36,6 +37,7 @@ DECIDERS: Final[dict[Verb, Callable[[Books, Command], Any]]] = {
     Verb.RETURN: allotments.give_back,
     Verb.OUTPUT: records.put_output,
     Verb.PROGRESS: records.post_progress,
+    Verb.EXPIRE: leases.expire,
     Verb.CORRECT: corrections.correct,
     Verb.SETTLE: corrections.settle,
 }
@@ -46,9 +48,10 @@ class PoisonedError(Exception):
     """A command refused after it had changed the books in hand: the group has to be run one by one."""
 
 
-def run(connection: Connection, commands: Sequence[Command], now_ms: int) -> list[Answer]:
+def run(connection: Connection, commands: Sequence[Command], now_ms: int, lease: LeasePolicy) -> list[Answer]:
     """Decide the commands in order and write what they changed. Raises PoisonedError; the caller rolls back."""
     books = load(connection, commands, now_ms)
+    books.lease = lease
     answers = [_decide(books, each) for each in commands]
     flush(books)
     return answers

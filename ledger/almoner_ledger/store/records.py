@@ -38,7 +38,7 @@ def post(books: Books, command: Command) -> Posted:
     return Posted(
         last_sequence=allotment.sequences.contiguous,
         held=allotment.held(),
-        frozen=allotment.frozen,
+        frozen=allotment.frozen or not allotment.open,
         rates=rates.told(books, allotment),
     )
 

@@ -1,0 +1,226 @@
+"""Signals to meters, and the end of attempts that gave none: what a replica does about leases besides commands.
+
+Role: `SignalWatch` holds the long polls of all waiting meters and looks at them together: one query a round, and one
+statement that renews the leases that are due, committed before any of them is told. `Sweeper` gives up active attempts
+that fell silent, whether or not an operator lives.
+
+The database's clock may jump ahead. So silence is judged by two clocks: by the database's the meter must have been
+silent for LeasePolicy.silence_seconds, and by this process's own nothing may have come from it for a further lease. A
+living meter is heard of in that time. Boundary: HTTP is the service's, amounts are the store's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from almoner_core.wire import AllotmentState, ErrorCode, Signals
+from almoner_ledger.batching import Batcher
+from almoner_ledger.database import DatabaseUnavailableError
+from almoner_ledger.errors import LedgerError
+from almoner_ledger.leasing import ALONG_DIVISOR
+from almoner_ledger.store import Store, Verb, command, recall
+from almoner_ledger.store.commands import Expire
+from almoner_ledger.store.recall import Attention
+
+log = logging.getLogger(__name__)
+
+ROUND_SECONDS: Final = 0.5
+GATHER_SECONDS: Final = 0.02
+"""Meters that ask within so long are looked at together."""
+SWEEP_SECONDS_MAX: Final = 30.0
+_OPEN: Final = (AllotmentState.OFFERED, AllotmentState.ACTIVE)
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    """A meter that asked. Times are this process's monotonic seconds."""
+
+    allotment: str
+    pod_uid: str
+    asked: float
+    deadline: float
+    answer: asyncio.Future[Signals]
+    looked: bool = False
+
+
+class SignalWatch:
+    """The long polls for signals of one replica. Use it from one event loop."""
+
+    def __init__(self, store: Store, *, round_seconds: float = ROUND_SECONDS) -> None:
+        self._store = store
+        self._round_seconds = round_seconds
+        self._waiters: set[_Waiter] = set()
+        self._came = asyncio.Event()
+        self._next_round = 0.0
+        self._told: dict[str, int] = {}
+        """The newest recall that each allotment was told of, in the database's milliseconds."""
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Start looking; the database is asked only while somebody waits."""
+        self._task = asyncio.create_task(self._run(), name="ledger-signals")
+
+    async def close(self) -> None:
+        """Stop, and let all waiters go; nothing is said of their leases."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        for waiter in self._waiters:
+            if not waiter.answer.done():
+                waiter.answer.set_result(Signals())
+
+    async def wait(self, allotment: str, pod_uid: str, seconds: float) -> Signals:
+        """Wait for a signal, at most `seconds`; the lease is renewed meanwhile. Raises LedgerError."""
+        if self._task is None or self._task.done():
+            return Signals()
+        asked = time.monotonic()
+        waiter = _Waiter(allotment, pod_uid, asked, asked + seconds, asyncio.get_running_loop().create_future())
+        self._waiters.add(waiter)
+        self._came.set()
+        try:
+            return await waiter.answer
+        finally:
+            self._waiters.discard(waiter)
+
+    async def _run(self) -> None:
+        while True:
+            if not self._waiters:
+                await self._came.wait()
+            await asyncio.sleep(GATHER_SECONDS)
+            self._came.clear()
+            try:
+                await self._round()
+            except Exception:
+                log.exception("a round of signals failed")
+                await asyncio.sleep(self._round_seconds)
+            due = min([self._next_round, *(each.deadline for each in self._waiters)])
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._came.wait(), max(0.0, due - time.monotonic()))
+
+    async def _round(self) -> None:
+        """Look at everybody once a round, and in between at those who came or whose time is over."""
+        began = time.monotonic()
+        waiters = [each for each in self._waiters if not each.answer.done()]
+        if began >= self._next_round:
+            self._next_round = began + self._round_seconds
+        else:
+            waiters = [each for each in waiters if not each.looked or each.deadline <= began]
+        if not waiters:
+            return
+        speaking: dict[str, set[str]] = {}
+        for each in waiters:
+            speaking.setdefault(each.allotment, set()).add(each.pod_uid)
+        try:
+            now_ms, found = await asyncio.to_thread(self._look, speaking)
+        except DatabaseUnavailableError as error:
+            for each in waiters:
+                if not each.looked or each.deadline <= began:
+                    _fail(each, ErrorCode.UNAVAILABLE, f"the database does not answer: {error}")
+            return
+        for each in waiters:
+            each.looked = True
+            self._tell(each, found.get(each.allotment), now_ms, began)
+        self._told.update({key: each.recall_ms for key, each in found.items() if each.recall_ms})
+        for allotment in [key for key, at in self._told.items() if at < now_ms - 2 * recall.FRESH_MS]:
+            del self._told[allotment]
+
+    def _look(self, speaking: dict[str, set[str]]) -> tuple[int, dict[str, Attention]]:
+        """Look at the allotments, and renew the leases that are due; gives the database's clock too."""
+        store, policy = self._store, self._store.lease
+        now_ms, found = store.read(lambda c: (now := store.now_ms(c), recall.attention(c, speaking, now)))
+        active = {
+            key: each
+            for key, each in found.items()
+            if each.state == AllotmentState.ACTIVE and each.pod_uid in speaking[key]
+        }
+        if any(policy.is_due(each.exchanged_ms, now_ms) for each in active.values()):
+            due = [key for key, each in active.items() if policy.is_due(each.exchanged_ms, now_ms, ALONG_DIVISOR)]
+            for key in store.renew(due):
+                found[key] = found[key]._replace(exchanged_ms=now_ms)
+        return now_ms, found
+
+    def _tell(self, waiter: _Waiter, found: Attention | None, now_ms: int, began: float) -> None:
+        if waiter.answer.done():
+            return
+        if found is None:
+            _fail(waiter, ErrorCode.NOT_FOUND, "allotment: no such allotment is known")
+            return
+        if found.pod_uid is None or found.pod_uid != waiter.pod_uid:
+            _fail(waiter, ErrorCode.FORBIDDEN, "allotment: it belongs to another pod")
+            return
+        cancel = found.state not in _OPEN
+        recalled = not cancel and found.recall_ms > self._told.get(waiter.allotment, 0)
+        if not cancel and not recalled and waiter.deadline > time.monotonic():
+            return
+        lease: int | None = None
+        if found.state == AllotmentState.ACTIVE:
+            # Counted from when it asked: the clock was read after `began`, so this is never too much.
+            left_ms = self._store.lease.lease_left_ms(found.exchanged_ms, now_ms)
+            lease = int(left_ms / 1000 + max(0.0, began - waiter.asked))
+        waiter.answer.set_result(Signals(cancel=cancel, recall=recalled, lease_seconds=lease))
+
+
+def _fail(waiter: _Waiter, code: ErrorCode, message: str) -> None:
+    if not waiter.answer.done():
+        waiter.answer.set_exception(LedgerError(code, message, field=None if code is ErrorCode.UNAVAILABLE else "id"))
+
+
+class Sweeper:
+    """Gives up silent attempts, now and then. `monotonic` replaces this process's clock (seconds) in tests."""
+
+    def __init__(self, store: Store, batcher: Batcher, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._store = store
+        self._batcher = batcher
+        self._monotonic = monotonic
+        self._seen: dict[str, tuple[int, float]] = {}
+        """When each silent allotment was last heard of (the database's clock), and since when that is known here."""
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Start sweeping."""
+        self._task = asyncio.create_task(self._run(), name="ledger-sweeper")
+
+    async def close(self) -> None:
+        """Stop."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _run(self) -> None:
+        pause = min(SWEEP_SECONDS_MAX, self._store.lease.lease_seconds / 2)
+        while True:
+            await asyncio.sleep(pause)
+            try:
+                await self.sweep()
+            except (DatabaseUnavailableError, LedgerError) as error:
+                log.info("silent attempts are looked for again later: %s", error)
+            except Exception:
+                log.exception("looking for silent attempts failed")
+
+    async def sweep(self) -> list[str]:
+        """Look once; gives the allotments that were given up. Raises DatabaseUnavailableError, LedgerError."""
+        silent = await asyncio.to_thread(self._store.silent)
+        now = self._monotonic()
+        # Whoever was heard of since is not in there with the same moment: its wait begins anew.
+        self._seen = {
+            key: (at, self._seen[key][1] if self._seen.get(key, (None, 0.0))[0] == at else now)
+            for key, at in silent.items()
+        }
+        wait = self._store.lease.lease_seconds
+        due = [key for key, (_, since) in self._seen.items() if now - since >= wait]
+        if not due:
+            return []
+        answers = await self._batcher.submit_all([command(Verb.EXPIRE, Expire(), allotment=key) for key in due])
+        ended = [key for key, answer in zip(due, answers, strict=True) if not isinstance(answer, LedgerError)]
+        for key in ended:
+            self._seen.pop(key, None)
+            log.warning("allotment %s is given up: nothing was heard of its meter", key)
+        return ended
