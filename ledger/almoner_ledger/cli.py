@@ -55,6 +55,9 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help='for local use without Kubernetes: a JSON list of {"token", "role", "name", "pod_uid"}',
     )
+    parser.add_argument(
+        "--seal-seconds", type=float, default=60.0, metavar="SECONDS", help="seal new entries so often (default: 60)"
+    )
     parser.add_argument("--no-migrate", action="store_true", help="leave the schema alone")
     parser.add_argument(
         "--database-patience", type=float, default=30.0, metavar="SECONDS", help="retry a transaction for so long"
@@ -111,6 +114,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         host,
         port,
         judge,
+        seal_seconds=arguments.seal_seconds,
         migrate=not arguments.no_migrate,
         patience_seconds=arguments.database_patience,
         lease=LeasePolicy(arguments.lease_seconds, arguments.silence_seconds),

@@ -161,6 +161,20 @@ class Database:
         """Run `work` in a transaction that only reads; retried like `write`."""
         return self._retrying(lambda: self._once(work, read_only=True))
 
+    def snapshot(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in a transaction that only reads, however long, and sees one state throughout; retried."""
+        return self._retrying(lambda: self._snapshot_once(work))
+
+    def _snapshot_once(self, work: Callable[[Connection], T]) -> T:
+        with self._connect(read_only=True) as connection:
+            if not self.is_postgresql:
+                with connection.begin():
+                    return work(connection)
+            steady = connection.execution_options(isolation_level="REPEATABLE READ")
+            with steady.begin():
+                steady.exec_driver_sql("SET LOCAL statement_timeout = 0")
+                return work(steady)
+
     def _once(self, work: Callable[[Connection], T], *, read_only: bool) -> T:
         with self._connect(read_only=read_only) as connection, connection.begin():
             return work(connection)

@@ -17,6 +17,7 @@ from almoner_ledger import kubernetes
 from almoner_ledger.auth import Authenticator, Policy, load_static_tokens
 from almoner_ledger.database import Database
 from almoner_ledger.leasing import LeasePolicy
+from almoner_ledger.maintenance import SEAL_SECONDS, Maintenance
 from almoner_ledger.service import Service
 from almoner_ledger.store import Store
 
@@ -45,12 +46,14 @@ def authenticator(kubeconfig: Path | None, static_tokens: Path | None, policy: P
     return Authenticator(access, policy, static)
 
 
-async def serve(store: Store, judge: Authenticator, host: str, port: int) -> None:
+async def serve(
+    store: Store, judge: Authenticator, host: str, port: int, *, seal_seconds: float = SEAL_SECONDS
+) -> None:
     """Serve until SIGTERM or SIGINT; then refuse new requests, finish those that run, and return."""
     service = Service(store, judge, version=version("almoner"))
-    runner = web.AppRunner(
-        service.application(), access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_SECONDS
-    )
+    application = service.application()
+    application.cleanup_ctx.append(Maintenance(store, seal_seconds=seal_seconds).running)
+    runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_SECONDS)
     await runner.setup()
     site = web.TCPSite(runner, host, port, backlog=1024, reuse_address=True)
     await site.start()
@@ -76,6 +79,7 @@ def run(
     patience_seconds: float,
     lease: LeasePolicy | None = None,
     clock_ahead_seconds: int = 0,
+    seal_seconds: float = SEAL_SECONDS,
 ) -> None:
     """Open the database, migrate it unless told not to, and serve.
 
@@ -91,7 +95,7 @@ def run(
         # would wait that long each time for the thread that serves requests to let go of the interpreter.
         sys.setswitchinterval(SWITCH_SECONDS)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(serve(store, judge, host, port))
+            runner.run(serve(store, judge, host, port, seal_seconds=seal_seconds))
     finally:
         database.dispose()
 

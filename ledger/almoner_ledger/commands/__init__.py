@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 MODULES: Final = (
     "migrate",
     "verify",
+    "seal",
     "correct",
     "settle",
     "rerate",

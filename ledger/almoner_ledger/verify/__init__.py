@@ -7,17 +7,19 @@ a module of its subject, listed in that module's CHECKS; a new module's CHECKS a
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from almoner_ledger import schema
+from almoner_ledger import schema, sealing
 from almoner_ledger.database import Database
-from almoner_ledger.verify import balances, corrections, life, rates
+from almoner_ledger.verify import balances, corrections, life, rates, seals
 from almoner_ledger.verify.findings import Audit, Check, Violation, total
 
 __all__ = ["CHECKS", "Audit", "Check", "Violation", "audit", "report"]
@@ -29,13 +31,18 @@ CHECKS: Final[tuple[Check, ...]] = (
     *corrections.CHECKS,
     *life.CHECKS,
     *rates.CHECKS,
+    *seals.CHECKS,
 )
 
 
-def audit(connection: Connection) -> Audit:
-    """Check every invariant; at most VIOLATIONS_MAX are named."""
+def audit(connection: Connection, expected: Mapping[int, str] | None = None) -> Audit:
+    """Check every invariant, and that the chain has the seals `expected` (digests by number).
+
+    At most VIOLATIONS_MAX are named.
+    """
     violations: list[Violation] = []
-    for check in CHECKS:
+    heads: Check = functools.partial(seals.expected_heads, expected=expected or {})
+    for check in (*CHECKS, heads):
         for violation in check(connection):
             if len(violations) >= VIOLATIONS_MAX:
                 break
@@ -44,15 +51,12 @@ def audit(connection: Connection) -> Audit:
         table.name: int(connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one())
         for table in (schema.accounts, schema.windows, schema.allotments, schema.holds, schema.records)
     }
-    return Audit(violations, _excess(connection), counts)
+    return Audit(violations, _excess(connection), counts, str(sealing.head(connection)))
 
 
-def report(database: Database, *, as_json: bool) -> int:
+def report(database: Database, *, as_json: bool, expected: Mapping[int, str] | None = None) -> int:
     """Audit, write what was found to standard output, and give the exit code: 1 where an invariant does not hold."""
-    with database.engine.connect() as plain:
-        snapshot = plain.execution_options(isolation_level="REPEATABLE READ") if database.is_postgresql else plain
-        with snapshot.begin():
-            found = audit(snapshot)
+    found = database.snapshot(lambda connection: audit(connection, expected))
     if as_json:
         sys.stdout.write(json.dumps({"ok": not found.violations, **asdict(found)}, indent=2) + "\n")
         return 1 if found.violations else 0
@@ -66,7 +70,7 @@ def report(database: Database, *, as_json: bool) -> int:
         sys.stdout.write(f"excess: {each['account']} {each['dimension']}: {', '.join(causes)}\n")
     counted = ", ".join(f"{count} {name}" for name, count in found.counts.items())
     verdict = f"{len(found.violations)} violations" if found.violations else "every invariant holds"
-    sys.stdout.write(f"{verdict}: {counted}\n")
+    sys.stdout.write(f"{verdict}: {counted}; newest seal {found.head}\n")
     return 1 if found.violations else 0
 
 

@@ -21,11 +21,16 @@ class Violation:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """What an audit found. `excess` lists what providers billed above holds: allowed, but worth knowing."""
+    """What an audit found.
+
+    `excess` lists what providers billed above holds: allowed, but worth knowing. `head` is the newest seal, as
+    NUMBER:DIGEST.
+    """
 
     violations: list[Violation]
     excess: list[dict[str, Any]]
     counts: dict[str, int]
+    head: str = ""
 
 
 Check = Callable[[Connection], Iterator[Violation]]

@@ -107,7 +107,7 @@ def _move_records(columns: list[sa.Column[Any]], kinds: str, *, numbered: bool) 
     else:
         # SQLite renames what points to a renamed table along with it, so the new one takes the name last.
         name = "records_after"
-    more = {"postgresql_partition_by": "LIST (month)"} if numbered else {}
+    more: dict[str, Any] = {"postgresql_partition_by": "LIST (month)"} if numbered else {}
     op.create_table(
         name,
         *columns,
@@ -219,7 +219,7 @@ def _make_partitions() -> None:
                 'FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()', part);
             RETURN 1;
         END $$
-        """
+        """  # noqa: S608 - no input
     )
     op.execute(
         f"""
@@ -227,6 +227,7 @@ def _make_partitions() -> None:
         LANGUAGE plpgsql SECURITY DEFINER {path} AS $$
         DECLARE
             made integer := 0;
+            month integer;
             first timestamp := date_trunc('month', now() AT TIME ZONE 'UTC');
         BEGIN
             IF ahead NOT BETWEEN 0 AND 12 THEN
@@ -234,7 +235,8 @@ def _make_partitions() -> None:
             END IF;
             PERFORM pg_advisory_xact_lock({PARTITIONS_LOCK});
             FOR index IN 0..ahead LOOP
-                made := made + almoner_make_partition(to_char(first + make_interval(months => index), 'YYYYMM')::integer);
+                month := to_char(first + make_interval(months => index), 'YYYYMM')::integer;
+                made := made + almoner_make_partition(month);
             END LOOP;
             RETURN made;
         END $$
