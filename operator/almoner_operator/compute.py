@@ -58,10 +58,11 @@ class _Meter:
 
 
 class MachineTime:
-    """Charges machine time. `stop` is called with what must be stopped for want of money."""
+    """Charges machine time. `stop` is called with what must be stopped for want of money; `clock` gives Unix time."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, *, clock: Callable[[], float] = time.time) -> None:
         self._context = context
+        self._clock = clock
         self._settings = context.settings.compute
         self._meters: dict[str, _Meter] = {}
         self.stop: Callable[[Stop], None] = lambda _: None
@@ -100,7 +101,7 @@ class MachineTime:
 
     async def round(self) -> None:
         """Charge every pod that is due; what is asked together travels together."""
-        cache, moment = self._context.cache, int(time.time())
+        cache, moment = self._context.cache, int(self._clock())
         due = []
         for run in cache.runs.values():
             attempt = run.attempt
@@ -209,7 +210,7 @@ class MachineTime:
             return 0, 0  # It never started, as far as anybody knows.
         end = seen.end
         if end is None:
-            end = min(int(time.time()), since + self._settings.ahead(seen.grace_seconds))
+            end = min(int(self._clock()), since + self._settings.ahead(seen.grace_seconds))
         return since, max(since, end)
 
     # -- the ledger ----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from almoner_core.wire import (
 )
 from almoner_ledger.errors import LedgerError, invalid
 from almoner_ledger.schema import COMPUTE_COLUMNS
-from almoner_ledger.store import compute, records
+from almoner_ledger.store import compute, recall, records
 from almoner_ledger.store.allotments import wrong_state
 from almoner_ledger.store.books import Books
 from almoner_ledger.store.commands import Command
@@ -89,6 +89,7 @@ def _hold(books: Books, allotment: Allotment, amount: int) -> Error | None:
     try:
         granted = decide_or_refuse(rooms(books, allotment.tracked, None, freed, 0), {USD: amount}, {})
     except LedgerError as error:
+        recall.mark(books, allotment.tracked, error)
         if error.code is not ErrorCode.INSUFFICIENT:  # Beyond what a balance can count: as good as no room.
             return Error(code=ErrorCode.INSUFFICIENT, message=error.message[:1024], field=error.field)
         return error.to_wire()

@@ -1,0 +1,330 @@
+"""The operator's charging of machine time against the real books: what it does when things go wrong."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from almoner_core import wire
+from almoner_core.compute import ComputePrices
+from almoner_core.identity import allotment_id, compute_allotment_id
+from almoner_core.wire import ErrorCode
+from almoner_ledger import schema
+from almoner_ledger.errors import LedgerError as Refused
+from almoner_ledger.store import Verb, command, queries
+from almoner_operator.cache import Cache
+from almoner_operator.compute import MachineTime
+from almoner_operator.errors import LedgerError, LedgerUnavailableError
+from almoner_operator.machines import ComputeSettings
+from almoner_operator.pods import RunnerSettings
+from almoner_operator.records import Run, parse_pod
+from almoner_operator.scheduling.model import EXECUTION, Requests, Stop, StopCause
+from tests.support.books import DOLLAR, USD, Books, Clock
+
+Json = dict[str, Any]
+UID = "8c7e1a52-1111-4222-8333-444455556666"
+ALLOTMENT = allotment_id(UID, 1)
+START = 1_800_000_000
+# A dollar a second for its core: ten seconds an interval, and 5 + 15 s ahead.
+SETTINGS = ComputeSettings(ComputePrices.parse("3600", None, None), interval_seconds=10)
+AHEAD = 10 + 5 + 15
+
+
+class Ledger:
+    """The operator's client, straight to the store. `away` counts the exchanges whose answers are lost."""
+
+    def __init__(self, books: Books) -> None:
+        self.books = books
+        self.epoch = books.epoch
+        self.away = 0
+        self.lose = False
+        self.asked: list[wire.AccrueAllotment] = []
+
+    async def accrue(self, item: wire.AccrueAllotment) -> wire.ItemAnswer:
+        self.asked.append(item)
+        if self.away and not self.lose:
+            self.away -= 1
+            raise LedgerUnavailableError(ErrorCode.UNAVAILABLE, "away")
+        answer = self.books.run_all([command(Verb.ACCRUE, item, epoch=self.epoch)])[0]
+        if self.away:
+            self.away -= 1
+            raise LedgerUnavailableError(ErrorCode.UNAVAILABLE, "the answer is lost")
+        if isinstance(answer, Refused):
+            raise LedgerError(answer.code, answer.message)
+        assert isinstance(answer, wire.ItemAnswer)
+        return answer
+
+    async def open_allotments(self) -> AsyncIterator[wire.AllotmentView]:
+        page = self.books.store.read(lambda c: queries.open_allotments(c, self.books.store.now_ms(c), "", 100))
+        for view in page.allotments:
+            yield view
+
+
+class Site:
+    """One run whose pod started at START, an operator that charges for it, and the clock that both go by."""
+
+    def __init__(self, books: Books, clock: Clock, budget: int) -> None:
+        self.books, self.clock = books, clock
+        clock.now = START
+        books.limits(limits={USD: budget * DOLLAR})
+        self.ledger = Ledger(books)
+        self.cache = Cache(meter=Requests(), wake=lambda: None)
+        self.stops: list[Stop] = []
+        books.open(
+            uid=UID, allotment=ALLOTMENT, need={}, compute={USD: SETTINGS.prices.hold(self.pod_machine(), AHEAD)}
+        )
+        books.bind(ALLOTMENT)
+        self.cache.observe_run(EXECUTION, None, self.raw_run())
+        self.see_pod()
+        self.machines = self.operator()
+        self.machines.opened(ALLOTMENT)
+
+    @staticmethod
+    def pod_machine() -> Any:
+        from almoner_core.compute import Machine
+
+        return Machine(cpu=1000)
+
+    def operator(self) -> MachineTime:
+        runner = RunnerSettings(image="image", ledger_url="http://ledger")
+        context: Any = SimpleNamespace(
+            settings=SimpleNamespace(compute=SETTINGS, runner=runner), cache=self.cache, ledger=self.ledger
+        )
+        made = MachineTime(context, clock=lambda: float(self.clock.now))
+        made.stop = self.stops.append
+        return made
+
+    async def takes_over(self) -> None:
+        """Another operator leads, and looks at what the ledger has."""
+        self.books.epoch = self.ledger.epoch = self.books.take_epoch()
+        self.machines = self.operator()
+        async for view in self.ledger.open_allotments():
+            if view.purpose is wire.Purpose.COMPUTE:
+                assert self.machines.adopt(view) == ALLOTMENT
+
+    @staticmethod
+    def raw_run() -> Json:
+        attempt = {"number": 1, "pod": "pod", "podUID": "pod-uid", "allotment": ALLOTMENT, "outcome": "Running"}
+        return {
+            "metadata": {"name": "run", "namespace": "team", "uid": UID, "resourceVersion": "1", "generation": 1},
+            "spec": {"agentRef": {"name": "agent"}, "input": {"text": "hi"}},
+            "status": {"phase": "Running", "attempts": [attempt]},
+        }
+
+    def see_pod(self, *, finished: int | None = None, gone: bool = False) -> None:
+        state: Json = {"running": {"startedAt": moment(START)}}
+        if finished is not None:
+            state = {"terminated": {"exitCode": 0, "finishedAt": moment(START + finished)}}
+        raw = {
+            "metadata": {
+                "name": "pod",
+                "namespace": "team",
+                "uid": "pod-uid",
+                "resourceVersion": str(self.clock.now),
+                "labels": {"almoner.dev/execution-uid": UID, "almoner.dev/attempt": "1"},
+            },
+            "spec": {
+                "nodeName": "node",
+                "terminationGracePeriodSeconds": 5,
+                "containers": [{"name": "agent", "resources": {"requests": {"cpu": "1"}}}],
+            },
+            "status": {"startTime": moment(START), "containerStatuses": [{"name": "agent", "state": state}]},
+        }
+        pod = parse_pod(raw)
+        assert pod is not None
+        if gone:
+            pod.raw["gone"] = True
+        self.cache.pods[UID] = {1: pod}
+
+    @property
+    def run(self) -> Run:
+        return self.cache.runs[UID]
+
+    async def at(self, seconds: int) -> None:
+        """Look at the pod so long after its start."""
+        self.clock.now = START + seconds
+        await self.machines.round()
+
+    async def ends(self, seconds: int) -> bool:
+        self.clock.now = START + seconds
+        return await self.machines.finish_run(self.run)
+
+    @property
+    def charged(self) -> list[tuple[int, int]]:
+        """The stretches for which cpu was charged, in seconds after the start."""
+        table = schema.records
+        query = sa.select(table.c.started_ms, table.c.duration_ms).where(table.c.model == "cpu")
+        rows = self.books.store.read(lambda connection: connection.execute(query.order_by(table.c.started_ms)).all())
+        return [(row.started_ms // 1000 - START, (row.started_ms + row.duration_ms) // 1000 - START) for row in rows]
+
+    @property
+    def held(self) -> int:
+        return self.books.state().reserved
+
+
+def moment(seconds: int) -> str:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@pytest.fixture
+def site(books: Books, clock: Clock) -> Site:
+    return Site(books, clock, 100)
+
+
+async def test_a_running_pod_is_charged_by_the_interval_and_held_ahead(site: Site) -> None:
+    await site.at(11)
+    assert site.charged == []
+    await site.at(12)
+    assert site.charged == [(0, 10)], "the last two seconds are not charged before the pod's end could be seen"
+    assert site.held == pytest.approx(AHEAD * DOLLAR, abs=10)
+    await site.at(21)
+    await site.at(25)
+    assert site.charged == [(0, 10), (10, 23)]
+    site.see_pod(finished=24)
+    await site.at(30)
+    assert len(site.charged) == 2, "what has ended is the end's business"
+    assert await site.ends(31)
+    assert site.charged == [(0, 10), (10, 23), (23, 24)]
+    assert (site.held, site.books.state().spent) == (0, 24 * DOLLAR)
+    assert not await site.ends(40), "the end is charged once"
+    assert site.stops == []
+
+
+async def test_a_ledger_that_is_away_is_asked_the_same_again(site: Site) -> None:
+    site.ledger.away = 2
+    for second in (12, 13, 14):
+        await site.at(second)
+    assert site.charged == [(0, 10)]
+    assert len({item.operation_id for item in site.ledger.asked}) == 1
+    site.ledger.away, site.ledger.lose = 1, True
+    await site.at(24)
+    await site.at(25)
+    assert site.charged == [(0, 10), (10, 22)]
+    assert site.books.state().spent == 22 * DOLLAR
+
+
+async def test_an_operator_that_takes_over_goes_on_where_the_ledger_is(site: Site) -> None:
+    await site.at(12)
+    site.ledger.away, site.ledger.lose = 1, True
+    await site.at(22)  # Charged, and the operator dies before it learns that.
+    await site.takes_over()
+    await site.at(23)
+    assert site.charged == [(0, 10), (10, 20)]
+    await site.at(32)
+    site.see_pod(finished=33)
+    assert await site.ends(34)
+    assert site.charged == [(0, 10), (10, 20), (20, 30), (30, 33)]
+
+
+async def test_two_operators_never_charge_one_second_twice(site: Site) -> None:
+    """One that was cut off and does not know yet is refused; one that knows less than the ledger learns it."""
+    await site.at(12)
+    behind = site.operator()
+    behind.opened(ALLOTMENT)  # As if nothing was charged yet.
+    site.machines = behind
+    await site.at(25)
+    assert site.charged == [(0, 10)]
+    await site.at(26)
+    assert site.charged == [(0, 10), (10, 24)]
+
+
+async def test_a_pod_whose_machine_time_is_refused_is_stopped_while_its_end_is_paid_for(
+    books: Books, clock: Clock
+) -> None:
+    site = Site(books, clock, 45)
+    await site.at(12)
+    assert site.stops == []
+    await site.at(22)
+    (stop,) = site.stops
+    assert stop.cause is StopCause.EXHAUSTED
+    assert "team/quota" in stop.message
+    site.run.stop = stop.cause
+    await site.at(23)
+    site.see_pod(finished=29)
+    assert await site.ends(31)
+    state = books.state()
+    assert (state.spent, state.excess, state.reserved) == (29 * DOLLAR, 0, 0)
+    assert len(site.stops) == 1
+
+
+async def test_what_others_may_return_is_waited_for_as_long_as_the_end_is_paid_for(books: Books, clock: Clock) -> None:
+    site = Site(books, clock, 70)
+    other = books.active(need={USD: 30 * DOLLAR})
+    await site.at(12)
+    assert site.stops == [], "the other may return what it holds"
+    assert books.state().reserved < 60 * DOLLAR
+    books.give_back(other, 0, {USD: 0}, {USD: 25 * DOLLAR})
+    await site.at(14)
+    assert site.held == pytest.approx((AHEAD + 5) * DOLLAR, abs=10)
+    books.extend(other, {USD: 20 * DOLLAR})
+    for second in range(22, 40):
+        await site.at(second)
+        if site.stops:
+            break
+    # Held was from second 10 until 40: 5 s of grace and 5 s more are left of it.
+    assert second == 30
+    assert books.state().excess == 0
+
+
+@pytest.mark.parametrize(("gave_up", "end"), [(50, 40), (35, 35)])
+async def test_a_pod_that_vanished_is_charged_until_it_was_given_up_at_most_what_was_held(
+    site: Site, gave_up: int, end: int
+) -> None:
+    await site.at(12)
+    site.see_pod(gone=True)
+    assert await site.ends(gave_up)
+    assert site.charged == [(0, 10), (10, end)]
+    assert (site.held, site.books.state().excess) == (0, 0)
+
+
+async def test_a_pod_that_vanished_while_no_operator_looked_had_what_its_spec_asks_for(site: Site) -> None:
+    await site.at(12)
+    await site.takes_over()
+    site.cache.pods.clear()
+    attempt = site.run.status.attempts[-1].model_copy(update={"start_time": _datetime(START)})
+    site.run.status = site.run.status.model_copy(update={"attempts": [attempt]})
+    assert await site.ends(20)
+    # No Agent is known, so the meter's own 50m are what is left to charge.
+    assert site.charged == [(0, 10), (10, 20)]
+    assert site.books.state().spent == 10 * DOLLAR + 10 * DOLLAR * 50 // 1000
+
+
+def _datetime(seconds: int) -> Any:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+async def test_what_never_started_is_charged_nothing(books: Books, clock: Clock) -> None:
+    site = Site(books, clock, 100)
+    site.cache.pods[UID][1].raw["status"] = {}
+    await site.at(100)
+    assert not await site.ends(101)
+    assert (site.charged, site.held) == ([], 0)
+    state = sa.select(schema.allotments.c.state).where(schema.allotments.c.id == compute_allotment_id(ALLOTMENT))
+    assert books.store.read(lambda connection: connection.execute(state).scalar_one()) == "void"
+
+
+async def test_what_the_ledger_has_closed_is_charged_no_more(site: Site) -> None:
+    site.books.end(ALLOTMENT)
+    await site.at(12)
+    await site.at(24)
+    assert site.charged == []
+    assert len(site.ledger.asked) == 1
+
+
+async def test_a_long_absence_is_charged_a_day_at_a_time(books: Books, clock: Clock) -> None:
+    site = Site(books, clock, 500_000)
+    await site.at(200_000)
+    await site.at(200_001)
+    assert site.charged == [(0, 86_400), (86_400, 172_800)]
+    site.see_pod(finished=190_000)
+    await site.ends(200_002)
+    assert site.charged[-1] == (172_800, 190_000)
+    assert (books.state().spent, books.state().excess) == (190_000 * DOLLAR, 0)
