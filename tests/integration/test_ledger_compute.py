@@ -168,7 +168,7 @@ def test_machine_time_is_posted_and_held_anew(books: Books) -> None:
     assert totals.totals.requests == 0
     view = listed(books)[compute_allotment_id(allotment)]
     assert (view.last_sequence, view.accrued_unix_ms, view.held) == (3, 10_000, {USD: 1000})
-    by_type = {row.key[0]: row.totals for row in books.costs(queries.By.RESOURCE_TYPE).rows}
+    by_type = {row.key[0]: row.totals for row in books.usage("resource_type").rows}
     assert by_type["compute"].cost_nanos == 600
     assert not books.violations()
 
