@@ -158,9 +158,8 @@ class ChangeWatch:
         try:
             async with self._changed:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(
-                        self._changed.wait_for(lambda: self._latest > after or self._latest < 0), seconds
-                    )
+                    async with asyncio.timeout(seconds):
+                        await self._changed.wait_for(lambda: self._latest > after or self._latest < 0)
         finally:
             self._waiters -= 1
 
@@ -179,4 +178,6 @@ class ChangeWatch:
                     self._changed.notify_all()
             self._batcher.committed.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._batcher.committed.wait(), self._poll_seconds)
+                # Not wait_for: in Python 3.11 it forgets a cancellation that comes together with the event.
+                async with asyncio.timeout(self._poll_seconds):
+                    await self._batcher.committed.wait()

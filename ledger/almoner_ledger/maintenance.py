@@ -75,7 +75,8 @@ class Maintenance:
                 metrics.MAINTENANCE_FAILURES.labels(name).inc()
                 log.exception("%s failed and is due again in %g s", name, seconds)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), seconds)
+                async with asyncio.timeout(seconds):
+                    await self._stopping.wait()
 
     def seal(self) -> None:
         """Seal what is not sealed, unless a replica is at it."""

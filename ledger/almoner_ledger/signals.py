@@ -102,7 +102,8 @@ class SignalWatch:
                 await asyncio.sleep(self._round_seconds)
             due = min([self._next_round, *(each.deadline for each in self._waiters)])
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._came.wait(), max(0.0, due - time.monotonic()))
+                async with asyncio.timeout(max(0.0, due - time.monotonic())):
+                    await self._came.wait()
 
     async def _round(self) -> None:
         """Look at everybody once a round, and in between at those who came or whose time is over."""

@@ -2,8 +2,9 @@
 
 Exchanges that move amounts go one at a time under a lock, so that after each one the ledger's word about what is held
 can be compared with ours, and is believed. Posting, returning what is idle and listening for signals happen in the
-background. Any answer renews the lease; past the lease no call starts, because from then the ledger may charge the rest
-off and let another attempt begin.
+background. What the ledger has committed renews the lease, counted from before it was asked; past the lease no call
+starts, because from then the ledger may charge the rest off and let another attempt begin. Under a recall nothing is
+kept but what the next call needs: others were refused what is idle here.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from almoner_core.allotment import Allotment, Hold
@@ -28,6 +29,8 @@ POST_RECORDS_MAX: Final = 200
 POST_DELAY_S: Final = 0.2
 IDLE_SECONDS: Final = 1.0
 IDLE_LOOK_S: Final = 0.25
+# How long a recall holds; whoever is still refused then recalls again.
+RECALL_SECONDS: Final = 5.0
 FLUSH_SECONDS: Final = 0.2
 BACKOFF_FIRST_S: Final = 0.1
 BACKOFF_MOST_S: Final = 5.0
@@ -41,9 +44,12 @@ class BooksClosedError(RuntimeError):
 
 
 class Books:
-    """One allotment's books. `activate` first, then `run` in the background; `close` gives the last word."""
+    """One allotment's books. `activate` first, then `run` in the background; `close` gives the last word.
 
-    def __init__(self, client: LedgerClient, spool: Spool) -> None:
+    first_need: what admission promised for the first call, kept for it; None: all that admission granted.
+    """
+
+    def __init__(self, client: LedgerClient, spool: Spool, first_need: Mapping[str, int] | None = None) -> None:
         self.client = client
         self.spool = spool
         self.allotment = Allotment((), {})
@@ -66,7 +72,8 @@ class Books:
         self._last_use = 0.0
         self._used = False
         self._tight = False
-        self._recalled = False
+        self._recalled_until = 0.0
+        self._first_need = first_need
         self._lease_seconds = LEASE_SECONDS
         self._topping_up: asyncio.Task[None] | None = None
         self._unanswered: dict[str, Any] | None = None  # records that were posted, with no answer yet
@@ -76,13 +83,19 @@ class Books:
         """The monotonic clock that leases and windows are kept by, in seconds."""
         return asyncio.get_running_loop().time()
 
+    @property
+    def recalled(self) -> bool:
+        """Whether others were refused what is idle here, a moment ago."""
+        return self.now < self._recalled_until
+
     # --- activation ---------------------------------------------------------------------------------------------------
 
     async def activate(self, recovered: Recovered) -> None:
         """Take the allotment, trying until the operator has bound this pod. Raises BooksClosedError."""
-        # A fresh id for every start of the process: a restarted meter wants to learn what is left, not what was.
-        body = {"operation_id": uuid7()}
-        sent, answer = await self._insist(lambda: self.client.exchange("POST", "activate", body), "activate")
+        # A fresh id for every try: a meter wants to learn what is left and to renew its lease, not to hear what was.
+        sent, answer = await self._insist(
+            lambda: self.client.exchange("POST", "activate", {"operation_id": uuid7()}), "activate"
+        )
         settled = answer.get("settled", {})
         before = Totals(
             cost_nanos=settled.get("usd", 0),
@@ -123,7 +136,7 @@ class Books:
 
     def _renew(self, sent: float, answer: dict[str, Any]) -> None:
         """Take the lease and, where it is told, the window from an answer; counted from when it was asked."""
-        self.lease_until = sent + self._lease_seconds
+        self.lease_until = max(self.lease_until, sent + self._lease_seconds)
         if "window_ends_in_seconds" in answer:
             ends = answer["window_ends_in_seconds"]
             self.window_until = FOREVER if ends is None else sent + ends
@@ -134,6 +147,8 @@ class Books:
             logger.info("what is held differs from the ledger's word by %s: the ledger is believed", differences)
         if "rates" in answer:
             self.rates.learn(answer["rates"])
+        if answer.get("state", "active") != "active":
+            self.stopped = "the ledger has closed the allotment"
 
     # --- calls --------------------------------------------------------------------------------------------------------
 
@@ -142,7 +157,7 @@ class Books:
         self._used = True
         self._last_use = self.now
         busy = self._topping_up is not None and not self._topping_up.done()
-        if not busy and not self._tight and not self._recalled and (want := self.allotment.top_up()):
+        if not busy and not self._tight and not self.recalled and (want := self.allotment.top_up()):
             self._topping_up = asyncio.create_task(self._top_up(want))
 
     async def _top_up(self, want: dict[str, int]) -> None:
@@ -161,7 +176,7 @@ class Books:
         self._settled.set()
         self._settled = asyncio.Event()
         self._to_post.set()
-        if self._tight:
+        if self._tight or self.recalled:
             self._to_return.set()
 
     def next_settlement(self) -> asyncio.Event:
@@ -203,7 +218,7 @@ class Books:
             if hold is not None or self.allotment.frozen:
                 return hold
             need = self.allotment.deficit(bound)
-            want = self.allotment.comfort(bound) if comfort and need else need
+            want = self.allotment.comfort(bound) if comfort and need and not self.recalled else need
             asked = self.rates.counted(provider, bound) if self.rates.in_force else None
             if not asked:
                 await self._extend(need, want)
@@ -239,31 +254,28 @@ class Books:
         return sent, answer
 
     async def _exchange_twice(self, verb: str, body: dict[str, Any]) -> tuple[float, dict[str, Any]]:
-        """Do a mutation, once more under the same operation id where the first answer was lost."""
+        """Do a mutation, once more under the same operation id where the first answer was lost.
+
+        It may have been done at the first try: all that its answer says counts from then.
+        """
         sent = self.now
         try:
             return sent, await self._exchange("POST", verb, body)
         except LedgerUnreachableError:
-            sent = self.now
             return sent, await self._exchange("POST", verb, body)
 
     async def _exchange(self, method: str, verb: str, body: dict[str, Any]) -> dict[str, Any]:
-        sent = self.now
         try:
             return await self.client.exchange(method, verb, body)
         except LedgerError as error:
             if error.code in FATAL_CODES:
                 self.stopped = f"the ledger: {error}"
                 logger.error("%s", self.stopped)  # noqa: TRY400 - the ledger's message says it all
-            elif error.code == "insufficient":
-                self.lease_until = sent + self._lease_seconds
             raise
 
     async def ping(self) -> None:
         """Renew the lease by the shortest exchange there is. Raises LedgerError, LedgerUnreachableError."""
-        sent = self.now
-        self._heed(await self.client.exchange("GET", "signals?timeout_seconds=0"))
-        self.lease_until = sent + self._lease_seconds
+        self._heed(self.now, await self.client.exchange("GET", "signals?timeout_seconds=0"))
 
     async def roll_window(self) -> None:
         """Give back what was granted in a window that has ended; calls in flight settle in theirs."""
@@ -357,27 +369,41 @@ class Books:
     async def _return_idle(self) -> None:
         while True:
             try:
-                await asyncio.wait_for(self._to_return.wait(), IDLE_LOOK_S)
+                # Not wait_for: in Python 3.11 it forgets a cancellation that comes together with the event.
+                async with asyncio.timeout(IDLE_LOOK_S):
+                    await self._to_return.wait()
             except TimeoutError:
                 idle = self.now - self._last_use >= IDLE_SECONDS and not any(self.allotment.in_flight.values())
-                if not idle and not self._recalled:
+                if not idle:
                     continue
             self._to_return.clear()
-            # Before its first call a run keeps what its admission promised it.
-            if not self._used or self.waiting or not self.allotment.free_amounts():
+            keep = self._promised()
+            if self.waiting or keep is None or not self._spare(keep):
                 continue
             try:
-                await self.give_back()
-                self._recalled = False
+                await self.give_back(keep)
             except (LedgerError, LedgerUnreachableError) as error:
                 logger.info("returning what is idle: %s", error)
                 await asyncio.sleep(IDLE_SECONDS)
+                self._to_return.set()
 
-    async def give_back(self) -> None:
-        """Return what is free. Raises LedgerError, LedgerUnreachableError."""
+    def _promised(self) -> Mapping[str, int] | None:
+        """What is kept of what is free: before its first call a run keeps what its admission promised it.
+
+        None: all of it. Under a recall that is the first call's need alone.
+        """
+        if self._used:
+            return {}
+        return self._first_need if self.recalled else None
+
+    def _spare(self, keep: Mapping[str, int]) -> dict[str, int]:
+        return {d: free - keep.get(d, 0) for d, free in self.allotment.free_amounts().items() if free > keep.get(d, 0)}
+
+    async def give_back(self, keep: Mapping[str, int] | None = None) -> None:
+        """Return what is free beyond `keep`. Raises LedgerError, LedgerUnreachableError."""
         await self.post_pending()
         async with self._lock:
-            idle = self.allotment.free_amounts()
+            idle = self._spare(keep or {})
             if not idle:
                 return
             body = self._return_body(idle, final=False)
@@ -415,18 +441,21 @@ class Books:
                 await asyncio.sleep(next(backoff))
             else:
                 backoff = _backoff()
-                self.lease_until = max(self.lease_until, sent + self._lease_seconds)
-                self._heed(signals)
+                self._heed(sent, signals)
                 if signals.get("cancel") or signals.get("recall"):
                     # The ledger may answer at once for as long as the signal stands.
-                    await asyncio.sleep(IDLE_SECONDS)
+                    await asyncio.sleep(IDLE_SECONDS if signals.get("cancel") else IDLE_LOOK_S)
 
-    def _heed(self, signals: dict[str, Any]) -> None:
+    def _heed(self, sent: float, signals: dict[str, Any]) -> None:
+        lease = signals.get("lease_seconds")
+        if lease is not None:
+            self.lease_until = max(self.lease_until, sent + lease)
         if signals.get("cancel") and not self.cancelled:
             self.cancelled = True
             logger.info("the ledger asks to stop: no further call is started")
         if signals.get("recall"):
-            self._recalled = True
+            self._recalled_until = self.now + RECALL_SECONDS
+            self._to_return.set()
 
     # --- the end ------------------------------------------------------------------------------------------------------
 

@@ -85,6 +85,14 @@ class Settings:
         )
 
 
+def first_need_of(config: Config) -> dict[str, int] | None:
+    """What admission had granted for the first call; None where the operator does not say."""
+    given = config.extra.get(names.EXTRA_FIRST_NEED)
+    if not isinstance(given, dict):
+        return None
+    return {str(name): amount for name, amount in given.items() if isinstance(amount, int) and amount > 0}
+
+
 def _port(text: str, name: str) -> int:
     if not text.isdecimal() or not 0 < int(text) < 65536:
         raise ConfigError(f"{name}: {text[:16]!r} is not a port from 1 to 65535")
@@ -128,7 +136,7 @@ class Meter:
             client = LedgerClient(
                 self.config.ledger_url, self.config.allotment, Secret(self.settings.token_file), ledger_session
             )
-            books = Books(client, spool)
+            books = Books(client, spool, first_need_of(self.config))
             holds = Holds(books)
             progress = Progress(client)
             app = App(self.config, holds, Forwarder(provider_session, holds), progress, self.settings.providers_dir)
@@ -195,7 +203,8 @@ class Meter:
         deadline = loop.time() + max(1.0, min(self._grace, GRACE_SECONDS) - LAST_EXCHANGES_SECONDS - OUTPUT_SECONDS)
         while holds.in_flight and (left := deadline - loop.time()) > 0:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(holds.books.next_settlement().wait(), left)
+                async with asyncio.timeout(left):
+                    await holds.books.next_settlement().wait()
 
     async def _finish(self, app: App, books: Books, progress: Progress) -> int:
         if app.holds.in_flight:

@@ -45,7 +45,8 @@ class Turn:
 
     async def _take(self, books: Books) -> None:
         try:
-            await asyncio.wait_for(self._line.lock.acquire(), max(0.0, self._deadline - books.now))
+            async with asyncio.timeout(max(0.0, self._deadline - books.now)):
+                await self._line.lock.acquire()
         except TimeoutError:
             raise limited(self._line.refusal) from None
         self._mine = True
@@ -80,7 +81,8 @@ class Turn:
             raise limited(refusal)
         seconds = LOOK_S if wait is None else min(wait / 1000, LOOK_S)
         try:
-            await asyncio.wait_for(settlement.wait(), max(LOOK_LEAST_S, min(seconds, left)))
+            async with asyncio.timeout(max(LOOK_LEAST_S, min(seconds, left))):
+                await settlement.wait()
         except TimeoutError:
             return
 
