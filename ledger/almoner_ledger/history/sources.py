@@ -18,6 +18,7 @@ from almoner_core.wire import UsageBy, UsageSource
 from almoner_ledger import schema
 from almoner_ledger.history.asking import DAY_MS, By, Filters, Question, Times, day_number
 from almoner_ledger.schema import COMPUTE_COLUMNS, USAGE_COLUMNS
+from almoner_ledger.store.entries import CORRECTION, WAS_UNKNOWN
 
 Column = sa.ColumnElement[Any]
 
@@ -29,9 +30,6 @@ KEY_COLUMNS: Final[Mapping[UsageBy, tuple[str, ...]]] = {
 }
 """The columns that name a group. An agent is only known with its namespace, a model with its provider."""
 
-CORRECTION: Final = "correction"
-WAS_UNKNOWN: Final = "priced"
-"""The digest of a correction that says for the first time what an entry costs."""
 HOUR_MS: Final = 3_600_000
 UNIX_JULIAN: Final = 2_440_588
 """The Julian day number of 1970-01-01. Julian day 0 was a Monday."""
