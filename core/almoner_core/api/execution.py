@@ -100,7 +100,7 @@ class FailureReason(StrEnum):
     PROVIDER_FAILED = "ProviderFailed"
     """The model provider failed, over all tries and fallbacks."""
     BUDGET_EXHAUSTED = "BudgetExhausted"
-    """A call did not fit the budget."""
+    """A call, or the pod's machine time, did not fit the budget."""
     LIMIT_EXCEEDED = "LimitExceeded"
     """A limit of the execution itself (tokens, tool calls, turns) was reached."""
     TIMEOUT = "Timeout"

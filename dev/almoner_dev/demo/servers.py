@@ -54,6 +54,12 @@ def preflight() -> None:
     print(f"    {found.source}")
     with step("weights of the local model"):
         weights()
+# What a small machine costs to rent, in US dollars; charged often, so that it is seen to grow.
+MACHINE_PRICES: Final = {
+    "ALMONER_COMPUTE_PRICE_CPU_HOUR": "0.031",
+    "ALMONER_COMPUTE_PRICE_MEMORY_GIB_HOUR": "0.004",
+    "ALMONER_COMPUTE_INTERVAL_SECONDS": "5",
+}
 
 
 def stop_left_over(environment: Environment) -> list[str]:
@@ -146,6 +152,7 @@ class Servers:
                 self.control_plane,
                 host_address=self.node.host_address,
                 directory=self.folder / "almoner",
+                operator_env=MACHINE_PRICES,
                 detached=self._keep,
             )
             (self.folder / "almoner").mkdir(exist_ok=True)
@@ -171,10 +178,11 @@ def look_around(servers: Servers) -> str:
     found = servers.control_plane.binaries
     if shutil.which("kubectl") is None and found is not None and (found.directory / "kubectl").exists():
         lines.append(f'export PATH={found.directory}:"$PATH"')
+    costs = f"{Path(sys.executable).parent / 'almoner'} ledger costs"
     lines += [
         "kubectl get executions,trainingjobs,agents -n demo",
         "kubectl get aq -n demo",
         "kubectl describe execution red-haiku -n demo",
-        f"{Path(sys.executable).parent / 'almoner'} ledger costs --by agent --database {servers.stack.database}",
+        *(f"{costs} --by {dimension} --database {servers.stack.database}" for dimension in ("agent", "resource_type")),
     ]
     return "\n".join(f"    {line}" for line in lines)
