@@ -158,7 +158,7 @@ FITS: dict[str, tuple[Any, list[Any], Quota | None, str | None]] = {
         work("a", need=50_000_000),
         [],
         quota(budget=NANOS, accounts=money(NANOS, 980_000_000)),
-        "the first call may cost 0.05",
+        "its start needs 0.05",
     ),
     "budget not known yet: the ledger's open is the gate": (work("a"), [], quota(budget=NANOS), None),
     "another owner's budget is exhausted": (

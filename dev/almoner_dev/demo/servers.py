@@ -27,6 +27,12 @@ from almoner_dev.state import Environment
 
 ENVIRONMENT: Final = "demo"
 MODEL_SLOTS: Final = 2
+# What a small machine costs to rent, in US dollars; charged often, so that it is seen to grow.
+MACHINE_PRICES: Final = {
+    "ALMONER_COMPUTE_PRICE_CPU_HOUR": "0.031",
+    "ALMONER_COMPUTE_PRICE_MEMORY_GIB_HOUR": "0.004",
+    "ALMONER_COMPUTE_INTERVAL_SECONDS": "5",
+}
 MODEL_CONTEXT_TOKENS: Final = 2048
 
 
@@ -54,12 +60,6 @@ def preflight() -> None:
     print(f"    {found.source}")
     with step("weights of the local model"):
         weights()
-# What a small machine costs to rent, in US dollars; charged often, so that it is seen to grow.
-MACHINE_PRICES: Final = {
-    "ALMONER_COMPUTE_PRICE_CPU_HOUR": "0.031",
-    "ALMONER_COMPUTE_PRICE_MEMORY_GIB_HOUR": "0.004",
-    "ALMONER_COMPUTE_INTERVAL_SECONDS": "5",
-}
 
 
 def stop_left_over(environment: Environment) -> list[str]:

@@ -328,7 +328,7 @@ def _money_message(line: Line, dimension: Dimension, account: Account, need: int
         reserved = Money(account.reserved + line.promised)
         text = f"budget of {line.label()} has no room: {spent} spent and {reserved} reserved of {limit} USD"
         if need:
-            text += f", the first call may cost {Money(need)}"
+            text += f", its start needs {Money(need)}"
     if account.resets_at is not None:
         return f"{text}; resets at {account.resets_at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
     return text
