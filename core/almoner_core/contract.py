@@ -80,6 +80,23 @@ class MeterProvider(ContractModel):
     models: tuple[MeterModel, ...] = Field(max_length=64)
 
 
+class ToolPriceCard(ContractModel):
+    """What one tool's calls cost, in nano-dollars: so much a call, and so much for each unit."""
+
+    version: str = Field(max_length=128, description="Where the prices come from; kept with every record.")
+    per_call: int = Field(default=0, ge=0)
+    per_unit: int = Field(default=0, ge=0)
+
+
+class MeterTool(ContractModel):
+    """One tool of a ToolProvider. `price` None: unknown, refused where `usd` is limited."""
+
+    name: str
+    provider: str
+    resource_type: str
+    price: ToolPriceCard | None = None
+
+
 class MeterConfig(ContractModel):
     """All that the meter is told, by the operator, in one environment variable."""
 
@@ -94,6 +111,8 @@ class MeterConfig(ContractModel):
     ledger_url: str
     # The agent's own provider and model come first; fallbacks follow in order.
     providers: tuple[MeterProvider, ...] = Field(max_length=9)
+    # Tools that cost something; others are free, and counted all the same.
+    tools: tuple[MeterTool, ...] = Field(default=(), max_length=64)
     default_model: str | None = None
     max_output_tokens: int | None = None
     # Input as it is to be written to the input file; None where it comes from `input_file` (a mounted ConfigMap key).

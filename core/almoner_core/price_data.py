@@ -18,7 +18,8 @@ from almoner_core.api.model_provider import (
     ModelProviderSpec,
     ProviderType,
 )
-from almoner_core.contract import DEFAULT_CONTEXT_WINDOW, MeterModel, PriceCard, PriceTier
+from almoner_core.api.tool_provider import RESOURCE_TYPES, ToolProviderSpec
+from almoner_core.contract import DEFAULT_CONTEXT_WINDOW, MeterModel, MeterTool, PriceCard, PriceTier, ToolPriceCard
 from almoner_core.money import NANOS_PER_DOLLAR, Money
 
 _PROVIDER_IDS: Final = {ProviderType.OPENAI: "openai", ProviderType.ANTHROPIC: "anthropic"}
@@ -82,6 +83,24 @@ def meter_model(
         price=price_card(provider, provider_key, model, generation, at=at),
         context_window=context_window(provider, model) or DEFAULT_CONTEXT_WINDOW,
         max_output_tokens=listed.max_output_tokens if listed is not None else None,
+    )
+
+
+def meter_tool(provider: ToolProviderSpec, provider_key: str, tool: str, generation: int) -> MeterTool:
+    """Give all that the meter is told about one tool; without a price where its ToolProvider has none for it."""
+    found = next((price for price in provider.prices if price.tool == tool), None)
+    card = None
+    if found is not None:
+        card = ToolPriceCard(
+            version=f"override {provider_key} generation {generation}"[:_VERSION_CHARS_MAX],
+            per_call=0 if found.per_call is None else found.per_call.nanos,
+            per_unit=0 if found.per_unit is None else found.per_unit.nanos,
+        )
+    return MeterTool(
+        name=tool,
+        provider=provider_key.rpartition("/")[2],
+        resource_type=RESOURCE_TYPES[provider.type].value,
+        price=card,
     )
 
 

@@ -178,6 +178,25 @@ def call_bound(card: CardLike | None, input_tokens: int, output_tokens: int) -> 
     return amounts
 
 
+class ToolCardLike(Protocol):
+    """A contract.ToolPriceCard, or the meter's own light copy of one."""
+
+    @property
+    def per_call(self) -> int:
+        """Nano-dollars per call."""
+
+    @property
+    def per_unit(self) -> int:
+        """Nano-dollars per unit."""
+
+
+def tool_nanos(card: ToolCardLike, units: int) -> int:
+    """Give what a call of a tool costs, in nano-dollars: known before it is made, so it is its own bound."""
+    if units < 0:
+        raise ValueError(f"units must not be negative, got {units}")
+    return card.per_call + card.per_unit * units
+
+
 @dataclass(frozen=True, slots=True)
 class FirstCall:
     """Amounts by dimension for an allotment's opening: without `need` no call fits; `want` is to start well."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final
 
-from almoner_core.api import agent, execution, model_provider, resource_quota
+from almoner_core.api import agent, execution, model_provider, resource_quota, tool_provider
 from almoner_core.api.base import GROUP, VERSION
 from almoner_core.api.crd import custom_resource_definition
 from almoner_core.api.meta import VALIDATIONS, Kind
@@ -28,6 +28,7 @@ REASONS: Final[Sequence[tuple[type[StrEnum], str]]] = (
     (execution.ExecutionReason, "The other conditions of an Execution or TrainingJob."),
     (agent.AgentReason, "Condition `Ready` of an Agent."),
     (model_provider.ProviderReason, "Conditions `Ready` and `Bypassable` of a ModelProvider."),
+    (tool_provider.ToolProviderReason, "Condition `Ready` of a ToolProvider."),
     (resource_quota.QuotaReason, "Condition `Ready` of a ResourceQuota."),
 )
 

@@ -27,8 +27,8 @@ from almoner_core.api.execution import (
 )
 from almoner_core.api.training_job import TrainingJobSpec
 from almoner_core.identity import allotment_id, operation_id, pod_name
-from almoner_operator import demand, failpoints, metrics, outcome, providers
-from almoner_operator.agents import AgentFacts, ProviderFacts, runner_secrets_verdict
+from almoner_operator import demand, failpoints, metrics, outcome, providers, tool_providers
+from almoner_operator.agents import AgentFacts, ProviderFacts, ToolProviderFacts, runner_secrets_verdict
 from almoner_operator.attempts import AttemptEnd, remaining_seconds
 from almoner_operator.compute import MachineTime
 from almoner_operator.context import Context, now, run_target
@@ -202,6 +202,7 @@ class Admitter:
         space = self._context.cache.space(run.key.namespace)
         facts = AgentFacts(
             providers={name: ProviderFacts(each.spec) for name, each in space.providers.items() if each.spec},
+            tool_providers={n: ToolProviderFacts(each.spec) for n, each in space.tool_providers.items() if each.spec},
             secrets=await self._context.secrets.facts(space.name, names),
         )
         verdict = runner_secrets_verdict(runner, facts)
@@ -227,6 +228,7 @@ class Admitter:
                 agent=agent,
                 limits=limits,
                 providers=providers.for_agent(agent, space.providers) if agent is not None else (),
+                tools=tool_providers.for_agent(agent, space.tool_providers),
                 input=given,
                 input_from=given_from,
                 remaining_seconds=remaining_seconds(limits.timeout_seconds, used),

@@ -10,9 +10,10 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
-from almoner_core.api.agent import AgentReason, AgentSpec, AgentType, Limits, ModelChoice
+from almoner_core.api.agent import AgentReason, AgentSpec, AgentType, Limits, ModelChoice, Tool
 from almoner_core.api.model_provider import ModelProviderSpec, ProviderReason, ProviderType
 from almoner_core.api.runner import Runner
+from almoner_core.api.tool_provider import ToolProviderSpec
 from almoner_core.contract import LABEL_AGENT_READABLE, METER_USER
 from almoner_core.money import Money
 from almoner_operator.pods import reserved_env
@@ -42,6 +43,20 @@ class ProviderFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolProviderFacts:
+    """A ToolProvider of the agent's namespace."""
+
+    spec: ToolProviderSpec
+    ready: bool = True
+    message: str = ""
+    """Why it is not ready."""
+
+    def has_price(self, tool: str) -> bool:
+        """Whether calls of a tool have a price here."""
+        return any(price.tool == tool for price in self.spec.prices)
+
+
+@dataclass(frozen=True, slots=True)
 class AgentFacts:
     """What surrounds an agent in its namespace.
 
@@ -50,6 +65,7 @@ class AgentFacts:
     """
 
     providers: Mapping[str, ProviderFacts] = field(default_factory=dict)
+    tool_providers: Mapping[str, ToolProviderFacts] = field(default_factory=dict)
     agents: Collection[str] = frozenset()
     secrets: Mapping[str, SecretFacts] | None = None
     has_price: Callable[[str, str], bool] = lambda _provider, _model: True
@@ -76,6 +92,7 @@ def agent_verdict(spec: AgentSpec, facts: AgentFacts) -> AgentVerdict:
     for verdict in (
         _runner_verdict(spec.runner),
         *(_model_verdict(path, choice, facts) for path, choice in _choices(spec)),
+        *(_tool_verdict(f"spec.tools[{index}]", tool, facts) for index, tool in enumerate(spec.tools)),
         _handoff_verdict(spec, facts),
         runner_secrets_verdict(spec.runner, facts),
         _deployment_verdict(spec, facts),
@@ -124,6 +141,25 @@ def _model_verdict(path: str, choice: ModelChoice, facts: AgentFacts) -> AgentVe
     return None
 
 
+def _tool_verdict(path: str, tool: Tool, facts: AgentFacts) -> AgentVerdict | None:
+    if tool.provider is None:
+        return None
+    provider = facts.tool_providers.get(tool.provider)
+    if provider is None:
+        text = f"{path}.provider: ToolProvider {tool.provider} does not exist in this namespace"
+        return AgentVerdict(AgentReason.TOOL_PROVIDER_NOT_FOUND, text)
+    if not provider.ready:
+        text = f"{path}.provider: ToolProvider {tool.provider} is not ready: {provider.message}"
+        return AgentVerdict(AgentReason.TOOL_PROVIDER_NOT_READY, text)
+    if not provider.has_price(tool.name):
+        text = (
+            f"{path}.name: no price is known for {tool.name}, so no budget could bound it: "
+            f"add it to spec.prices of ToolProvider {tool.provider}"
+        )
+        return AgentVerdict(AgentReason.TOOL_UNPRICED, text)
+    return None
+
+
 def _handoff_verdict(spec: AgentSpec, facts: AgentFacts) -> AgentVerdict | None:
     for index, handoff in enumerate(spec.handoffs):
         if handoff.agent not in facts.agents:
@@ -134,7 +170,9 @@ def _handoff_verdict(spec: AgentSpec, facts: AgentFacts) -> AgentVerdict | None:
 
 def runner_secrets_verdict(runner: Runner, facts: AgentFacts, path: str = "spec.runner") -> AgentVerdict | None:
     """Judge the Secrets that a runner's environment names; None where all may be read."""
-    taken = {provider.spec.credentials.name for provider in facts.providers.values() if provider.spec.credentials}
+    keys = [each.spec.credentials for each in facts.providers.values()]
+    keys += [each.spec.credentials for each in facts.tool_providers.values()]
+    taken = {key.name for key in keys if key is not None}
     for variable in runner.env:
         reference = variable.value_from.secret_key_ref if variable.value_from else None
         if reference is None:

@@ -253,7 +253,7 @@ class _Parts:
     def wake(self) -> None:
         """Wake whoever has something to look at."""
         self.loop.wake()
-        if self._cache.agents_changed or self._cache.providers_changed:
+        if self._cache.agents_changed or self._cache.providers_changed or self._cache.tool_providers_changed:
             self.observer.wake()
         if self._cache.quotas_changed:
             self.accounts.wake()

@@ -50,6 +50,7 @@ from almoner_operator.scheduling.model import (
     WorkloadKey,
     WorkloadState,
 )
+from almoner_operator.tool_providers import ToolProviderRecord
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class Space:
     agents: dict[str, AgentRecord] = field(default_factory=dict)
     quotas: dict[str, QuotaRecord] = field(default_factory=dict)
     providers: dict[str, ProviderRecord] = field(default_factory=dict)
+    tool_providers: dict[str, ToolProviderRecord] = field(default_factory=dict)
     accounts: dict[tuple[str, str, Dimension], Account] = field(default_factory=dict)
     workloads: dict[str, Workload] = field(default_factory=dict)
     by_agent: dict[str, set[str]] = field(default_factory=dict)
@@ -97,6 +99,7 @@ class Cache:
         self.agents_changed: set[tuple[str, str]] = set()
         self.quotas_changed: set[tuple[str, str]] = set()
         self.providers_changed: set[tuple[str, str]] = set()
+        self.tool_providers_changed: set[tuple[str, str]] = set()
         self.finished_changed: set[str] = set()
 
     # -- events --------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from almoner_core.api.execution import (
 )
 from almoner_core.api.model_provider import ProviderReason
 from almoner_core.api.resource_quota import QuotaReason
+from almoner_core.api.tool_provider import ToolProviderReason
 
 MESSAGE_CHARS_MAX: Final = 1024
 BYPASSABLE: Final = "Bypassable"
@@ -316,6 +317,8 @@ AGENT_IN_PROGRESS: Final = frozenset(
     {
         AgentReason.PROVIDER_NOT_FOUND,
         AgentReason.PROVIDER_NOT_READY,
+        AgentReason.TOOL_PROVIDER_NOT_FOUND,
+        AgentReason.TOOL_PROVIDER_NOT_READY,
         AgentReason.HANDOFF_NOT_FOUND,
         AgentReason.SECRET_NOT_FOUND,
     }
@@ -338,6 +341,19 @@ def quota_conditions(
     """Give Ready, Reconciling and Stalled of a ResourceQuota; `reason` IN_FORCE is the good one."""
     wanted = _kstatus(
         str(reason), message, good=reason is QuotaReason.IN_FORCE, in_progress=reason in QUOTA_IN_PROGRESS
+    )
+    return _carry(wanted, _KSTATUS, generation, previous, now)
+
+
+def tool_provider_conditions(
+    reason: ToolProviderReason, message: str, *, generation: int, previous: Sequence[Condition], now: datetime
+) -> list[Condition]:
+    """Give Ready, Reconciling and Stalled of a ToolProvider; `reason` READY is the good one."""
+    wanted = _kstatus(
+        str(reason),
+        message,
+        good=reason is ToolProviderReason.READY,
+        in_progress=reason is ToolProviderReason.SECRET_NOT_FOUND,
     )
     return _carry(wanted, _KSTATUS, generation, previous, now)
 

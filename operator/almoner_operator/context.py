@@ -23,6 +23,7 @@ from almoner_operator.machines import ComputeSettings
 from almoner_operator.pins import Pins
 from almoner_operator.pods import RunnerSettings
 from almoner_operator.records import AgentRecord, ProviderRecord, QuotaRecord, Run
+from almoner_operator.tool_providers import ToolProviderRecord
 from almoner_operator.scheduling.model import Settings as SchedulingSettings
 from almoner_operator.secret_facts import Secrets
 from almoner_operator.writer import StatusWriter, Target
@@ -107,7 +108,7 @@ def run_target(run: Run) -> Target:
     return Target(run, BY_KIND[run.key.kind], run.key.namespace, run.key.name, run.key.uid)
 
 
-def target_of(kind: str, record: AgentRecord | QuotaRecord | ProviderRecord) -> Target:
+def target_of(kind: str, record: AgentRecord | QuotaRecord | ProviderRecord | ToolProviderRecord) -> Target:
     """Give where another record's status is written."""
     return Target(record, BY_KIND[kind], record.namespace, record.name, record.uid)
 

@@ -73,13 +73,15 @@ EXECUTIONS: Final = Resource(_OURS, "executions", "Execution")
 TRAINING_JOBS: Final = Resource(_OURS, "trainingjobs", "TrainingJob")
 QUOTAS: Final = Resource(_OURS, "resourcequotas", "ResourceQuota")
 PROVIDERS: Final = Resource(_OURS, "modelproviders", "ModelProvider")
+TOOL_PROVIDERS: Final = Resource(_OURS, "toolproviders", "ToolProvider")
 PODS: Final = Resource("/api/v1", "pods", "Pod")
 SECRETS: Final = Resource("/api/v1", "secrets", "Secret")
 CONFIG_MAPS: Final = Resource("/api/v1", "configmaps", "ConfigMap")
 REVISIONS: Final = Resource("/apis/apps/v1", "controllerrevisions", "ControllerRevision")
 EVENTS: Final = Resource("/apis/events.k8s.io/v1", "events", "Event")
 LEASES: Final = Resource("/apis/coordination.k8s.io/v1", "leases", "Lease")
-BY_KIND: Final = {each.kind: each for each in (AGENTS, EXECUTIONS, TRAINING_JOBS, QUOTAS, PROVIDERS, PODS)}
+OURS: Final = (AGENTS, EXECUTIONS, TRAINING_JOBS, QUOTAS, PROVIDERS, TOOL_PROVIDERS)
+BY_KIND: Final = {each.kind: each for each in (*OURS, PODS)}
 
 
 class KubernetesClient:

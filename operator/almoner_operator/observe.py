@@ -1,4 +1,4 @@
-"""Whether Agents and ModelProviders can be used: facts gathered, judged by agents.py, written as conditions.
+"""Whether Agents, ModelProviders and ToolProviders can be used: facts, judged by agents.py, written as conditions.
 
 Role: what only the operator can see (a missing provider, a Secret that agents may not read, a model without a price)
 becomes a condition and an event. Secrets are not watched: their metadata is read when something that names them
@@ -16,16 +16,18 @@ from almoner_core.api.agent import AgentReason, AgentSpec, ExecutionCounts
 from almoner_core.api.base import LocalObjectReference
 from almoner_core.api.execution import ExecutionPhase
 from almoner_core.api.model_provider import ProviderReason
-from almoner_operator import demand
-from almoner_operator.agents import AgentFacts, ProviderFacts, agent_verdict, provider_verdict
+from almoner_core.api.tool_provider import ToolProviderReason
+from almoner_operator import demand, tool_providers
+from almoner_operator.agents import AgentFacts, ProviderFacts, ToolProviderFacts, agent_verdict, provider_verdict
 from almoner_operator.cache import Space
-from almoner_operator.conditions import agent_conditions, provider_conditions
+from almoner_operator.conditions import agent_conditions, provider_conditions, tool_provider_conditions
 from almoner_operator.context import Context, now, target_of
 from almoner_operator.limiter import Rank
 from almoner_operator.outcome import moment
 from almoner_operator.records import AgentRecord, ProviderRecord
 from almoner_operator.scheduling.model import Quota
 from almoner_operator.secret_facts import secrets_of
+from almoner_operator.tool_providers import ToolProviderRecord
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +70,9 @@ class Observer:
             for provider in space.providers.values():
                 if provider.reason is ProviderReason.SECRET_NOT_FOUND:
                     cache.providers_changed.add((space.name, provider.name))
+            for source in space.tool_providers.values():
+                if source.reason is ToolProviderReason.SECRET_NOT_FOUND:
+                    cache.tool_providers_changed.add((space.name, source.name))
             for agent in space.agents.values():
                 if agent.reason in (AgentReason.SECRET_NOT_FOUND, AgentReason.SECRET_NOT_READABLE):
                     cache.agents_changed.add((space.name, agent.name))
@@ -80,6 +85,11 @@ class Observer:
             provider = cache.space(namespace).providers.get(name)
             if provider is not None:
                 await self._judge_provider(provider)
+        sources, cache.tool_providers_changed = cache.tool_providers_changed, set()
+        for namespace, name in sources:
+            source = cache.space(namespace).tool_providers.get(name)
+            if source is not None:
+                await self._judge_tool_provider(source)
         agents, cache.agents_changed = cache.agents_changed, set()
         for namespace, name in agents:
             space = cache.space(namespace)
@@ -111,6 +121,30 @@ class Observer:
             self._tell("ModelProvider", record, good=record.reason is ProviderReason.READY)
             context.cache.provider_touched(record.namespace, record.name)
             context.cache.providers_changed.discard((record.namespace, record.name))
+
+    async def _judge_tool_provider(self, record: ToolProviderRecord) -> None:
+        context, before = self._context, (record.reason, record.message)
+        if record.spec is None:
+            record.reason, record.message = ToolProviderReason.INVALID_SPEC, record.invalid
+        else:
+            names = [record.spec.credentials.name] if record.spec.credentials is not None else []
+            secrets = await context.secrets.facts(record.namespace, names)
+            record.reason, record.message = tool_providers.verdict(record.spec, secrets)
+        conditions = tool_provider_conditions(
+            record.reason,
+            record.message,
+            generation=record.generation,
+            previous=record.status.conditions,
+            now=now().replace(microsecond=0),
+        )
+        record.status = record.status.model_copy(
+            update={"observed_generation": record.generation, "conditions": conditions}
+        )
+        context.writer.mark(target_of("ToolProvider", record))
+        if (record.reason, record.message) != before:
+            self._tell("ToolProvider", record, good=record.reason is ToolProviderReason.READY)
+            tool_providers.touched(context.cache, context.cache.space(record.namespace), record.name)
+            context.cache.tool_providers_changed.discard((record.namespace, record.name))
 
     async def _judge_agent(self, space: Space, record: AgentRecord) -> None:
         context, before = self._context, (record.reason, record.message)
@@ -165,7 +199,7 @@ class Observer:
         newest = counted.newest(record.namespace, record.name)
         return counts, (moment(newest[0]), newest[1]) if newest is not None else None
 
-    def _tell(self, kind: str, record: AgentRecord | ProviderRecord, *, good: bool) -> None:
+    def _tell(self, kind: str, record: AgentRecord | ProviderRecord | ToolProviderRecord, *, good: bool) -> None:
         if not good:
             self._context.events.tell(
                 kind,
@@ -186,11 +220,20 @@ class Observer:
                 for name, each in space.providers.items()
                 if each.spec is not None
             },
+            tool_providers=_tool_facts(space),
             agents=space.agents.keys(),
             secrets=await self._context.secrets.facts(space.name, secrets_of(spec.runner)),
             has_price=lambda provider, model: _has_price(space, provider, model),
             budgeted=_budgeted(space, record, spec),
         )
+
+
+def _tool_facts(space: Space) -> dict[str, ToolProviderFacts]:
+    return {
+        name: ToolProviderFacts(each.spec, each.reason is ToolProviderReason.READY, each.message)
+        for name, each in space.tool_providers.items()
+        if each.spec is not None
+    }
 
 
 def _has_price(space: Space, provider: str, model: str) -> bool:

@@ -16,7 +16,7 @@ from almoner_core import contract
 from almoner_core.api.agent import AgentSpec, Limits, ModelAPI
 from almoner_core.api.base import API_VERSION, ConfigMapKeyReference, SecretKeyReference
 from almoner_core.api.runner import EnvVar, ResourceAmounts, Runner
-from almoner_core.contract import MeterConfig, MeterProvider
+from almoner_core.contract import MeterConfig, MeterProvider, MeterTool
 from almoner_core.identity import allotment_id, pod_name
 from almoner_core.quantity import millicores, whole
 from almoner_operator.scheduling.model import Requests
@@ -99,8 +99,7 @@ class PodRequest:
     `agent` is the pinned AgentSpec, None for a TrainingJob with a runner of its own. `limits` are the effective ones.
     `input` is the text (or JSON) as it is to be written to the input file; `input_from` a ConfigMap key instead.
     `remaining_seconds` is what is left of the timeout over all attempts; None without one. `extra` reaches the meter
-    as it is. `prestop_token` is a secret that the kubelet shows the meter when the pod is deleted, so that nobody else
-    in the cluster can make it drain; None lets anybody.
+    as it is. `prestop_token` is a secret that the kubelet shows the meter so that nobody else can make it drain.
     """
 
     kind: str
@@ -114,6 +113,7 @@ class PodRequest:
     agent: AgentSpec | None = None
     limits: Limits = field(default_factory=Limits)
     providers: tuple[PodProvider, ...] = ()
+    tools: tuple[MeterTool, ...] = ()
     input: str | None = None
     input_from: ConfigMapKeyReference | None = None
     remaining_seconds: int | None = None
@@ -424,6 +424,7 @@ def _meter_config(request: PodRequest, settings: RunnerSettings) -> str:
         allotment=allotment_id(request.uid, request.attempt),
         ledger_url=settings.ledger_url,
         providers=tuple(_meter_provider(provider) for provider in request.providers),
+        tools=request.tools,
         default_model=agent.model.name if agent else None,
         max_output_tokens=agent.model.settings.max_output_tokens if agent else None,
         input=request.input,
@@ -487,8 +488,7 @@ def _volumes(request: PodRequest, settings: RunnerSettings) -> list[Json]:
         items = [{"key": source.key, "path": "input"}]
         volumes.append({"name": "source", "configMap": {"name": source.name, "items": items, "defaultMode": 0o440}})
     for volume, provider in _credentials(request):
-        reference = provider.credentials
-        if reference is not None:
+        if (reference := provider.credentials) is not None:
             items = [{"key": reference.key, "path": "key"}]
             secret = {"secretName": reference.name, "items": items, "defaultMode": 0o440}
             volumes.append({"name": volume, "secret": secret})

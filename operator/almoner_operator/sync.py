@@ -14,22 +14,25 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from almoner_core.contract import LABEL_COMPONENT, RUNNER_COMPONENT
-from almoner_operator import metrics
+from almoner_operator import metrics, tool_providers
 from almoner_operator.cache import DELETED, Cache
 from almoner_operator.context import Context
 from almoner_operator.errors import ApiError
 from almoner_operator.kubernetes import (
     AGENTS,
     EXECUTIONS,
+    OURS,
     PODS,
     PROVIDERS,
     QUOTAS,
+    TOOL_PROVIDERS,
     TRAINING_JOBS,
     KubernetesClient,
     Resource,
 )
 from almoner_operator.records import AgentRecord, ProviderRecord, QuotaRecord
 from almoner_operator.scheduling.model import EXECUTION, TRAINING_JOB
+from almoner_operator.tool_providers import ToolProviderRecord
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +48,7 @@ def observers(cache: Cache) -> list[tuple[Resource, str | None, Observe]]:
     """Give every watched resource with its label selector and who takes its events in; agents before executions."""
     return [
         (PROVIDERS, None, cache.observe_provider),
+        (TOOL_PROVIDERS, None, lambda event, raw: tool_providers.observe(cache, event, raw)),
         (QUOTAS, None, cache.observe_quota),
         (AGENTS, None, cache.observe_agent),
         (PODS, POD_SELECTOR, cache.observe_pod),
@@ -55,7 +59,7 @@ def observers(cache: Cache) -> list[tuple[Resource, str | None, Observe]]:
 
 async def wait_served(client: KubernetesClient) -> None:
     """Wait until discovery lists every kind of ours: kopf never watches one that it does not find. Raises ApiError."""
-    wanted = {each.plural for each in (AGENTS, EXECUTIONS, TRAINING_JOBS, QUOTAS, PROVIDERS)}
+    wanted = {each.plural for each in OURS}
     said = False
     while missing := wanted - await client.served(AGENTS.api):
         if not said:
@@ -121,10 +125,11 @@ def _known(cache: Cache, resource: Resource) -> dict[str, dict[str, Any]]:
         return {key.uid: _named(key.namespace, key.name, key.uid) for key in keys if key.kind == resource.kind}
     found: dict[str, dict[str, Any]] = {}
     for space in cache.spaces.values():
-        groups: dict[Resource, Mapping[str, AgentRecord | QuotaRecord | ProviderRecord]] = {
+        groups: dict[Resource, Mapping[str, AgentRecord | QuotaRecord | ProviderRecord | ToolProviderRecord]] = {
             AGENTS: space.agents,
             QUOTAS: space.quotas,
             PROVIDERS: space.providers,
+            TOOL_PROVIDERS: space.tool_providers,
         }
         for record in groups[resource].values():
             found[record.uid] = _named(record.namespace, record.name, record.uid)

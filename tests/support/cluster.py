@@ -22,6 +22,7 @@ PLURALS = {
     "TrainingJob": "trainingjobs",
     "ResourceQuota": "resourcequotas",
     "ModelProvider": "modelproviders",
+    "ToolProvider": "toolproviders",
 }
 # A bound on patience, not on speed: the machine may be busy.
 SECONDS = 60.0

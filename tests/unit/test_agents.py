@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from almoner_core.api.agent import AgentReason, AgentSpec, AgentType, Limits
 from almoner_core.api.model_provider import ModelProviderSpec, ProviderReason
+from almoner_core.api.tool_provider import ToolProviderSpec
 from almoner_core.money import Money
 from almoner_operator.agents import (
     AgentFacts,
     ProviderFacts,
     SecretFacts,
+    ToolProviderFacts,
     agent_verdict,
     effective_limits,
     provider_verdict,
@@ -41,6 +43,7 @@ def provider_spec(**fields: Any) -> ModelProviderSpec:
 
 MAIN = {"main": ProviderFacts(provider_spec())}
 SECRETS = {"readable": SecretFacts(agent_readable=True, keys=frozenset({"k"})), "private": SecretFacts()}
+TOOLS = ToolProviderSpec.model_validate({"type": "DuckDuckGo", "prices": [{"tool": "web_search", "perCall": "0"}]})
 SAFE = {"type": "RealDeployment", "safety": {"budgetEnforced": True}}
 
 
@@ -90,6 +93,30 @@ VERDICTS: dict[str, tuple[AgentSpec, AgentFacts, AgentReason, str]] = {
         facts(has_price=lambda _provider, model: model != "small"),
         AgentReason.MODEL_UNPRICED,
         "add it to spec.prices of ModelProvider main",
+    ),
+    "tool's provider missing": (
+        spec(tools=[{"name": "calculator"}, {"name": "web_search", "provider": "serper"}]),
+        facts(),
+        AgentReason.TOOL_PROVIDER_NOT_FOUND,
+        "spec.tools[1].provider: ToolProvider serper does not exist",
+    ),
+    "tool's provider not ready": (
+        spec(tools=[{"name": "web_search", "provider": "serper"}]),
+        facts(tool_providers={"serper": ToolProviderFacts(TOOLS, ready=False, message="no Secret")}),
+        AgentReason.TOOL_PROVIDER_NOT_READY,
+        "no Secret",
+    ),
+    "tool without a price": (
+        spec(tools=[{"name": "send_email", "provider": "serper"}]),
+        facts(tool_providers={"serper": ToolProviderFacts(TOOLS)}),
+        AgentReason.TOOL_UNPRICED,
+        "add it to spec.prices of ToolProvider serper",
+    ),
+    "tool with a price": (
+        spec(tools=[{"name": "web_search", "provider": "serper"}]),
+        facts(tool_providers={"serper": ToolProviderFacts(TOOLS)}),
+        AgentReason.READY,
+        "",
     ),
     "handoff to nowhere": (
         spec(handoffs=[{"agent": "helper"}, {"agent": "nobody"}]),

@@ -10,7 +10,16 @@ import pytest
 from pydantic import BaseModel
 
 from almoner_core import contract, environment
-from almoner_core.contract import Dialect, MeterConfig, MeterModel, MeterProvider, PriceCard, PriceTier
+from almoner_core.contract import (
+    Dialect,
+    MeterConfig,
+    MeterModel,
+    MeterProvider,
+    MeterTool,
+    PriceCard,
+    PriceTier,
+    ToolPriceCard,
+)
 from almoner_runner.meter import config as meter
 from almoner_runner.meter.config import ConfigError, parse
 
@@ -41,6 +50,7 @@ FULL = MeterConfig(
                             PriceTier(input_tokens_min=100, input=5, cached_input=6, cache_write=7, output=8),
                         ),
                         per_request=9,
+                        batch=(PriceTier(input=10, cached_input=11, cache_write=12, output=13),),
                     ),
                     context_window=1000,
                     max_output_tokens=100,
@@ -49,6 +59,15 @@ FULL = MeterConfig(
             ),
         ),
         MeterProvider(name="two", type="Anthropic", base_url="https://host/", dialects=(Dialect.ANTHROPIC,), models=()),
+    ),
+    tools=(
+        MeterTool(
+            name="web_search",
+            provider="serper",
+            resource_type="web_search",
+            price=ToolPriceCard(version="t", per_call=3, per_unit=4),
+        ),
+        MeterTool(name="unpriced", provider="serper", resource_type="web_search"),
     ),
     default_model="m",
     max_output_tokens=50,
@@ -88,6 +107,8 @@ def test_a_configuration_survives_the_way_from_operator_to_meter() -> None:
         (MeterModel, meter.Model),
         (PriceCard, meter.Card),
         (PriceTier, meter.Tier),
+        (MeterTool, meter.Tool),
+        (ToolPriceCard, meter.ToolPrice),
     ],
 )
 def test_both_sides_know_the_same_fields(theirs: type[BaseModel], ours: type[Any]) -> None:
@@ -117,6 +138,10 @@ def test_what_is_optional_to_the_operator_is_optional_to_the_meter() -> None:
         (("providers", 0, "models", 0, "price", "tiers"), [], "must begin at input_tokens_min 0"),
         (("providers", 0, "models", 0, "price", "tiers", 1, "input_tokens_min"), 0, "ascend"),
         (("providers", 0, "models", 0, "price", "tiers", 0, "output"), -1, r"tiers\[0\].output: must be at least 0"),
+        (("providers", 0, "models", 0, "price", "batch", 0, "input_tokens_min"), 5, "batch: must begin at"),
+        (("tools", 0, "price", "per_call"), -1, r"tools\[0\].price.per_call: must be at least 0"),
+        (("tools", 0, "provider"), None, r"tools\[0\].provider: is needed"),
+        (("tools",), [{}] * 65, "config.tools: at most 64 entries, got 65"),
         (("extra",), [], "config.extra: expected dict"),
     ],
 )

@@ -63,6 +63,12 @@ class AgentReason(StrEnum):
     """The provider does not list the model."""
     MODEL_UNPRICED = "ModelUnpriced"
     """The model has no price, so no budget could bound it."""
+    TOOL_PROVIDER_NOT_FOUND = "ToolProviderNotFound"
+    """A ToolProvider that one of the agent's tools names does not exist in its namespace."""
+    TOOL_PROVIDER_NOT_READY = "ToolProviderNotReady"
+    """A ToolProvider that one of the agent's tools names is not Ready."""
+    TOOL_UNPRICED = "ToolUnpriced"
+    """The ToolProvider of a tool has no price for it, so no budget could bound it."""
     HANDOFF_NOT_FOUND = "HandoffNotFound"
     """A handoff names an Agent that does not exist."""
     SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105 - a reason, not a password
@@ -125,6 +131,10 @@ class Tool(APIModel):
 
     name: str = Field(
         min_length=1, max_length=64, pattern=r"^[a-z][a-z0-9_]*$", description="Name of a built-in tool: calculator."
+    )
+    provider: ObjectName | None = Field(
+        default=None,
+        description="Name of a ToolProvider in the same namespace: what a call costs. None: it is free.",
     )
     config: AnyObject | None = Field(default=None, description="Settings of the tool; its own page lists them.")
     calls_per_minute: int | None = Field(default=None, ge=1, le=100_000, description="Most calls a minute in one run.")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from almoner_core.api import agent, execution, model_provider, resource_quota, training_job
+from almoner_core.api import agent, execution, model_provider, resource_quota, tool_provider, training_job
 from almoner_core.api.meta import Kind
 
 KINDS: Final[tuple[Kind, ...]] = (
     model_provider.KIND,
+    tool_provider.KIND,
     agent.KIND,
     execution.KIND,
     training_job.KIND,

@@ -22,6 +22,7 @@ _KINDS: Final = {
     "TrainingJob": "trainingjobs",
     "ResourceQuota": "resourcequotas",
     "ModelProvider": "modelproviders",
+    "ToolProvider": "toolproviders",
 }
 _FIELD_MANAGER: Final = "almoner-demo"
 CALL_SECONDS_MAX: Final = 30

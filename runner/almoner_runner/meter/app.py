@@ -23,6 +23,7 @@ from almoner_runner.meter.forward import Forwarder, ProviderFailedError, Target,
 from almoner_runner.meter.holds import RETRY_WORTH_SECONDS, Holds
 from almoner_runner.meter.ledger import Secret
 from almoner_runner.meter.progress import Progress
+from almoner_runner.meter.tools import read_call, tools_of
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,6 @@ BODY_BYTES_MAX: Final = 8 * 1024 * 1024
 PROGRESS_BYTES_MAX: Final = 64 * 1024
 # Refusals after which trying again helps.
 PASSING_CODES: Final = ("too_many_calls", "ledger_unreachable", "spool_full", "not_started", "rate_limit_exceeded")
-LOCAL_TOOLS: Final = frozenset({"calculator"})
 TOOL_NAME_CHARS_MAX: Final = 64
 
 Bounder = Callable[[Provider, dict[str, Any], int, Rules], Call]
@@ -72,6 +72,7 @@ class App:
             provider.name: Secret(providers_dir / provider.key_file if provider.key_file else None)
             for provider in config.providers
         }
+        self._tools = tools_of(config)
         self._rules: Rules | None = None
         self._rules_of = 0  # the version of the rates that they go by
 
@@ -191,14 +192,15 @@ class App:
     async def _tool(self, request: web.BaseRequest, rest: str) -> web.Response:
         """Meter a call of a tool that runs in the agent: POST /tools/{tool}/calls takes one tool call."""
         tool, _, action = rest.partition("/")
-        if tool not in LOCAL_TOOLS or action != "calls" or request.method != "POST":
+        known = self._tools.get(tool)
+        if known is None or action != "calls" or request.method != "POST":
             raise RefusedError(
                 404,
                 "unknown_tool",
                 f"the meter has no tool {tool[:TOOL_NAME_CHARS_MAX]!r}; it counts POST "
-                f"/tools/{{tool}}/calls of: {', '.join(sorted(LOCAL_TOOLS))}",
+                f"/tools/{{tool}}/calls of: {', '.join(sorted(self._tools))}",
             )
-        tried = await self.holds.begin_tool(tool)
+        tried = await self.holds.begin_tool(read_call(known, await request.read()))
         self.holds.settle_tool(tried)
         return web.json_response({"granted": True})
 

@@ -18,6 +18,7 @@ DIALECTS: Final = (OPENAI, ANTHROPIC)
 PROVIDERS_MAX: Final = 9
 MODELS_MAX: Final = 64
 TIERS_MAX: Final = 8
+TOOLS_MAX: Final = 64
 
 T = TypeVar("T")
 
@@ -81,6 +82,25 @@ class Provider:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolPrice:
+    """What one tool's calls cost; see contract.ToolPriceCard."""
+
+    version: str
+    per_call: int = 0
+    per_unit: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """One tool of a ToolProvider; `price` None is unknown."""
+
+    name: str
+    provider: str
+    resource_type: str
+    price: ToolPrice | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """All that the meter is told; see contract.MeterConfig."""
 
@@ -94,6 +114,7 @@ class Config:
     ledger_url: str
     providers: tuple[Provider, ...]
     kind: str = "Execution"
+    tools: tuple[Tool, ...] = ()
     default_model: str | None = None
     max_output_tokens: int | None = None
     input: str | None = None
@@ -129,6 +150,9 @@ def parse(text: str) -> Config:
         allotment=_text(given, "config", "allotment"),
         ledger_url=_text(given, "config", "ledger_url"),
         providers=tuple(_provider(p, path) for p, path in _list(given, "config", "providers", PROVIDERS_MAX)),
+        tools=tuple(_tool(t, path) for t, path in _list(given, "config", "tools", TOOLS_MAX))
+        if "tools" in given
+        else (),
         default_model=_optional_text(given, "config", "default_model"),
         max_output_tokens=_optional_number(given, "config", "max_output_tokens", least=1),
         input=_optional_text(given, "config", "input"),
@@ -165,6 +189,26 @@ def _model(value: Any, path: str) -> Model:
         price=None if price is None else _card(price, f"{path}.price"),
         context_window=_number(given, path, "context_window", DEFAULT_CONTEXT_WINDOW, least=1),
         max_output_tokens=_optional_number(given, path, "max_output_tokens", least=1),
+    )
+
+
+def _tool(value: Any, path: str) -> Tool:
+    given = _object(value, path, Tool)
+    price = given.get("price")
+    return Tool(
+        name=_text(given, path, "name"),
+        provider=_text(given, path, "provider"),
+        resource_type=_text(given, path, "resource_type"),
+        price=None if price is None else _tool_price(price, f"{path}.price"),
+    )
+
+
+def _tool_price(value: Any, path: str) -> ToolPrice:
+    given = _object(value, path, ToolPrice)
+    return ToolPrice(
+        version=_text(given, path, "version"),
+        per_call=_number(given, path, "per_call", 0),
+        per_unit=_number(given, path, "per_unit", 0),
     )
 
 

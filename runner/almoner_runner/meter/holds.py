@@ -21,6 +21,7 @@ from almoner_runner.meter.ids import uuid7
 from almoner_runner.meter.ledger import LedgerError, LedgerUnreachableError
 from almoner_runner.meter.pacing import Pacing, Turn, too_large
 from almoner_runner.meter.spool import SpoolError
+from almoner_runner.meter.tools import ToolCall
 
 IN_FLIGHT_MAX: Final = 256
 WAITING_MAX: Final = 256
@@ -64,19 +65,22 @@ class Holds:
             raise
         return self._write(hold, call, _estimate(call))
 
-    async def begin_tool(self, tool: str) -> Try:
-        """Hold one call of a local tool. Raises RefusedError."""
-        bound = {"tool_calls": 1}
+    async def begin_tool(self, call: ToolCall) -> Try:
+        """Hold one call of a tool, its price included. Raises RefusedError."""
+        bound = call.bound()
         await self._gate()
+        call.check(self.books.allotment.limited, self.books.max_per_request)
         hold = self.books.hold(bound, "")
         if hold is None:
             hold = await self._extended_tool(bound)
-        record = _record("tool", "almoner", "", tool) | {"tool_calls": 1, "requests": 0, "cost_nanos": 0}
+        tool = call.tool
+        record = _record(tool.resource_type, tool.provider, "", tool.name) | call.record()
         return self._write(hold, None, record)
 
     async def _extended_tool(self, bound: dict[str, int]) -> Hold:
         books = self.books
-        turn = self._pacing.turn("", books.now + WAIT_SECONDS)
+        deadline = books.now + WAIT_SECONDS
+        turn = self._pacing.turn("", deadline)
         try:
             await turn.join(books)
             while True:
@@ -87,9 +91,12 @@ class Holds:
                     raise _unreachable() from None
                 if hold is not None:
                     return hold
-                if not refusal or not refusal.get("rate_seconds"):
+                if refusal and refusal.get("rate_seconds"):
+                    await turn.wait(books, refusal, settlement)
+                elif any(books.allotment.in_flight.values()) and (left := deadline - books.now) > 0:
+                    await _wait(settlement, left)
+                else:
                     raise _insufficient(bound, refusal)
-                await turn.wait(books, refusal, settlement)
                 await self._gate()
         finally:
             turn.leave()
@@ -304,7 +311,7 @@ class Holds:
         self._close(tried)
 
     def settle_tool(self, tried: Try) -> None:
-        """Settle a call of a local tool: it counts, and costs nothing."""
+        """Settle a call of a tool: what it costs was known before."""
         tried.record["outcome"] = "ok"
         tried.record["error"] = None
         self._close(tried)
@@ -411,6 +418,7 @@ def _insufficient(bound: Mapping[str, int], refusal: Mapping[str, Any] | None) -
         f"{bound.get(dimension, 0)}, and {left} of {refusal.get('limit')} are left"
     )
     retry_after = refusal.get("retry_after_seconds")
-    if retry_after is None and refusal.get("may_free_up"):
-        retry_after = 2
+    if refusal.get("may_free_up"):
+        # Others are asked to return what is idle; that comes sooner than the end of the window.
+        retry_after = min(2, 2 if retry_after is None else retry_after)
     return RefusedError(429, "insufficient_quota", message, retry_after=retry_after)

@@ -1,0 +1,143 @@
+"""ToolProviders: parsed and kept in the cache, judged, and turned into what the meter is told of an agent's tools.
+
+Role: as for ModelProviders, in one place: what a tool costs is resolved once, at admission (decision 0001). Boundary:
+no I/O; Secrets come as facts. Prices travel in the meter's configuration, keys do not: tools run in the agent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from almoner_core.api.agent import AgentSpec
+from almoner_core.api.tool_provider import ToolProviderReason, ToolProviderSpec, ToolProviderStatus
+from almoner_core.contract import MeterTool
+from almoner_core.price_data import meter_tool
+
+if TYPE_CHECKING:
+    from almoner_operator.agents import SecretFacts
+    from almoner_operator.cache import Cache, Space
+
+DELETED = "DELETED"
+
+
+@dataclass(slots=True)
+class ToolProviderRecord:
+    """A ToolProvider."""
+
+    namespace: str
+    name: str
+    uid: str
+    version: int
+    generation: int
+    spec: ToolProviderSpec | None
+    invalid: str
+    status: ToolProviderStatus
+    written: ToolProviderStatus
+    reason: ToolProviderReason = ToolProviderReason.READY
+    message: str = ""
+    wrote: int = 0
+    writing: bool = False
+    rank: int = 9
+    successor: ToolProviderRecord | None = None
+    """The record that took its place when the spec changed."""
+
+    def meter_tool(self, tool: str) -> MeterTool | None:
+        """Give what the meter is told of a tool; None where the stored spec cannot be read."""
+        if self.spec is None:
+            return None
+        return meter_tool(self.spec, f"{self.namespace}/{self.name}", tool, self.generation)
+
+
+def parse(raw: Mapping[str, Any]) -> ToolProviderRecord:
+    """Read a ToolProvider."""
+    # Imported here: records imports nothing of the cache, and the cache imports both.
+    from almoner_operator.records import explain, version_of  # noqa: PLC0415
+
+    metadata = raw.get("metadata") or {}
+    spec, invalid = None, ""
+    try:
+        spec = ToolProviderSpec.model_validate(raw.get("spec") or {})
+    except ValidationError as error:
+        invalid = explain(error)
+    try:
+        status = ToolProviderStatus.model_validate(raw.get("status") or {})
+    except ValidationError:
+        status = ToolProviderStatus()
+    return ToolProviderRecord(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        version=version_of(raw),
+        generation=int(metadata.get("generation") or 0),
+        spec=spec,
+        invalid=invalid,
+        status=status,
+        written=status,
+    )
+
+
+def observe(cache: Cache, event: str | None, raw: Mapping[str, Any]) -> None:
+    """Take in a ToolProvider."""
+    space, name = cache.space(raw["metadata"]["namespace"]), str(raw["metadata"]["name"])
+    known = space.tool_providers.get(name)
+    same = known is not None and known.uid == raw["metadata"]["uid"]
+    if event == DELETED:
+        if same:
+            del space.tool_providers[name]
+            touched(cache, space, name)
+        return
+    record = parse(raw)
+    if known is not None and same:
+        if record.version <= known.version:
+            return
+        known.version = record.version
+        if record.generation == known.generation:
+            return
+        record.status, record.written = known.status, known.written
+        known.successor = record
+    space.tool_providers[name] = record
+    touched(cache, space, name)
+
+
+def touched(cache: Cache, space: Space, name: str) -> None:
+    """Note that a ToolProvider, or whether it can be used, changed: the agents that name it are judged again."""
+    cache.tool_providers_changed.add((space.name, name))
+    cache.agents_changed.update(
+        (space.name, agent.name)
+        for agent in space.agents.values()
+        if agent.spec is not None and any(tool.provider == name for tool in agent.spec.tools)
+    )
+    cache.wake()
+
+
+def verdict(spec: ToolProviderSpec, secrets: Mapping[str, SecretFacts] | None = None) -> tuple[ToolProviderReason, str]:
+    """Judge a ToolProvider; `secrets` None where Secrets are not known."""
+    credentials = spec.credentials
+    if credentials is not None and secrets is not None:
+        where = f"spec.credentials: Secret {credentials.name}"
+        secret = secrets.get(credentials.name)
+        if secret is None:
+            return ToolProviderReason.SECRET_NOT_FOUND, f"{where} does not exist in this namespace"
+        if secret.keys is not None and credentials.key not in secret.keys:
+            return ToolProviderReason.SECRET_NOT_FOUND, f"{where} has no key {credentials.key}"
+    return ToolProviderReason.READY, "the provider can be used"
+
+
+def for_agent(agent: AgentSpec | None, known: Mapping[str, ToolProviderRecord]) -> tuple[MeterTool, ...]:
+    """Give what the meter is told of an agent's tools. Raises PodError where a ToolProvider is missing."""
+    from almoner_operator.pods import PodError  # noqa: PLC0415 - pods is above this
+
+    tools = []
+    for index, tool in enumerate(agent.tools if agent is not None else ()):
+        if tool.provider is None:
+            continue
+        record = known.get(tool.provider)
+        told = record.meter_tool(tool.name) if record is not None else None
+        if told is None:
+            raise PodError(f"tools[{index}].provider: ToolProvider {tool.provider} does not exist or is not valid")
+        tools.append(told)
+    return tuple(tools)
