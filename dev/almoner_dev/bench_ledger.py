@@ -13,7 +13,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from typing import Any, Final, TypeVar
 
@@ -61,7 +61,7 @@ def parse(argv: Sequence[str]) -> Options:
     parser.add_argument("--processes", type=int, default=2, help="load processes (default 2)")
     parser.add_argument("--connections", type=int, default=8, help="connections of each load process (default 8)")
     parser.add_argument("--batch", type=int, default=50, help="records in a post (default 50)")
-    parser.add_argument("--spenders", type=int, default=200, help="spenders on one budget, 0: none (default 200)")
+    parser.add_argument("--spenders", type=int, default=200, help="processes on one budget, 0: none (default 200)")
     parser.add_argument("--spender-calls", type=int, default=10_000, help="calls that their budget has room for")
     return Options(**vars(parser.parse_args(argv)))
 
@@ -70,7 +70,8 @@ def run(argv: Sequence[str]) -> dict[str, Any]:
     """Run the benchmark and give its figures; keys are in docs/benchmarks.md."""
     options = parse(argv)
     say(f"ledger: starting {'SQLite' if options.sqlite else 'PostgreSQL (fsync on)'}, API server and service")
-    with Service(sqlite=options.sqlite, meters=options.processes * options.connections) as service:
+    meters = max(options.processes * options.connections, options.spenders)
+    with Service(sqlite=options.sqlite, meters=meters) as service:
         bench, processor = _Bench(options, service), Processor.now()
         figures: dict[str, Any] = {"benchmark": "ledger", "database": service.database_version}
         figures |= bench.records()
@@ -178,21 +179,20 @@ class _Bench:
         return {**figures, "grant_ms_p99_by_rate": tried}
 
     def spenders(self) -> dict[str, Any]:
-        """Many on one budget until it refuses each."""
+        """Many processes on one budget of the month until it refuses each."""
         options = self.options
         limit = options.spender_calls * spenders.CALL_BOUND_NANOS
         say(f"ledger: {options.spenders} spenders on a budget of {limit / 1e9:g} USD")
         key = {"namespace": NAMESPACE, "quota": "contended", "subject": ""}
-        self._limits([key], limit)
-        share, rest = divmod(options.spenders, options.processes)
-        numbers = [share + (index < rest) for index in range(options.processes)]
-        roomy = self._accounts()[:1]
-        opened = [self._allotments(number, accounts=[key, *roomy], limit=limit) for number in numbers if number]
-        spent = self._spawn(
-            spenders.spend_load, [{"allotments": tuple(each), "seconds": SPEND_SECONDS_MAX} for each in opened]
+        self._limits([key], limit, period="Monthly")
+        accounts = [key, *self._accounts()[:1]]
+        opened = self._allotments(options.spenders, accounts=accounts, limit=limit)
+        target = replace(self.service.target, meters=())  # nobody needs the others' tokens
+        spent = spenders.spend(
+            [Task(target, next(self.seeds), 0.0, SPEND_SECONDS_MAX, allotments=(each,)) for each in opened]
         )
         self.generation += 1
-        (state,) = [each for each in self._limits([key], limit) if each["dimension"] == "usd"]
+        (state,) = [each for each in self._limits([key], limit, period="Monthly") if each["dimension"] == "usd"]
         refusals = [each.first_refusal for each in spent if each.first_refusal is not None]
         changes = [change for each in spent for change in each.idle_changes]
         idle = spenders.idle_at(changes, min(refusals)) if refusals else None
@@ -202,12 +202,16 @@ class _Bench:
             "idle_percent_at_refusal": None if idle is None else round(100 * idle / limit, 3),
             "spenders": {
                 "limit_nanos": limit,
+                "processes": len({each.pid for each in spent}),
+                "begun_within_ms": rounded(1000 * max(each.late_seconds for each in spent)),
                 "calls": sum(each.calls for each in spent),
                 "settled_nanos": settled,
                 "unposted_nanos": settled - state["spent"],
                 "reserved_nanos_at_end": state["reserved"],
                 "refusals": sum(each.refusals for each in spent),
-                "refusals_that_say_when": sum(each.refused_with_retry for each in spent),
+                "refusals_that_say_when": sum(each.refusals_that_say_when for each in spent),
+                "refusals_with_seconds": sum(each.refusals_with_seconds for each in spent),
+                "refusals_that_may_free_up": sum(each.refusals_that_may_free_up for each in spent),
                 "frozen_answers": sum(each.frozen for each in spent),
                 "errors": [error for each in spent for error in each.errors][:5],
             },
@@ -231,9 +235,10 @@ class _Bench:
     def _namespace() -> dict[str, str]:
         return {"namespace": NAMESPACE, "quota": "everyone", "subject": ""}
 
-    def _limits(self, keys: list[dict[str, str]], nanos: int) -> list[dict[str, Any]]:
+    def _limits(self, keys: list[dict[str, str]], nanos: int, *, period: str = "Total") -> list[dict[str, Any]]:
         target = self.service.target
-        items = [{"key": key, "generation": self.generation, "limits": {"usd": nanos}} for key in keys]
+        limits = {"generation": self.generation, "limits": {"usd": nanos}, "period": period}
+        items = [{"key": key, **limits} for key in keys]
         body = {"epoch": target.epoch, "operation_id": self.maker.id(), "accounts": items}
 
         async def ask() -> list[dict[str, Any]]:

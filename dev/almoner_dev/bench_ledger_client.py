@@ -55,8 +55,10 @@ class RefusedError(RuntimeError):
         super().__init__(f"{status}: {error.get('code')}: {error.get('message')}")
         self.code = str(error.get("code"))
         refusal = error.get("refusal") or {}
-        self.may_help = refusal.get("retry_after_seconds") is not None or bool(refusal.get("may_free_up"))
-        """Whether the refusal says that waiting may help."""
+        self.retry_after_seconds: int | None = refusal.get("retry_after_seconds")
+        """When the window ends that had no room; None: it never does, or the error is no refusal."""
+        self.may_free_up = bool(refusal.get("may_free_up"))
+        """Whether the refusal says that others may return something."""
 
 
 class Caller:

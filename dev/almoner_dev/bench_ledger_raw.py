@@ -9,6 +9,7 @@ Boundary: writes a table of its own beside the ledger's, and drops it.
 from __future__ import annotations
 
 import random
+import re
 import sqlite3
 import threading
 import time
@@ -59,9 +60,11 @@ def sqlite_rows_per_s(path: Path, *, seconds: float, batch: int, seed: int) -> f
     try:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
-        (ddl,) = connection.execute("SELECT sql FROM sqlite_master WHERE name = 'records'").fetchone()
         connection.execute(f"DROP TABLE IF EXISTS {TABLE}")
-        connection.execute(ddl.replace("CREATE TABLE records", f"CREATE TABLE {TABLE}", 1))
+        listed = "SELECT sql FROM sqlite_master WHERE tbl_name = 'records' AND sql IS NOT NULL AND type = ?"
+        for kind in ("table", "index"):
+            for (ddl,) in connection.execute(listed, (kind,)).fetchall():
+                connection.execute(re.sub(r"\brecords\b", TABLE, ddl).replace("ix_records", f"ix_{TABLE}"))
         marks = ",".join("?" * len(COLUMNS))
         statement = f"INSERT INTO {TABLE} ({_names()}) VALUES ({marks})"
         chooser, rows, allotment = random.Random(seed), 0, str(uuid.UUID(int=seed))
@@ -116,6 +119,7 @@ def _row(chooser: random.Random, allotment: str, sequence: int) -> tuple[Any, ..
         # The time first, as the records' own ids have it.
         "id": f"{now_ms >> 16:08x}-{now_ms & 0xFFFF:04x}-{uuid.UUID(int=chooser.getrandbits(128))!s:.22}",
         "month": 202601,
+        "number": sequence,
         "kind": "usage",
         "corrects": None,
         "allotment_id": allotment,

@@ -57,20 +57,22 @@ def test_ledger(database: str) -> None:
             missing(error)
     figures = bench(
         *("ledger", "--seconds", "1", "--processes", "1", "--connections", "4", "--seed", "3"),
-        *("--spenders", "20", "--spender-calls", "600"),
+        *("--spenders", "24", "--spender-calls", "600"),
         *(("--sqlite",) if database == "SQLite" else ()),
     )
     assert figures["database"].startswith(database)
     assert figures["overspent_nanos"] == 0
     spenders = figures["spenders"]
     assert spenders["errors"] == []
-    assert spenders["refusals"] == 20, "the budget refuses each spender in the end"
-    assert spenders["refusals_that_say_when"] > 0
+    assert spenders["processes"] == 24, "each spender is a process of its own"
+    assert spenders["refusals"] == 24, "the budget refuses each spender in the end"
+    assert spenders["refusals_that_say_when"] == 24, "and tells each when to come back"
+    assert spenders["refusals_with_seconds"] == 24, "the budget's window ends some time"
     assert spenders["unposted_nanos"] == 0, "what the spenders settled is what the ledger posted"
     assert spenders["reserved_nanos_at_end"] == 0
     assert spenders["frozen_answers"] == 0
     assert spenders["settled_nanos"] <= spenders["limit_nanos"]
-    # The design's bound is 1 % with 200 spenders on room for thousands of calls; here it is 20 on 600.
+    # The design's bound is 1 % with 200 spenders on room for thousands of calls; here it is 24 on 600.
     assert 0 <= figures["idle_percent_at_refusal"] < 10
     assert figures["records_per_s"] > 0
     assert figures["allotments_per_s"] > 0
