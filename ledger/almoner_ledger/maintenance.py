@@ -103,8 +103,8 @@ def make_partitions(connection: Connection) -> int:
     """Make the partitions of this month and the next ones that are missing; gives their number. SQLite has none."""
     if connection.dialect.name != "postgresql":
         return 0
-    # Whoever waits for this lock makes all posting wait behind it.
-    connection.exec_driver_sql("SET LOCAL lock_timeout = '2s'")
+    # While this waits for its locks (an audit may hold one for long), all posting waits behind it.
+    connection.exec_driver_sql("SET LOCAL lock_timeout = '200ms'")
     return int(connection.exec_driver_sql(f"SELECT almoner_make_partitions({MONTHS_AHEAD})").scalar_one())
 
 

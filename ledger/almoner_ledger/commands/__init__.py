@@ -18,6 +18,7 @@ MODULES: Final = (
     "migrate",
     "verify",
     "seal",
+    "prune",
     "correct",
     "settle",
     "rerate",

@@ -34,24 +34,39 @@ def _window(row: Any) -> str:
 
 
 def windows_sum_holds(connection: Connection) -> Iterator[Violation]:
-    """Invariant 3: spent and reserved are the sums over holds."""
-    windows, holds = schema.windows, schema.holds
-    same = sa.and_(*(windows.c[name] == holds.c[name] for name in WINDOW_KEY))
-    sums = {
-        "spent": total(holds.c.used),
-        "reserved": total(holds.c.granted - holds.c.used),
-        "excess": total(holds.c.excess),
-    }
+    """Invariant 3: spent and reserved are the sums over holds, with those of months that retention dropped."""
+    windows, holds, closed = schema.windows, schema.holds, schema.closing_windows
+    parts = sa.union_all(
+        sa.select(
+            *(holds.c[name] for name in WINDOW_KEY),
+            holds.c.used.label("spent"),
+            (holds.c.granted - holds.c.used).label("reserved"),
+            holds.c.excess.label("excess"),
+        ),
+        sa.select(
+            *(closed.c[name] for name in WINDOW_KEY),
+            closed.c.used.label("spent"),
+            sa.literal(0).label("reserved"),
+            closed.c.excess.label("excess"),
+        ),
+    ).subquery()
+    names = ("spent", "reserved", "excess")
+    sums = (
+        sa.select(*(parts.c[name] for name in WINDOW_KEY), *(total(parts.c[name]).label(name) for name in names))
+        .group_by(*(parts.c[name] for name in WINDOW_KEY))
+        .subquery()
+    )
+    same = sa.and_(*(windows.c[name] == sums.c[name] for name in WINDOW_KEY))
+    added = {name: sa.func.coalesce(sums.c[name], 0) for name in names}
     query = (
         sa.select(
-            *(windows.c[name] for name in (*WINDOW_KEY, *sums)), *(sums[name].label(f"sum_{name}") for name in sums)
+            *(windows.c[name] for name in (*WINDOW_KEY, *names)), *(added[name].label(f"sum_{name}") for name in names)
         )
-        .outerjoin(holds, same)
-        .group_by(*(windows.c[name] for name in (*WINDOW_KEY, *sums)))
-        .having(sa.or_(*(windows.c[name] != added for name, added in sums.items())))
+        .outerjoin(sums, same)
+        .where(sa.or_(*(windows.c[name] != added[name] for name in names)))
     )
     for row in connection.execute(query).mappings():
-        for name in sums:
+        for name in names:
             if row[name] != row[f"sum_{name}"]:
                 subject = " ".join(str(row[key]) for key in WINDOW_KEY)
                 yield Violation(f"{name}-sums-holds", subject, f"{row[name]}, holds sum to {row[f'sum_{name}']}")
@@ -66,29 +81,33 @@ def holds_sum_records(connection: Connection) -> Iterator[Violation]:
         Dimension.TOOL_CALLS: records.c.tool_calls,
         Dimension.REQUESTS: records.c.requests,
     }
-    for dimension, column in columns.items():
-        posted = (
-            sa.select(records.c.allotment_id, total(column).label("posted")).group_by(records.c.allotment_id).subquery()
+    posted = (
+        sa.select(
+            records.c.allotment_id, *(total(column).label(dimension.value) for dimension, column in columns.items())
         )
-        query = (
-            sa.select(
-                holds.c.allotment_id,
-                holds.c.account_id,
-                total(holds.c.used).label("used"),
-                sa.func.coalesce(posted.c.posted, 0).label("posted"),
-            )
-            .outerjoin(posted, posted.c.allotment_id == holds.c.allotment_id)
-            .where(holds.c.dimension == dimension.value)
-            .group_by(holds.c.allotment_id, holds.c.account_id, posted.c.posted)
-            .having(total(holds.c.used) != sa.func.coalesce(posted.c.posted, 0))
-        )
-        for row in connection.execute(query):
-            subject = f"allotment {row.allotment_id} account {row.account_id} {dimension.value}"
-            yield Violation("used-sums-entries", subject, f"used {row.used}, entries sum to {row.posted}")
+        .group_by(records.c.allotment_id)
+        .subquery()
+    )
+    names = ("allotment_id", "account_id", "dimension")
+    held = (
+        sa.select(*(holds.c[name] for name in names), total(holds.c.used).label("used"))
+        .group_by(*(holds.c[name] for name in names))
+        .subquery()
+    )
+    of_dimension = sa.case(*((held.c.dimension == each.value, posted.c[each.value]) for each in columns), else_=0)
+    amount = sa.func.coalesce(of_dimension, 0).label("posted")
+    query = (
+        sa.select(held, amount)
+        .outerjoin(posted, posted.c.allotment_id == held.c.allotment_id)
+        .where(held.c.used != amount)
+    )
+    for row in connection.execute(query):
+        subject = f"allotment {row.allotment_id} account {row.account_id} {row.dimension}"
+        yield Violation("used-sums-entries", subject, f"used {row.used}, entries sum to {row.posted}")
 
 
 def totals_sum_records(connection: Connection) -> Iterator[Violation]:
-    """Totals of attempts, agents and days are sums of the same entries."""
+    """Totals of attempts are sums of their entries."""
     records, allotments = schema.records, schema.allotments
     entries = _entry_sums(records)
     posted = sa.select(records.c.allotment_id, *entries).group_by(records.c.allotment_id).subquery()
@@ -100,12 +119,30 @@ def totals_sum_records(connection: Connection) -> Iterator[Violation]:
     )
     for row in connection.execute(query):
         yield Violation("totals-sum-entries", f"allotment {row.id}", str(tuple(row[1:])))
-    posted_in_all = connection.execute(sa.select(*entries)).one()
-    for table in (schema.agents, schema.rollups):
-        sums = connection.execute(sa.select(*(total(table.c[name]) for name in USAGE_COLUMNS))).one()
-        for name, here, there in zip(USAGE_COLUMNS, sums, posted_in_all, strict=True):
-            if here != there:
-                yield Violation("totals-sum-entries", table.name, f"{name} {here}, entries sum to {there}")
+
+
+def agents_sum_attempts(connection: Connection) -> Iterator[Violation]:
+    """Totals of agents, and the sums by day, are sums over attempts, those that retention dropped included."""
+    allotments, closed = schema.allotments, schema.closing_agents
+    parts = sa.union_all(
+        sa.select(allotments.c.namespace, allotments.c.agent, *(allotments.c[name] for name in USAGE_COLUMNS)),
+        sa.select(closed.c.namespace, closed.c.agent, *(closed.c[name] for name in USAGE_COLUMNS)),
+    ).subquery()
+    expected = _by_agent(connection, parts, "agent")
+    for table, name in ((schema.agents, "name"), (schema.rollups, "agent")):
+        found = _by_agent(connection, table, name)
+        for key in sorted(expected.keys() | found.keys()):
+            zeros = (0,) * len(USAGE_COLUMNS)
+            for column, here, there in zip(USAGE_COLUMNS, found.get(key, zeros), expected.get(key, zeros), strict=True):
+                if here != there:
+                    subject = f"{table.name} of {'/'.join(key)}"
+                    yield Violation("totals-sum-entries", subject, f"{column} {here}, attempts sum to {there}")
+
+
+def _by_agent(connection: Connection, table: sa.FromClause, name: str) -> dict[tuple[str, str], tuple[int, ...]]:
+    keys = (table.c.namespace, table.c[name])
+    query = sa.select(*keys, *(total(table.c[column]) for column in USAGE_COLUMNS)).group_by(*keys)
+    return {(row[0], row[1]): tuple(row[2:]) for row in connection.execute(query)}
 
 
 def _entry_sums(records: sa.Table) -> list[Any]:
@@ -128,4 +165,10 @@ def _entry_sums(records: sa.Table) -> list[Any]:
     ]
 
 
-CHECKS: Final[tuple[Check, ...]] = (within_limits, windows_sum_holds, holds_sum_records, totals_sum_records)
+CHECKS: Final[tuple[Check, ...]] = (
+    within_limits,
+    windows_sum_holds,
+    holds_sum_records,
+    totals_sum_records,
+    agents_sum_attempts,
+)
