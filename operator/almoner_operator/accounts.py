@@ -13,10 +13,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from almoner_core import wire
+from almoner_core.api.execution import WaitReason
 from almoner_core.api.resource_quota import (
     BudgetPeriod,
     Enforcement,
@@ -27,6 +28,7 @@ from almoner_core.api.resource_quota import (
 from almoner_core.identity import operation_id
 from almoner_core.money import Money
 from almoner_core.quantity import format_bytes, format_millicores
+from almoner_operator import rates
 from almoner_operator.cache import Space
 from almoner_operator.conditions import quota_conditions
 from almoner_operator.context import Context, now, target_of
@@ -42,6 +44,8 @@ BATCH: Final = 200
 RETRY_SECONDS: Final = 1.0
 LIMITS_MAX: Final = 1024
 UPDATE_TRIES_MAX: Final = 3
+REFRESH_SECONDS_LEAST: Final = 1.0
+REFRESH_SECONDS_MAX: Final = 60.0
 
 
 class Accounts:
@@ -54,6 +58,10 @@ class Accounts:
         self._known: dict[tuple[str, str], set[str]] = {}
         """Subjects that the ledger was told of, by quota: of deleted quotas too."""
         self._use: dict[tuple[str, str], tuple[SubjectUse, ...]] = {}
+        self._providers_known: set[tuple[str, str]] = set()
+        """Providers whose rates the ledger was told of."""
+        self._refreshing: set[tuple[str, str]] = set()
+        """Quotas whose status is looked at again when a rate's bucket is full."""
 
     def wake(self) -> None:
         """Look soon at what changed."""
@@ -99,6 +107,44 @@ class Accounts:
             record = cache.space(namespace).quotas.get(name)
             if record is not None:
                 self.write_status(record)
+        await self._sync_providers()
+
+    async def _sync_providers(self) -> None:
+        """Hand over the rates of providers that are new or changed, and of those that are gone. Raises LedgerError."""
+        context, spaces = self._context, self._context.cache.spaces.values()
+        known = {(space.name, name): record for space in spaces for name, record in space.providers.items()}
+        wanted = [key for key, record in known.items() if record.acknowledged != record.generation]
+        wanted += sorted(self._providers_known - known.keys())
+        for start in range(0, len(wanted), BATCH):
+            batch = wanted[start : start + BATCH]
+            records = [known.get(key) for key in batch]
+            # What is handed over is this generation, whatever comes while the ledger is asked.
+            generations = [record.generation if record is not None else -1 for record in records]
+            limits = [
+                rates.provider_limits(record, rates.provider_key(*key), self._next_generation())
+                for key, record in zip(batch, records, strict=True)
+            ]
+            subject = f"{context.ledger.epoch}/{limits[0].generation}/{len(limits)}"
+            await context.ledger.update_accounts(limits, operation_id=operation_id("providers", subject))
+            for key, record, generation in zip(batch, records, generations, strict=True):
+                if record is None:
+                    self._providers_known.discard(key)
+                    continue
+                record.acknowledged = generation
+                self._providers_known.add(key)
+                self._release(key[0])
+
+    def _release(self, namespace: str) -> None:
+        """Let those try again that waited for a provider's rates."""
+        cache = self._context.cache
+        for run in cache.space(namespace).runs.values():
+            if run.hold is not None and run.hold.reason is WaitReason.PROVIDER_NOT_READY:
+                run.hold = None
+                cache.touch(run)
+
+    def _next_generation(self) -> int:
+        self._counter += 1
+        return (self._context.ledger.epoch << 32) + self._counter
 
     def subjects_seen(self, space: Space, record: QuotaRecord) -> set[str]:
         """Give the subjects of a quota: the owners seen, where it opens an account for each, else the one."""
@@ -142,20 +188,21 @@ class Accounts:
         for key in [key for key in space.accounts if key[0] == name]:
             del space.accounts[key]
         self._use.pop((space.name, name), None)
+        self._context.rates.forget(space.name, name)
 
     def _limits(self, namespace: str, name: str, subject: str, spec: ResourceQuotaSpec | None) -> wire.AccountLimits:
-        self._counter += 1
         budget = spec.budget if spec is not None else None
         usd = wire.Dimension.USD
         return wire.AccountLimits(
             key=wire.AccountKey(namespace=namespace, quota=name, subject=subject),
-            generation=(self._context.ledger.epoch << 32) + self._counter,
+            generation=self._next_generation(),
             enforced=spec is not None and spec.enforcement is Enforcement.ENFORCE,
             period=budget.period if budget is not None else BudgetPeriod.TOTAL,
             time_zone=budget.time_zone if budget is not None else "UTC",
             limits={usd: budget.amount.nanos} if budget is not None else {},
             max_per_execution=_amount(budget.max_per_execution if budget is not None else None),
             max_per_request=_amount(budget.max_per_request if budget is not None else None),
+            rates=rates.of_quota(spec.rates if spec is not None else None),
         )
 
     async def _hand_over(self, updates: list[tuple[QuotaRecord | None, wire.AccountLimits]]) -> None:
@@ -167,7 +214,7 @@ class Accounts:
         live = {(record.namespace, record.name) for record, _ in updates if record is not None}
         for state in states:
             if (state.key.namespace, state.key.quota) in live:
-                context.cache.take_account(state, moment)
+                rates.take_account(context, state, moment)
         for record, each in updates:
             if record is None:
                 continue
@@ -207,6 +254,8 @@ class Accounts:
             if quota == record.name and dimension is wire.Dimension.USD
         }
         message = record.message or ("the limits hold" if record.reason is QuotaReason.IN_FORCE else "")
+        moment = now()
+        self._look_again(record, moment)
         money = [account for account in accounts.values() if account.limit is not None]
         before = record.status
         record.status = before.model_copy(
@@ -217,9 +266,11 @@ class Accounts:
                     message,
                     generation=record.generation,
                     previous=before.conditions,
-                    now=now().replace(microsecond=0),
+                    now=moment.replace(microsecond=0),
                 ),
-                "limits": limit_statuses(record, use, accounts),
+                "limits": [*limit_statuses(record, use, accounts), *context.rates.statuses(record, moment)][
+                    :LIMITS_MAX
+                ],
                 "running": sum(each.executions + each.training_jobs for each in use),
                 "pending": sum(each.pending for each in use),
                 "spent": str(Money(sum(each.spent for each in money))) if money else None,
@@ -238,13 +289,25 @@ class Accounts:
             )
         context.writer.mark(target_of("ResourceQuota", record), Rank.STATUS, delay=COALESCE_SECONDS)
 
+    def _look_again(self, record: QuotaRecord, moment: datetime) -> None:
+        """See to it that a rate does not show as used for ever: the ledger tells nothing of a bucket that refills."""
+        full_at, key = self._context.rates.full_at(record, moment), (record.namespace, record.name)
+        if full_at is None or key in self._refreshing:
+            return
+        self._refreshing.add(key)
+        seconds = min(REFRESH_SECONDS_MAX, (full_at - moment) / timedelta(seconds=1) + REFRESH_SECONDS_LEAST)
+        asyncio.get_running_loop().call_later(seconds, self._refresh, key)
+
+    def _refresh(self, key: tuple[str, str]) -> None:
+        self._refreshing.discard(key)
+        self._context.cache.quotas_changed.add(key)
+        self._wake.set()
+
 
 def unsupported(spec: ResourceQuotaSpec) -> str:
     """Say what of a quota this version cannot enforce; empty where there is nothing. Watching needs no enforcing."""
     if spec.enforcement is not Enforcement.ENFORCE:
         return ""
-    if spec.rates is not None:
-        return "spec.rates: this version cannot enforce rates; nothing is admitted under this quota"
     if spec.hard.storage is not None:
         return "spec.hard.storage: this version cannot enforce storage; nothing is admitted under this quota"
     return ""

@@ -27,7 +27,7 @@ from almoner_core.api.execution import (
 )
 from almoner_core.api.training_job import TrainingJobSpec
 from almoner_core.identity import allotment_id, operation_id, pod_name
-from almoner_operator import demand, failpoints, metrics, outcome, providers, tool_providers
+from almoner_operator import demand, failpoints, metrics, outcome, providers, rates, tool_providers
 from almoner_operator.agents import AgentFacts, ProviderFacts, ToolProviderFacts, runner_secrets_verdict
 from almoner_operator.attempts import AttemptEnd, remaining_seconds
 from almoner_operator.compute import MachineTime
@@ -251,6 +251,10 @@ class Admitter:
             tokens=limits.max_tokens,
             tool_calls=limits.max_tool_calls,
         )
+        try:
+            accounts = rates.accounts_for(spec, space.providers, admission.accounts)
+        except rates.RatesNotReadyError as error:
+            raise _NotAdmittedError(WaitReason.PROVIDER_NOT_READY, str(error), BUSY_SECONDS) from error
         for _ in range(OPEN_TRIES_MAX):
             attempt = plan.attempt
             assert attempt.allotment is not None
@@ -268,7 +272,7 @@ class Admitter:
                     owner=run.owner,
                 ),
                 pod=attempt.pod,
-                accounts=list(admission.accounts),
+                accounts=accounts,
                 limits=own,
                 need=wire_amounts(usd=first.need.get("usd")),
                 want=wire_amounts(usd=first.want.get("usd")),

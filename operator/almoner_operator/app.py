@@ -255,7 +255,7 @@ class _Parts:
         self.loop.wake()
         if self._cache.agents_changed or self._cache.providers_changed or self._cache.tool_providers_changed:
             self.observer.wake()
-        if self._cache.quotas_changed:
+        if self._cache.quotas_changed or self._cache.providers_changed:
             self.accounts.wake()
 
 

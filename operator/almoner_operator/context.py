@@ -22,10 +22,11 @@ from almoner_operator.ledger_client import LedgerClient
 from almoner_operator.machines import ComputeSettings
 from almoner_operator.pins import Pins
 from almoner_operator.pods import RunnerSettings
+from almoner_operator.rates import RateBook
 from almoner_operator.records import AgentRecord, ProviderRecord, QuotaRecord, Run
-from almoner_operator.tool_providers import ToolProviderRecord
 from almoner_operator.scheduling.model import Settings as SchedulingSettings
 from almoner_operator.secret_facts import Secrets
+from almoner_operator.tool_providers import ToolProviderRecord
 from almoner_operator.writer import StatusWriter, Target
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class Context:
     secrets: Secrets
     fatal: asyncio.Future[BaseException]
     """Set by whatever must end the process."""
+    rates: RateBook = field(default_factory=RateBook)
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:

@@ -228,6 +228,8 @@ class ProviderRecord:
     written: ModelProviderStatus
     reason: ProviderReason = ProviderReason.READY
     message: str = ""
+    acknowledged: int = -1
+    """The generation whose rates the ledger has."""
     wrote: int = 0
     writing: bool = False
     rank: int = 9

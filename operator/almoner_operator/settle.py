@@ -17,7 +17,7 @@ from almoner_core import wire
 from almoner_core.api.execution import TERMINAL_PHASES, AttemptOutcome, ExecutionStatus
 from almoner_core.api.training_job import TrainingJobStatus
 from almoner_core.identity import operation_id
-from almoner_operator import failpoints, metrics, outcome
+from almoner_operator import failpoints, metrics, outcome, rates
 from almoner_operator.attempts import seen_to_end
 from almoner_operator.compute import MachineTime
 from almoner_operator.context import Context, now, run_target
@@ -194,7 +194,7 @@ class Settler:
                 record.status = record.status.model_copy(update={"usage": outcome.usage_of(agent.totals)})
                 cache.agents_changed.add((agent.namespace, agent.agent))
         for account in changes.accounts:
-            cache.take_account(account, moment)
+            rates.take_account(self._context, account, moment)
         if changes.agents:
             cache.wake()
         self.cursor = changes.after

@@ -308,7 +308,7 @@ def test_a_quotas_status_tells_every_limit_with_its_use() -> None:
 @pytest.mark.parametrize(
     ("spec", "field"),
     [
-        ({"rates": {"tokensPerMinute": 5}}, "rates"),
+        ({"rates": {"tokensPerMinute": 5}}, ""),
         ({"hard": {"storage": "1Gi"}}, "storage"),
         ({"rates": {"tokensPerMinute": 5}, "enforcement": "Monitor"}, ""),
         ({"hard": {"executions": 1}}, ""),

@@ -143,7 +143,7 @@ class Budget(APIModel):
 
 
 class Rates(APIModel):
-    """Limits on the pace of use."""
+    """Limits on the pace of use: token buckets, debited before a call by the most it can use, and refunded after it."""
 
     model_config = validated(
         Rule(
@@ -155,7 +155,13 @@ class Rates(APIModel):
 
     tokens_per_minute: int | None = Field(default=None, ge=1, le=1_000_000_000_000, description="Tokens a minute.")
     tokens_per_hour: int | None = Field(default=None, ge=1, le=1_000_000_000_000, description="Tokens an hour.")
-    token_burst: int | None = Field(default=None, ge=1, le=1_000_000_000_000, description="Tokens at once.")
+    token_burst: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000_000_000,
+        description="Tokens at once: what unused ones add up to, and the most of one call; what a minute or an hour "
+        "brings where absent.",
+    )
     tool_calls_per_minute: int | None = Field(default=None, ge=1, le=1_000_000_000, description="Tool calls a minute.")
     tool_calls_per_hour: int | None = Field(default=None, ge=1, le=1_000_000_000, description="Tool calls an hour.")
     requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000_000, description="Model calls a minute.")
@@ -204,11 +210,13 @@ class LimitStatus(APIModel):
     name: str = Field(max_length=64, description="The limit, such as executions, cpu or budget.")
     subject: str | None = Field(default=None, max_length=253, description="The owner, where the quota has perOwner.")
     limit: str = Field(max_length=32, description="What the spec allows.")
-    used: str = Field(max_length=32, description="What is used (money: spent).")
+    used: str = Field(max_length=32, description="What is used (money: spent; a rate: missing from its bucket).")
     reserved: str = Field(default="0", max_length=32, description="What is held for running work and not yet used.")
     remaining: str = Field(max_length=32, description="What is left; never below 0.")
     percent: int = Field(ge=0, description="Used and reserved, in whole percent of the limit, rounded down.")
-    reset_time: Timestamp | None = Field(default=None, description="When the window ends.")
+    reset_time: Timestamp | None = Field(
+        default=None, description="When the window ends; of a rate: when its bucket is full again."
+    )
 
 
 class ResourceQuotaStatus(APIModel):
