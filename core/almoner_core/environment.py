@@ -75,6 +75,7 @@ PRESTOP_PATH: Final = "/prestop"
 PRESTOP_HEADER: Final = "x-almoner-prestop"
 # Keys of MeterConfig.extra.
 EXTRA_GRACE_SECONDS: Final = "grace_period_seconds"
+EXTRA_FIRST_NEED: Final = "first_need"  # amounts by dimension: what admission had granted for the first call
 EXTRA_PRESTOP_TOKEN: Final = "prestop_token"  # noqa: S105 - a key
 
 # --- bounds -----------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from almoner_core.api.execution import (
     WaitReason,
 )
 from almoner_core.api.training_job import TrainingJobSpec
+from almoner_core.contract import EXTRA_FIRST_NEED
 from almoner_core.identity import allotment_id, operation_id, pod_name
 from almoner_operator import demand, failpoints, metrics, outcome, providers, rates, tool_providers
 from almoner_operator.agents import AgentFacts, ProviderFacts, ToolProviderFacts, runner_secrets_verdict
@@ -215,6 +216,9 @@ class Admitter:
         limits = demand.limits_of(run, agent)
         used = sum(_seconds(attempt) for attempt in run.status.attempts if attempt.number != number)
         given, given_from, extra = _input(run)
+        need = {name: amount for name, amount in demand.first_call(run, agent, space.providers).need.items() if amount}
+        if need:
+            extra = {**extra, EXTRA_FIRST_NEED: need}
         return build_pod(
             PodRequest(
                 kind=run.key.kind,

@@ -184,7 +184,7 @@ class LedgerDouble:
         deadline = self._loop.time() + seconds
         while self._quiet() and self._loop.time() < deadline:  # noqa: ASYNC110 - tests set plain attributes
             await asyncio.sleep(0.02)
-        return web.json_response({"recall": self.recall, "cancel": self.cancel})
+        return web.json_response({"recall": self.recall, "cancel": self.cancel, "lease_seconds": self.lease_seconds})
 
     async def _start(self) -> None:
         app = web.Application(client_max_size=4 * 1024 * 1024)
