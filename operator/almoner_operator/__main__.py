@@ -50,20 +50,7 @@ def parser() -> argparse.ArgumentParser:
     option("--image-pull-secrets", "ALMONER_IMAGE_PULL_SECRETS", "of runner pods, separated by commas", "")
     option("--meter-cpu", "ALMONER_METER_CPU", "what a meter reserves", "50m")
     option("--meter-memory", "ALMONER_METER_MEMORY", "what a meter reserves", "96Mi")
-    option("--compute-price-cpu-hour", "ALMONER_COMPUTE_PRICE_CPU_HOUR", "US dollars per core-hour; none: not billed")
-    option(
-        "--compute-price-memory-gib-hour",
-        "ALMONER_COMPUTE_PRICE_MEMORY_GIB_HOUR",
-        "US dollars per GiB-hour of memory; none: not billed",
-    )
-    option("--compute-price-gpu-hour", "ALMONER_COMPUTE_PRICE_GPU_HOUR", "US dollars per GPU-hour; none: not billed")
-    option(
-        "--compute-interval-seconds",
-        "ALMONER_COMPUTE_INTERVAL_SECONDS",
-        "how often machine time is charged, and held for so long ahead, at least 1",
-        "60",
-        type=int,
-    )
+    _compute_options(option)
     option("--namespaces", "ALMONER_NAMESPACES", "namespaces to serve, separated by commas; all where empty", "")
     option("--own-namespace", "ALMONER_OWN_NAMESPACE", "where the Lease of the election lies", "almoner-system")
     option("--lease-seconds", "ALMONER_LEASE_SECONDS", "life of that Lease, at least 3", "15", type=int)
@@ -86,6 +73,24 @@ def parser() -> argparse.ArgumentParser:
     option("--log-level", "ALMONER_LOG_LEVEL", "debug, info, warning or error", "info")
     option("--log-format", "ALMONER_LOG_FORMAT", "of log lines", "json", choices=["json", "text"])
     return made
+
+
+def _compute_options(option: Callable[..., None]) -> None:
+    """Add what machine time costs."""
+    option("--compute-price-cpu-hour", "ALMONER_COMPUTE_PRICE_CPU_HOUR", "US dollars per core-hour; none: not billed")
+    option(
+        "--compute-price-memory-gib-hour",
+        "ALMONER_COMPUTE_PRICE_MEMORY_GIB_HOUR",
+        "US dollars per GiB-hour of memory; none: not billed",
+    )
+    option("--compute-price-gpu-hour", "ALMONER_COMPUTE_PRICE_GPU_HOUR", "US dollars per GPU-hour; none: not billed")
+    option(
+        "--compute-interval-seconds",
+        "ALMONER_COMPUTE_INTERVAL_SECONDS",
+        "how often machine time is charged, and held for so long ahead, at least 1",
+        "60",
+        type=int,
+    )
 
 
 def settings_of(arguments: argparse.Namespace) -> OperatorSettings:
