@@ -37,10 +37,8 @@ def prune(books: Books, keep_months: int, *, dry_run: bool = False) -> list[str]
 
 def sums(books: Books) -> list[object]:
     """What people are shown: totals of agents, and sums by day."""
-    tables = (schema.agents, schema.rollups, schema.windows)
-    return [
-        books.store.read(lambda c, t=table: c.execute(sa.select(t).order_by(*t.primary_key)).all()) for table in tables
-    ]
+    queries = [sa.select(t).order_by(*t.primary_key) for t in (schema.agents, schema.rollups, schema.windows)]
+    return books.store.read(lambda c: [c.execute(query).all() for query in queries])
 
 
 def count(books: Books, table: sa.Table) -> int:

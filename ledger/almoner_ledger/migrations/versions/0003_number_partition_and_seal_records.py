@@ -121,7 +121,8 @@ def _move_records(columns: list[sa.Column[Any]], kinds: str, *, numbered: bool) 
         _make_partitions()
     old = "records_before" if _on_postgresql() else "records"
     listed = ", ".join(COLUMNS)
-    number = "row_number() OVER (ORDER BY posted_ms, allotment_id, sequence, id)"
+    # What takes back a charge was entered just before the late record that explains it.
+    number = "row_number() OVER (ORDER BY posted_ms, allotment_id, coalesce(sequence, 0), id)"
     op.execute(
         f"INSERT INTO {name} (number, {listed}) SELECT {number}, {listed} FROM {old}"  # noqa: S608 - constants
         if numbered
