@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from almoner_core.wire import AccountLimits, AccountsAnswer, AccountState, Dimension, Epoch, ErrorCode
+from almoner_core.wire import AccountLimits, AccountsAnswer, AccountState, Dimension, Epoch, ErrorCode, FiredAlert
 from almoner_ledger.errors import LedgerError, invalid
-from almoner_ledger.store import rates
+from almoner_ledger.store import alerts, rates
 from almoner_ledger.store.books import Books
 from almoner_ledger.store.commands import Command
 from almoner_ledger.store.state import Account, AccountKind, Window, quota_account_id
@@ -92,6 +92,7 @@ def _apply(books: Books, update: AccountLimits) -> list[AccountState]:
     account.max_per_request = dict(update.max_per_request)
     account.alert_thresholds = tuple(sorted(set(update.alert_thresholds_percent)))
     account.dirty = True
+    alerts.changed(books, account)
     books.changed.add(("account", account.id))
     states = []
     for dimension in Dimension:
@@ -103,7 +104,7 @@ def _apply(books: Books, update: AccountLimits) -> list[AccountState]:
     return [*states, *rates.states(account, books.buckets, books.now_ms)]
 
 
-def account_state(account: Account, window: Window, now: int) -> AccountState:
+def account_state(account: Account, window: Window, now: int, fired: Iterable[FiredAlert] = ()) -> AccountState:
     """One account's window as the wire has it."""
     return AccountState(
         key=account.key,
@@ -115,6 +116,7 @@ def account_state(account: Account, window: Window, now: int) -> AccountState:
         reserved=window.reserved,
         excess=window.excess,
         resets_in_seconds=seconds_left(window, now),
+        alerts=list(fired),
     )
 
 

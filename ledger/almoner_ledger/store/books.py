@@ -81,6 +81,8 @@ class Books:
     rollups: dict[RollupKey, Rollup] = field(default_factory=dict)
     agents: dict[AgentKey, Usage] = field(default_factory=dict)
     changed: set[tuple[str, str]] = field(default_factory=set)
+    # Spent and limit of each window as it was loaded: see alerts.
+    alert_marks: dict[WindowKey, tuple[int, int | None]] = field(default_factory=dict)
     # Counts what commands changed: a command that refuses after it changed something poisons its group.
     mutations: int = 0
     # Set by loading: how to find the current window where the account's newest one was not loaded.

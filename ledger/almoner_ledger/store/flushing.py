@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from almoner_ledger import schema
 from almoner_ledger.schema import USAGE_COLUMNS
-from almoner_ledger.store import bulk, rates
+from almoner_ledger.store import alerts, bulk, rates
 from almoner_ledger.store.books import Books
 from almoner_ledger.store.state import Account, Allotment, Hold, Window, usage_values
 
@@ -23,6 +23,7 @@ def flush(books: Books) -> None:
     bulk.insert(books.connection, schema.executions, books.new_executions)
     _flush_accounts(books)
     _flush_windows(books)
+    alerts.flush(books)
     rates.flush(books)
     _flush_allotments(books)
     _flush_holds(books)

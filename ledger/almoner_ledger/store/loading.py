@@ -15,7 +15,7 @@ from almoner_core.api.resource_quota import BudgetPeriod
 from almoner_core.wire import AllotmentState, Dimension, ExecutionRef, Purpose, RateLimit
 from almoner_ledger import schema
 from almoner_ledger.sequences import Sequences
-from almoner_ledger.store import corrections, rates
+from almoner_ledger.store import alerts, corrections, rates
 from almoner_ledger.store.books import Books, StoredOperation, StoredRecord
 from almoner_ledger.store.commands import WITH_RECORDS, Command, Verb
 from almoner_ledger.store.compute import siblings_to_load
@@ -56,6 +56,7 @@ def load(connection: Connection, commands: Sequence[Command], now_ms: int) -> Bo
     _load_accounts(books, account_ids)
     rates.load(books, [(quota_account_id(each.key), each) for each in updates])
     _load_windows(books)
+    alerts.watch(books)
     corrections.load(books, commands)
     _load_records(books, {record.id for c in commands if c.verb in WITH_RECORDS for record in c.body.records})
     return books

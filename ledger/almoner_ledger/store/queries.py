@@ -25,7 +25,7 @@ from almoner_core.wire import (
 )
 from almoner_ledger import schema
 from almoner_ledger.errors import LedgerError
-from almoner_ledger.store import rates
+from almoner_ledger.store import alerts, rates
 from almoner_ledger.store.accounts import account_state
 from almoner_ledger.store.flushing import CHANGES
 from almoner_ledger.store.loading import account_of, execution_ref_of, usage_of, window_of
@@ -219,11 +219,12 @@ def account_states(connection: Connection, ids: Sequence[str], now: int) -> list
     for row in connection.execute(sa.select(windows).where(live).order_by(windows.c.starts_at)):
         window = window_of(row)
         found[window.account_id, window.dimension, window.period] = window
+    told = alerts.fired(connection, found.values())
     states = []
     for account in accounts:
         for dimension, limit in account.limits.items():
             window = found.get((account.id, dimension, account.period)) or _unopened(account, dimension, limit, now)
-            states.append(account_state(account, window, now))
+            states.append(account_state(account, window, now, told.get(window.key, ())))
     return [*states, *rates.read_states(connection, accounts, now * 1000)]
 
 

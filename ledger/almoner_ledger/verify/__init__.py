@@ -19,7 +19,7 @@ from sqlalchemy.engine import Connection
 
 from almoner_ledger import schema, sealing
 from almoner_ledger.database import Database
-from almoner_ledger.verify import balances, corrections, life, rates, seals
+from almoner_ledger.verify import alerts, balances, compute, corrections, life, rates, seals
 from almoner_ledger.verify.findings import Audit, Check, Violation, total
 
 __all__ = ["CHECKS", "Audit", "Check", "Violation", "audit", "report"]
@@ -27,7 +27,9 @@ __all__ = ["CHECKS", "Audit", "Check", "Violation", "audit", "report"]
 VIOLATIONS_MAX: Final = 1000
 
 CHECKS: Final[tuple[Check, ...]] = (
+    *alerts.CHECKS,
     *balances.CHECKS,
+    *compute.CHECKS,
     *corrections.CHECKS,
     *life.CHECKS,
     *rates.CHECKS,
