@@ -20,8 +20,10 @@ from tests.support.books import DOLLAR, REQUESTS, TOKENS, USD, Books, Clock, cod
 HOLD = {USD: 1000}
 
 
-def machine(sequence: int, cost: int | None, *, units: int = 10, start: int = 0, **changes: Any) -> UsageRecord:
-    """One record of machine time of ten seconds."""
+def machine(
+    sequence: int, cost: int | None, *, units: int = 10, start: int | None = None, **changes: Any
+) -> UsageRecord:
+    """One record of machine time of ten seconds, after the one before unless it says its start (Unix seconds)."""
     values: dict[str, Any] = {
         "id": new_id(),
         "sequence": sequence,
@@ -33,7 +35,7 @@ def machine(sequence: int, cost: int | None, *, units: int = 10, start: int = 0,
         "units": units,
         "cost_nanos": cost,
         "price_version": "test",
-        "started_unix_ms": start * 1000,
+        "started_unix_ms": (sequence * 10 - 10 if start is None else start) * 1000,
         "duration_ms": 10_000,
         "outcome": Outcome.OK,
     }
@@ -148,9 +150,9 @@ def test_machine_time_is_posted_and_held_anew(books: Books) -> None:
         books,
         allotment,
         [
-            machine(1, 300, units=40),
-            machine(2, 200, units=960, model="memory"),
-            machine(3, 100, units=10_000, model="gpu"),
+            machine(1, 300, units=40, start=0),
+            machine(2, 200, units=960, model="memory", start=0),
+            machine(3, 100, units=10_000, model="gpu", start=0),
         ],
         1000,
     )
@@ -372,3 +374,22 @@ def test_a_superseding_attempt_takes_over_what_machine_time_held(books: Books, a
     assert totals.states == {1: AllotmentState.VOID, 2: AllotmentState.OFFERED}
     assert totals.attempts[1].cost_nanos == (300 if accrued else 0)
     assert not books.violations()
+
+
+# --- the audit --------------------------------------------------------------------------------------------------------
+
+
+def test_the_audit_names_a_second_that_was_charged_twice(ledger_url: str) -> None:
+    books = Books(ledger_url)
+    try:
+        allotment = opened(books)
+        accrue(books, allotment, [machine(1, 10), machine(2, 10)], 1000)
+        assert not books.violations()
+        # The ledger takes the operator at its word; the audit does not.
+        accrue(books, allotment, [machine(3, 10, start=19)], 1000)
+        (violation,) = books.violations()
+    finally:
+        books.close()
+    assert violation.invariant == "machine-time-once"
+    assert compute_allotment_id(allotment) in violation.subject
+    assert violation.found == "charged until 20000 ms, and again from 19000 ms"
