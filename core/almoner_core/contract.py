@@ -23,6 +23,7 @@ class AgentExitCode:
     LIMIT_EXCEEDED = 67
     BUDGET_EXHAUSTED = 68
     PROVIDER_FAILED = 69
+    RATE_LIMITED = 70
 
 
 class Dialect(StrEnum):

@@ -29,6 +29,7 @@ DEFAULT_RETRIED: Final = frozenset(
         FailureReason.EVICTED,
         FailureReason.NODE_LOST,
         FailureReason.PROVIDER_FAILED,
+        FailureReason.RATE_LIMITED,
     }
 )
 # Another attempt would end the same way, or is no retry at all: never, even where `retry.reasons` names them.
@@ -43,6 +44,7 @@ EXIT_CODES: Final[Mapping[int, FailureReason]] = {
     AgentExitCode.LIMIT_EXCEEDED: FailureReason.LIMIT_EXCEEDED,
     AgentExitCode.BUDGET_EXHAUSTED: FailureReason.BUDGET_EXHAUSTED,
     AgentExitCode.PROVIDER_FAILED: FailureReason.PROVIDER_FAILED,
+    AgentExitCode.RATE_LIMITED: FailureReason.RATE_LIMITED,
 }
 # status.reason of a pod that the kubelet or a controller ended.
 POD_REASONS: Final[Mapping[str, FailureReason]] = {

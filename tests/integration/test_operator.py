@@ -273,12 +273,12 @@ def test_a_pod_that_no_node_takes_gives_its_quota_back_and_tries_again(cluster: 
 
 def test_a_quota_that_cannot_be_enforced_admits_nothing(cluster: Cluster) -> None:
     cluster.world()
-    cluster.create("ResourceQuota", "pace", {"rates": {"tokensPerMinute": 1000}})
-    condition = cluster.wait_ready("ResourceQuota", "pace", "NotSupported")
-    assert "rates" in condition["message"]
+    cluster.create("ResourceQuota", "volumes", {"hard": {"storage": "1Gi"}})
+    condition = cluster.wait_ready("ResourceQuota", "volumes", "NotSupported")
+    assert "storage" in condition["message"]
     cluster.execution("one")
     cluster.wait_reason("one", "QuotaNotReady")
-    cluster.delete("ResourceQuota", "pace")
+    cluster.delete("ResourceQuota", "volumes")
     cluster.wait_phase("one", "Succeeded")
 
 

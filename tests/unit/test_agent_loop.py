@@ -370,6 +370,27 @@ ANTHROPIC_QUOTA = {"type": "error", "error": {"type": "billing_error", "message"
             "no room",
         ),
         (
+            ModelHTTPError.for_category(
+                ModelRateLimitError,
+                status_code=429,
+                model_name="m",
+                body={"message": "rate limit: team/pace", "code": "rate_limit_exceeded"},
+            ),
+            AgentExitCode.RATE_LIMITED,
+            "rate limit: team/pace",
+        ),
+        (
+            ModelHTTPError.for_category(
+                ModelRateLimitError,
+                status_code=429,
+                model_name="m",
+                body={"type": "error", "error": {"message": "request_exceeds_rate: one call may use at most 5 tokens"}},
+                headers={"x-should-retry": "false"},
+            ),
+            AgentExitCode.RATE_LIMITED,
+            "one call may use at most 5 tokens",
+        ),
+        (
             ModelHTTPError.for_category(ModelRateLimitError, status_code=429, model_name="m", body={"message": "slow"}),
             AgentExitCode.PROVIDER_FAILED,
             "slow",

@@ -111,6 +111,7 @@ ENDS: dict[str, tuple[Any, dict[str, Any], AttemptOutcome, FailureReason | None,
     "limit": (pod(exited(67)), {}, FAILED, FailureReason.LIMIT_EXCEEDED, ""),
     "budget": (pod(exited(68)), {}, FAILED, FailureReason.BUDGET_EXHAUSTED, ""),
     "provider": (pod(exited(69)), {}, FAILED, FailureReason.PROVIDER_FAILED, ""),
+    "rate": (pod(exited(70)), {}, FAILED, FailureReason.RATE_LIMITED, ""),
     "no such command": (
         pod(exited(128, "exec: no such file", reason="StartError")),
         {},
@@ -410,6 +411,7 @@ def test_jitter_differs_between_executions() -> None:
         (FailureReason.AGENT_FAILED, Retry(limit=1, reasons=[FailureReason.EVICTED]), 1, False),
         (FailureReason.NODE_LOST, RETRY, 1, True),
         (FailureReason.PROVIDER_FAILED, RETRY, 1, True),
+        (FailureReason.RATE_LIMITED, RETRY, 1, True),
         *((reason, Retry(limit=9, reasons=[reason]), 1, False) for reason in sorted(NEVER_RETRIED)),
     ],
 )

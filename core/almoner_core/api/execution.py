@@ -101,6 +101,8 @@ class FailureReason(StrEnum):
     """The model provider failed, over all tries and fallbacks."""
     BUDGET_EXHAUSTED = "BudgetExhausted"
     """A call, or the pod's machine time, did not fit the budget."""
+    RATE_LIMITED = "RateLimited"
+    """A rate had no room for a call, however long it waited: a quota's, a ModelProvider's, or the provider's own."""
     LIMIT_EXCEEDED = "LimitExceeded"
     """A limit of the execution itself (tokens, tool calls, turns) was reached."""
     TIMEOUT = "Timeout"
@@ -177,8 +179,8 @@ class Retry(APIModel):
     reasons: list[FailureReason] = Field(
         default=[],
         max_length=16,
-        description="Reasons that are retried; where empty: AgentFailed, RunnerFailed, StartTimeout, Evicted, NodeLost "
-        "and ProviderFailed.",
+        description="Reasons that are retried; where empty: AgentFailed, RunnerFailed, StartTimeout, Evicted, "
+        "NodeLost, ProviderFailed and RateLimited.",
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
 

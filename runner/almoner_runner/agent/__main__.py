@@ -29,6 +29,7 @@ exit codes:
   67  a limit of the run was reached: turns, tokens, tool calls
   68  a budget has no room for the next call
   69  the model provider failed
+  70  a rate has no room for the next call
   1   anything else
 
 The last line on standard error says why.

@@ -17,6 +17,8 @@ _STATUS_PAYMENT_REQUIRED: Final = 402
 _STATUS_TOO_MANY_REQUESTS: Final = 429
 # How the meter says that there is no room: in OpenAI's shape as the error's code, in Anthropic's before the message.
 INSUFFICIENT: Final = "insufficient_quota"
+# ... and that a rate has none: not soon, or never for so large a call.
+RATES: Final = ("rate_limit_exceeded", "request_exceeds_rate")
 # ... and whose limit it was. Money is a budget whoever set it; the other limits of the execution are its own.
 _OWN_LIMIT: Final = re.compile(r"\bin execution: of (?!nano-dollars)")
 
@@ -95,6 +97,9 @@ def _classify_provider(error: Any) -> AgentFailure:
     from pydantic_ai import exceptions  # noqa: PLC0415 - as above
 
     said = provider_message(error.body) or str(error)
+    rate = says_code(error.body, *RATES)
+    if rate is not None:
+        return AgentFailure(AgentExitCode.RATE_LIMITED, said.removeprefix(f"{rate}: "))
     if isinstance(error, exceptions.ModelQuotaExceededError) or _is_refusal(error):
         return no_room(said)
     if isinstance(error, exceptions.ModelContextWindowExceededError):
@@ -114,12 +119,18 @@ def _is_refusal(error: Any) -> bool:
 
 def says_no_room(body: object) -> bool:
     """Whether an error body, in either dialect's shape, is the meter's refusal for want of room."""
+    return says_code(body, INSUFFICIENT) is not None
+
+
+def says_code(body: object, *codes: str) -> str | None:
+    """Give which of the meter's codes an error body has, in either dialect's shape; None where it has none of them."""
     if not isinstance(body, dict):
-        return False
+        return None
     inner = body.get("error", body)
     if not isinstance(inner, dict):
-        return False
-    return inner.get("code") == INSUFFICIENT or str(inner.get("message", "")).startswith(f"{INSUFFICIENT}:")
+        return None
+    message = str(inner.get("message", ""))
+    return next((code for code in codes if inner.get("code") == code or message.startswith(f"{code}:")), None)
 
 
 def no_room(said: str) -> AgentFailure:
