@@ -175,6 +175,20 @@ class Database:
                 steady.exec_driver_sql("SET LOCAL statement_timeout = 0")
                 return work(steady)
 
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """Open a transaction that only reads, for what is handed on as it comes and so cannot be run again.
+
+        Raises DatabaseUnavailableError where the connection is lost.
+        """
+        try:
+            with self._connect(read_only=True) as connection, connection.begin():
+                yield connection
+        except exc.SQLAlchemyError as error:
+            if not is_transient(error):
+                raise
+            raise DatabaseUnavailableError(_first_line(error)) from error
+
     def _once(self, work: Callable[[Connection], T], *, read_only: bool) -> T:
         with self._connect(read_only=read_only) as connection, connection.begin():
             return work(connection)

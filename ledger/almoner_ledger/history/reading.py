@@ -46,6 +46,12 @@ def run(connection: Connection, query: Callable[[Connection], T], *, seconds: fl
         ) from error
 
 
+def generate(connection: Connection, rows: Callable[[], Iterator[T]]) -> Iterator[T]:
+    """Give what a query streams, in a transaction that has not read yet, however long it takes."""
+    with _bounded(connection, None):
+        yield from rows()
+
+
 def _was_cancelled(error: exc.DBAPIError) -> bool:
     return getattr(error.orig, "pgcode", None) == CANCELLED or str(error.orig) == "interrupted"
 
