@@ -16,7 +16,7 @@ from almoner_dev.binaries import BinariesMissing
 from almoner_dev.postgres import PostgresMissing
 from almoner_dev.processes import ProcessError
 
-NAMES = ("admission", "ledger", "meter")
+NAMES = ("admission", "history", "ledger", "meter")
 USAGE = f"usage: python -m almoner_dev.bench {{{','.join(NAMES)}}} [--json] [options; NAME --help lists them]"
 
 
