@@ -20,6 +20,7 @@ from typing import Final
 from almoner_core import wire
 from almoner_core.compute import Machine
 from almoner_core.identity import allotment_id, compute_allotment_id, operation_id
+from almoner_core.money import Money
 from almoner_operator import demand, failpoints
 from almoner_operator.attempts import has_terminated
 from almoner_operator.context import Context
@@ -66,6 +67,7 @@ class MachineTime:
         self._settings = context.settings.compute
         self._meters: dict[str, _Meter] = {}
         self.stop: Callable[[Stop], None] = lambda _: None
+        self.retry_seconds = RETRY_SECONDS
 
     # -- what there is to charge ---------------------------------------------------------------------
 
@@ -158,8 +160,7 @@ class MachineTime:
         time_left = meter.covered - moment
         if refusal is not None and refusal.may_free_up and time_left > seen.grace_seconds + STOP_SECONDS:
             return  # Others hold what they may return: asked again at the next look.
-        message = f"its machine time cannot be paid for any longer: {answer.error.message}"
-        self.stop(Stop(run.key, StopCause.EXHAUSTED, message))
+        self.stop(Stop(run.key, StopCause.EXHAUSTED, f"its machine time cannot be paid for any longer: {_why(answer)}"))
 
     # -- the end -------------------------------------------------------------------------------------
 
@@ -193,14 +194,19 @@ class MachineTime:
             return False
         seen = pod_time(pod.raw) if pod is not None else meter.seen or known
         async with meter.lock:
-            while meter.pending is not None:
-                await self._insist(allotment, meter)
             while self._meters.get(allotment) is meter:
-                start, end = self._last_stretch(meter, seen)
-                cut = min(end, start + STRETCH_SECONDS_MAX)
-                self._ask(allotment, meter, seen, start, cut, final=cut == end)
-                await self._insist(allotment, meter)
-                if cut == end:
+                if meter.pending is None:
+                    start, end = self._last_stretch(meter, seen)
+                    cut = min(end, start + STRETCH_SECONDS_MAX)
+                    self._ask(allotment, meter, seen, start, cut, final=cut == end)
+                asked = meter.pending
+                try:
+                    answer = await self._send(allotment, meter)
+                except LedgerUnavailableError as error:
+                    log.warning("machine time of allotment %s is not charged yet: %s", allotment, error)
+                    await asyncio.sleep(self.retry_seconds)
+                    continue
+                if answer is not None and asked is not None and asked.final:
                     self._meters.pop(allotment, None)
         return meter.sequence > 0
 
@@ -255,13 +261,6 @@ class MachineTime:
         meter.pending = meter.to = None
         return answer
 
-    async def _insist(self, allotment: str, meter: _Meter) -> None:
-        try:
-            await self._send(allotment, meter)
-        except LedgerUnavailableError as error:
-            log.warning("machine time of allotment %s is not charged yet: %s", allotment, error)
-            await asyncio.sleep(RETRY_SECONDS)
-
     async def _relearn(self, allotment: str, meter: _Meter) -> None:
         """Look up how far the ledger has it. Where it has none that is open, nothing more is charged."""
         compute = compute_allotment_id(allotment)
@@ -274,3 +273,14 @@ class MachineTime:
                     return
                 break
         self._meters.pop(allotment, None)
+
+
+def _why(answer: wire.ItemAnswer) -> str:
+    """Say which account has no room, in dollars."""
+    error = answer.error
+    refusal = error.refusal if error is not None else None
+    if refusal is None:
+        return error.message if error is not None else ""
+    left = Money(max(0, refusal.limit - refusal.spent - refusal.reserved))
+    limit, needed = Money(refusal.limit), Money(refusal.needed)
+    return f"{refusal.account} has {left} USD of {limit} left, and {needed} must be held ahead"

@@ -209,6 +209,18 @@ async def test_a_ledger_that_is_away_is_asked_the_same_again(site: Site) -> None
     assert site.books.state().spent == 22 * DOLLAR
 
 
+@pytest.mark.parametrize("lose", [False, True])
+async def test_the_last_stretch_is_charged_once_the_ledger_is_back(site: Site, lose: bool) -> None:
+    await site.at(12)
+    site.ledger.away, site.ledger.lose = 3, lose
+    site.machines.retry_seconds = 0.01
+    await site.at(22)  # Not answered either.
+    site.see_pod(finished=25)
+    assert await site.ends(27)
+    assert site.charged == [(0, 10), (10, 20), (20, 25)]
+    assert (site.books.state().spent, site.held) == (25 * DOLLAR, 0)
+
+
 async def test_an_operator_that_takes_over_goes_on_where_the_ledger_is(site: Site) -> None:
     await site.at(12)
     site.ledger.away, site.ledger.lose = 1, True
@@ -243,7 +255,10 @@ async def test_a_pod_whose_machine_time_is_refused_is_stopped_while_its_end_is_p
     await site.at(22)
     (stop,) = site.stops
     assert stop.cause is StopCause.EXHAUSTED
-    assert "team/quota" in stop.message
+    assert stop.message == (
+        "its machine time cannot be paid for any longer: team/quota has 25.00 USD of 45.00 left, "
+        "and 30.000000007 must be held ahead"
+    )
     site.run.stop = stop.cause
     await site.at(23)
     site.see_pod(finished=29)
