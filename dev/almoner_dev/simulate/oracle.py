@@ -1,0 +1,268 @@
+"""What really happened, counted apart from the ledger: the provider's bills, and the limits that were in force.
+
+Role: after a schedule it says what was overspent, what was lost, and what else contradicts. It believes the provider
+(each call's bill, noted when the call is made) and the operator's policies; of the ledger it reads the rows. What a
+provider bills above a call's bound is declared when it happens, and expected as `excess`.
+Boundary: arithmetic and reading; `almoner ledger verify` is asked beside it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from almoner_core.wire import AccountKey
+from almoner_dev.simulate.network import Exchange
+from almoner_ledger import schema
+from almoner_ledger.store.state import quota_account_id
+
+DIMENSIONS: Final = ("usd", "tokens", "tool_calls", "requests")
+COLUMNS: Final = {"usd": "cost_nanos", "tokens": "total_tokens", "tool_calls": "tool_calls", "requests": "requests"}
+UNLIMITED: Final = 10**30
+
+Amounts = dict[str, int]
+
+
+@dataclass(slots=True)
+class Bill:
+    """One call: what the provider billed, its bound, and in which dimensions that was held.
+
+    `exact`: the meter learnt what was billed.
+    """
+
+    record: str
+    allotment: str
+    billed: Amounts
+    bound: Amounts
+    limited: tuple[str, ...] = ()
+    exact: bool = False
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One allotment and what became of its pod: whether it `started` to spend, whether its spool went with a node."""
+
+    allotment: str
+    uid: str
+    accounts: tuple[str, ...]
+    started: bool = False
+    spool_lost: bool = False
+    refused: bool = False
+    """The ledger closed it before its meter could speak: its records count as vanished unless they come late."""
+
+
+@dataclass(slots=True)
+class Cap:
+    """The most that an account may have used of a dimension, as limits changed; money beyond it is overspent."""
+
+    limit: int = UNLIMITED
+    generation: int = -1
+    watched_once: bool = False
+    """Whether it was not limited for a while: attempts of that time were never told to hold for it."""
+
+
+@dataclass
+class Findings:
+    """What an oracle found wrong. `overspent` by dimension."""
+
+    overspent: Amounts = field(default_factory=lambda: dict.fromkeys(DIMENSIONS, 0))
+    lost: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    def over(self, dimension: str, used: int, limit: int, where: str) -> None:
+        """Count what was used above a limit, if anything was."""
+        if used > limit:
+            self.overspent[dimension] += used - limit
+            self.problems.append(f"overspent: {where}: {used} {dimension} of {limit}")
+
+
+class Oracle:
+    """Counts along, and judges at the end."""
+
+    def __init__(self) -> None:
+        self.bills: dict[str, Bill] = {}
+        self.attempts: dict[str, Attempt] = {}
+        self.periodic: set[str] = set()
+        self.problems: list[str] = []
+        self.execution_caps: dict[str, dict[str, int]] = defaultdict(dict)
+        self._caps: dict[tuple[str, str], Cap] = defaultdict(Cap)
+        self._highest: dict[tuple[str, str], int] = {}
+        self._found = Findings()
+
+    # -- along the way -----------------------------------------------------------------------------------
+
+    def bill(self, bill: Bill) -> None:
+        """Note what a call costs, as it is made."""
+        self.bills[bill.record] = bill
+
+    def problem(self, text: str) -> None:
+        """Note that something happened which never may."""
+        if len(self.problems) < 50 and text not in self.problems:
+            self.problems.append(text)
+
+    def heard(self, exchange: Exchange) -> None:
+        """Listen at the ledger's door: what the operator was told of limits, and errors that no sound ledger gives."""
+        path, answer = exchange.path, exchange.answer or {}
+        if path == "/v1/accounts:update" and exchange.status == 200:
+            self._limits_changed(exchange.body["accounts"], answer["accounts"])
+        if exchange.status < 400:
+            errors = [item["error"] for item in answer.get("answers", []) if item.get("error")]
+        else:
+            errors = [answer.get("error") or {"code": f"HTTP {exchange.status}"}]
+        for error in errors:
+            if error["code"] in ("invalid", "operation_conflict", "record_conflict", "too_large", "unauthenticated"):
+                self.problem(f"{path}: {error['code']}: {error.get('message')}")
+
+    def _limits_changed(self, updates: list[Any], states: list[Any]) -> None:
+        used = {
+            (account_of(state["key"]), state["dimension"]): state["spent"] + state["reserved"] - state["excess"]
+            for state in states
+        }
+        for update in updates:
+            account = account_of(update["key"])
+            for dimension in DIMENSIONS:
+                limit = update.get("limits", {}).get(dimension)
+                if not update.get("enforced", True) or limit is None:
+                    limit = UNLIMITED
+                self._limit_changed(account, dimension, limit, update["generation"], used.get((account, dimension), 0))
+
+    def _limit_changed(self, account: str, dimension: str, limit: int, generation: int, use: int) -> None:
+        key = (account, dimension)
+        self._highest[key] = max(limit, self._highest.get(key, 0))
+        cap = self._caps[key]
+        cap.watched_once = cap.watched_once or limit == UNLIMITED
+        if account in self.periodic:
+            cap.limit = self._highest[key]
+            return
+        if generation < cap.generation:
+            return
+        # Before the change it had to keep to what was in force until then.
+        if cap.generation >= 0:
+            self._found.over(dimension, use, cap.limit, f"account {account} at generation {generation}")
+        if generation > cap.generation:
+            cap.limit, cap.generation = max(limit, use), generation
+
+    # -- at the end --------------------------------------------------------------------------------------
+
+    def judge(self, connection: Connection) -> Findings:
+        """Compare what the ledger has with what happened."""
+        found = self._found
+        found.problems += self.problems
+        records = _records(connection)
+        self._check_records(records, found)
+        self._check_windows(connection, found)
+        self._check_billed(found)
+        self._check_vanished(connection, records, found)
+        self._check_settled(connection, found)
+        return found
+
+    def _check_records(self, records: Mapping[str, Any], found: Findings) -> None:
+        for record, row in records.items():
+            bill = self.bills.get(record)
+            if bill is None:
+                found.problems.append(f"record {record}: nobody made that call")
+                continue
+            if row["allotment_id"] != bill.allotment:
+                found.problems.append(f"record {record}: posted to {row['allotment_id']}, not {bill.allotment}")
+            for dimension in DIMENSIONS:
+                has, least, bound = int(row[COLUMNS[dimension]] or 0), bill.billed[dimension], bill.bound[dimension]
+                # Where the answer did not come, the bound is taken: nobody can know of a bill above it.
+                least, most = (least, least) if bill.exact else (min(least, bound), max(least, bound))
+                if not least <= has <= most:
+                    found.problems.append(f"record {record}: {has} {dimension}, expected {least} to {most}")
+
+    def _check_windows(self, connection: Connection, found: Findings) -> None:
+        """No window's use, as the ledger has it, is above what its limit let through."""
+        windows = schema.windows
+        for row in connection.execute(sa.select(windows)).mappings():
+            cap = self._caps.get((row["account_id"], row["dimension"]))
+            if cap is not None:
+                use = row["spent"] + row["reserved"] - row["excess"]
+                found.over(row["dimension"], use, cap.limit, f"window {row['account_id']} from {row['starts_at']}")
+
+    def _check_billed(self, found: Findings) -> None:
+        """No account without windows, and no execution, was billed above its limit, whatever the ledger says."""
+        billed: dict[tuple[str, str], int] = defaultdict(int)
+        declared: dict[tuple[str, str], int] = defaultdict(int)
+        for bill in self.bills.values():
+            attempt = self.attempts[bill.allotment]
+            for dimension in DIMENSIONS:
+                amount = bill.billed[dimension]
+                beyond = max(0, amount - bill.bound[dimension])
+                for account in (*attempt.accounts, attempt.uid):
+                    billed[account, dimension] += amount
+                    unheld = dimension not in bill.limited and self._caps[account, dimension].watched_once
+                    declared[account, dimension] += amount if unheld else beyond
+        for (account, dimension), amount in billed.items():
+            if account in self.periodic:
+                continue
+            limit = self.execution_caps.get(account, {}).get(dimension, UNLIMITED)
+            cap = self._caps.get((account, dimension))
+            limit = min(limit, cap.limit if cap is not None else UNLIMITED)
+            found.over(dimension, amount - declared[account, dimension], limit, f"bills of {account}")
+
+    def _check_vanished(self, connection: Connection, records: Mapping[str, Any], found: Findings) -> None:
+        """Every bill is a record; those of pods that took their spools with them are covered by one entry."""
+        missing: dict[str, list[Bill]] = defaultdict(list)
+        for bill in self.bills.values():
+            if bill.record not in records:
+                missing[bill.allotment].append(bill)
+        covered = _unaccounted(connection)
+        for allotment, bills in missing.items():
+            attempt = self.attempts[allotment]
+            if not (attempt.spool_lost or attempt.refused):
+                found.lost += len(bills)
+                found.problems.append(f"allotment {allotment}: {len(bills)} calls have no record")
+                continue
+            for dimension in DIMENSIONS:
+                held = [bill for bill in bills if dimension in bill.limited]
+                billed = sum(min(bill.billed[dimension], bill.bound[dimension]) for bill in held)
+                accounted = covered.get(allotment, {}).get(dimension, 0)
+                if billed > accounted:
+                    found.lost += len(held)
+                    found.problems.append(
+                        f"allotment {allotment}: {billed} {dimension} vanished, {accounted} are accounted for"
+                    )
+                    break
+
+    def _check_settled(self, connection: Connection, found: Findings) -> None:
+        windows, allotments = schema.windows, schema.allotments
+        reserved = connection.execute(sa.select(sa.func.coalesce(sa.func.sum(windows.c.reserved), 0))).scalar_one()
+        if reserved:
+            found.problems.append(f"{reserved} are still reserved, with every pod gone")
+        still = connection.execute(
+            sa.select(allotments.c.id, allotments.c.state).where(allotments.c.state.in_(("offered", "active")))
+        ).all()
+        found.problems.extend(f"allotment {row.id} is still {row.state}" for row in still)
+
+
+def account_of(key: Mapping[str, Any]) -> str:
+    """Give the id of a quota's account from its key on the wire."""
+    return quota_account_id(AccountKey.model_validate(key))
+
+
+def _records(connection: Connection) -> dict[str, Any]:
+    table = schema.records
+    rows: Iterable[Any] = connection.execute(
+        sa.select(table.c.id, table.c.allotment_id, *(table.c[name] for name in COLUMNS.values())).where(
+            table.c.kind == "usage"
+        )
+    ).mappings()
+    return {row["id"]: dict(row) for row in rows}
+
+
+def _unaccounted(connection: Connection) -> dict[str, Amounts]:
+    """Sum what attempts were charged without a record."""
+    table = schema.records
+    sums = {name: sa.func.sum(table.c[column]) for name, column in COLUMNS.items()}
+    rows = connection.execute(
+        sa.select(table.c.allotment_id, *(sums[name].label(name) for name in DIMENSIONS))
+        .where(table.c.kind == "unaccounted")
+        .group_by(table.c.allotment_id)
+    ).mappings()
+    return {row["allotment_id"]: {name: int(row[name] or 0) for name in DIMENSIONS} for row in rows}

@@ -1,0 +1,301 @@
+"""A runner pod inside the simulation: the real meter's books, holds and spool, an agent that calls, a provider.
+
+Role: lives through start, calls, kills (the meter comes back over the same spool), being cut off, and its end, which is
+a last return, or none where its node vanishes with the spool. The provider decides what each call costs when it is
+made, and tells the oracle, whatever the meter hears of it. Boundary: HTTP alone is left out, on both sides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import shutil
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from almoner_core.pricing import TokenCounts, cost_nanos
+from almoner_dev.simulate.network import MeterClient
+from almoner_dev.simulate.oracle import Attempt, Bill
+from almoner_runner.meter.books import Books, BooksClosedError
+from almoner_runner.meter.config import Card, Model, Provider, Tier
+from almoner_runner.meter.dialect import Call, RefusedError
+from almoner_runner.meter.holds import Holds, Try
+from almoner_runner.meter.spool import Spool
+from almoner_runner.meter.tools import ToolCall, free_tool
+
+if TYPE_CHECKING:
+    from almoner_dev.simulate.world import World
+
+CARD: Final = Card(
+    version="simulated",
+    tiers=(Tier(input=1_000_000_000, cached_input=100_000_000, cache_write=1_250_000_000, output=2_000_000_000),),
+)
+MODEL: Final = Model("simulated", price=CARD)
+PROVIDER: Final = Provider(
+    name="provider", type="OpenAICompatible", base_url="", dialects=("OpenAI",), models={MODEL.name: MODEL}
+)
+CLOSE_S: Final = 8.0
+REFUSALS_MAX: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What the agent of a pod does: so many calls, by so many at once, the share of tools among them."""
+
+    calls: int
+    at_once: int
+    tools: float
+    input_most: int
+    output_most: int
+    call_longest_s: float
+    pause_longest_s: float
+
+
+class Pod:
+    """One pod. `ended` is set when its containers have terminated; a lost one says nothing any more."""
+
+    def __init__(self, world: World, name: str, uid: str, attempt: Attempt, *, work: Work, start_s: float) -> None:
+        self.world, self.name, self.uid, self.attempt, self.work = world, name, uid, attempt, work
+        self.token = f"meter-{uid}"
+        self.folder: Path = world.folder / uid
+        self.ended = asyncio.Event()
+        self.lost = False
+        self.unreachable = False
+        self.failed = False
+        self.calls_left = work.calls
+        self._chance = random.Random(world.chance.getrandbits(64))
+        self._start_s = start_s
+        self._terminating = asyncio.Event()
+        self._client: MeterClient | None = None
+        self._books: Books | None = None
+        self._spool: Spool | None = None
+        self._killed = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._life = asyncio.create_task(self._live(), name=f"pod {name}")
+
+    # -- what the world does to it -------------------------------------------------------------------------
+
+    @property
+    def spending(self) -> bool:
+        """Whether its meter runs."""
+        return self._books is not None and not self.ended.is_set()
+
+    def terminate(self) -> None:
+        """Ask it to end, as the kubelet does."""
+        self._terminating.set()
+
+    def kill_meter(self) -> None:
+        """Kill the meter's process with SIGKILL; the kubelet starts it again over the same spool."""
+        if self._books is None:
+            return
+        self.world.faults.note("meter_killed")
+        self._die()
+
+    def cut_off(self, seconds: float) -> None:
+        """Cut the pod's network to the ledger for some time."""
+        if self._client is not None:
+            self.world.faults.note("meter_cut_off")
+            client = self._client
+            client.cut_off = True
+            asyncio.get_running_loop().call_later(seconds, client.join)
+
+    def vanish(self) -> None:
+        """Take the node away, with the pod and its spool."""
+        if self.ended.is_set() or self.lost:
+            return
+        self.world.faults.note("pod_vanished")
+        self.lost = self.unreachable = True
+        self.attempt.spool_lost = True
+        self._die()
+        self._life.cancel()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _die(self) -> None:
+        """End everything of the meter's process at once; nothing reaches its spool any more."""
+        spool, books = self._spool, self._books
+        self._killed = True
+        if spool is not None:
+            spool.path = self.folder / "nowhere" / "spool.jsonl"
+            if spool._fd >= 0:  # noqa: SLF001 - a killed process closes its files
+                if self._chance.random() < 0.2:
+                    # It was about to write a try that never went out.
+                    os.write(spool._fd, b'{"t":"hold","record":{"id":"torn')  # noqa: SLF001
+                os.close(spool._fd)  # noqa: SLF001
+                spool._fd = -1  # noqa: SLF001
+        if books is not None and books._topping_up is not None:  # noqa: SLF001
+            books._topping_up.cancel()  # noqa: SLF001
+        for task in self._tasks:
+            task.cancel()
+        self._books = self._spool = self._client = None
+
+    # -- its life ------------------------------------------------------------------------------------------
+
+    async def _live(self) -> None:
+        await self.world.sleep(self._start_s)
+        while not self._terminating.is_set():
+            self._killed = False
+            process = self._spawn(self._process())
+            await asyncio.wait((process,))
+            if not self._killed:
+                error = None if process.cancelled() else process.exception()
+                if error is not None:
+                    self.world.oracle.problem(f"pod {self.name}: {type(error).__name__}: {error}")
+                break
+            # The kubelet's back-off.
+            await self.world.sleep(self._chance.uniform(0.5, 5.0))
+        else:
+            # Killed while it was to end: the spool goes with the pod.
+            self.attempt.spool_lost = self.attempt.spool_lost or self._killed
+        self.ended.set()
+
+    def _spawn(self, work: Any) -> asyncio.Task[Any]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _process(self) -> None:
+        """One life of the meter's process, as its lifecycle does it."""
+        spool = Spool(self.folder, self.attempt.allotment)
+        recovered = spool.open()
+        self._spool = spool
+        self._client = MeterClient(self.world.network, self.attempt.allotment, self.token)
+        books = Books(self._client, spool)
+        self._books = books
+        try:
+            await books.activate(recovered)
+        except BooksClosedError:
+            self.failed = True
+            self.attempt.refused = True
+            spool.close()
+            return
+        self.attempt.started = True
+        background = self._spawn(books.run())
+        holds = Holds(books)
+        agents = self._spawn(self._agents(holds))
+        stopping = self._spawn(self._terminating.wait())
+        await asyncio.wait((agents, stopping, background), return_when=asyncio.FIRST_COMPLETED)
+        if background.done() and not background.cancelled() and background.exception() is not None:
+            self.world.oracle.problem(f"pod {self.name}: background: {background.exception()!r}")
+        holds.draining_from = books.now
+        await asyncio.wait((agents,), timeout=20.0)
+        for task in (agents, stopping, background):
+            task.cancel()
+        await asyncio.gather(agents, stopping, background, return_exceptions=True)
+        final = await books.close(CLOSE_S)
+        if books.rejected:
+            self.world.oracle.problem(f"pod {self.name}: the ledger rejected {books.rejected} records")
+        if not final:
+            # The pod's end takes the spool away: what was not posted has to be charged off.
+            self.attempt.refused = True
+        spool.close()
+
+    async def _agents(self, holds: Holds) -> None:
+        await asyncio.gather(*(self._agent(holds) for _ in range(self.work.at_once)))
+
+    async def _agent(self, holds: Holds) -> None:
+        refusals = 0
+        while self.calls_left > 0 and refusals < REFUSALS_MAX:
+            self.calls_left -= 1
+            try:
+                if self._chance.random() < self.work.tools:
+                    await self._use_tool(holds)
+                else:
+                    await self._call(holds)
+            except RefusedError as error:
+                if error.code in ("draining", "allotment_closed", "cancelled", "allotment_frozen"):
+                    return
+                refusals += 1
+                await self.world.sleep(min(error.retry_after or 1, 60))
+            await self.world.sleep(self._chance.expovariate(4 / self.work.pause_longest_s))
+
+    async def _use_tool(self, holds: Holds) -> None:
+        tried = await holds.begin_tool(ToolCall(free_tool("calculator")))
+        bill = self._bill(tried, TokenCounts(), {"tool_calls": 1})
+        async with self._cut_off_settles(holds, tried):
+            await self.world.sleep(self._chance.uniform(0.0, 0.5))
+        holds.settle_tool(tried)
+        bill.exact = True
+
+    async def _call(self, holds: Holds) -> None:
+        chance = self._chance
+        call = Call(
+            operation="chat",
+            resource_type="llm",
+            provider=PROVIDER,
+            model=MODEL,
+            payload={"model": MODEL.name},
+            usage_shape="openai",
+            input_bound=chance.randint(1, self.work.input_most),
+            output_max=chance.randint(16, max(16, self.work.output_most)),
+            output_fields=("max_tokens",),
+        )
+        tried = await holds.begin(call)
+        faults = self.world.faults
+        billed = self._billed(call, overbills=faults.strikes("overbills"))
+        fails, sent = faults.strikes("provider_errors"), chance.random() < 0.5
+        bill = self._bill(tried, TokenCounts() if fails else billed, {"requests": int(sent or not fails)})
+        async with self._cut_off_settles(holds, tried):
+            await self._think()
+        if fails:
+            holds.settle(tried, "error", TokenCounts(), error="HTTP 500", requests=int(sent))
+            bill.exact = True
+        elif not faults.strikes("provider_silent"):
+            holds.settle(tried, "ok", billed)
+            bill.exact = True
+        elif sent and billed.input <= call.input_bound:
+            holds.settle_partly(tried, TokenCounts(input=billed.input), "the stream broke")
+        else:
+            holds.settle(tried, "error", None, error="the answer did not come")
+
+    @contextlib.asynccontextmanager
+    async def _cut_off_settles(self, holds: Holds, tried: Try) -> AsyncIterator[None]:
+        """Settle a call that an orderly end of the meter cuts off, as the forwarder does; a killed one does nothing."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not self._killed:
+                holds.settle(tried, "cancelled", None, error="the call was cut off")
+            raise
+
+    async def _think(self) -> None:
+        longest = self.work.call_longest_s
+        seconds = min(self._chance.expovariate(5 / longest), longest)
+        await self.world.sleep(seconds)
+
+    def _billed(self, call: Call, *, overbills: bool) -> TokenCounts:
+        chance = self._chance
+        given = chance.randint(0, call.input_bound)
+        taken = call.output_bound if chance.random() < 0.3 else chance.randint(0, call.output_bound)
+        if overbills:
+            taken = call.output_bound + chance.randint(1, 200)
+        return TokenCounts(
+            input=given, cached_input=chance.randint(0, given) if chance.random() < 0.3 else 0, output=taken
+        )
+
+    def _bill(self, tried: Try, tokens: TokenCounts, counts: dict[str, int]) -> Bill:
+        nothing = tokens.total == 0
+        billed = {
+            "usd": 0 if nothing else cost_nanos(CARD, tokens),
+            "tokens": tokens.total,
+            "tool_calls": counts.get("tool_calls", 0),
+            "requests": counts.get("requests", 0),
+        }
+        call = tried.call
+        bound = dict.fromkeys(billed, 0) | (call.bound() if call is not None else {"tool_calls": 1})
+        limited = self._books.allotment.limited if self._books is not None else ()
+        bill = Bill(tried.record["id"], self.attempt.allotment, billed, bound, limited)
+        self.world.oracle.bill(bill)
+        return bill
+
+    async def gone(self) -> None:
+        """Wait until it has ended, or is lost; cancel what is left of it."""
+        if not self.lost:
+            await self.ended.wait()
+        self._life.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._life
