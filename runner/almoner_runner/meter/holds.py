@@ -93,7 +93,7 @@ class Holds:
                     return hold
                 if refusal and refusal.get("rate_seconds"):
                     await turn.wait(books, refusal, settlement)
-                elif any(books.allotment.in_flight.values()) and (left := deadline - books.now) > 0:
+                elif self._may_settle(settlement) and (left := deadline - books.now) > 0:
                     await _wait(settlement, left)
                 else:
                     raise _insufficient(bound, refusal)
@@ -202,7 +202,7 @@ class Holds:
                     bound = await self._wait_for_rate(call, bound, refusal, turn, settlement)
                     continue
                 turn.leave()
-                if any(books.allotment.in_flight.values()) and left > 0:
+                if self._may_settle(settlement) and left > 0:
                     await _wait(settlement, left)
                 elif unreachable:
                     raise _unreachable()
@@ -214,12 +214,16 @@ class Holds:
                     if hold is not None:
                         return hold
                     # Somebody else may have taken the room just now, and will leave some of it.
-                    if not any(books.allotment.in_flight.values()) or left <= 0:
+                    if not self._may_settle(settlement) or left <= 0:
                         raise _insufficient(bound, refusal)
                 await self._gate()
         finally:
             turn.leave()
             books.waiting -= 1
+
+    def _may_settle(self, settlement: asyncio.Event) -> bool:
+        """Say whether a call in flight may leave room, or one did while the ledger was asked: its refusal is stale."""
+        return settlement.is_set() or any(self.books.allotment.in_flight.values())
 
     async def _wait_for_rate(
         self,
