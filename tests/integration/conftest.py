@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from almoner_dev.stack import Stack
     from tests.support.books import Books, Clock
     from tests.support.cluster import Cluster
+    from tests.support.metered import Metered, Team
 
 
 @pytest.fixture(scope="session")
@@ -96,3 +98,32 @@ def books(ledger_url: str, clock: Clock) -> Iterator[Books]:
     violations = opened.violations()
     opened.close()
     assert violations == []
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def metered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Metered]:
+    """A ledger service for real meters, on each kind of database in turn, shared by a module's tests."""
+    from tests.support.metered import Metered
+
+    folder = tmp_path_factory.mktemp("metered")
+    url = f"sqlite:///{folder}/ledger.db"
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgres_server").create_database(f"test_{secrets.token_hex(4)}")
+    running = Metered(folder, url)
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def team(metered: Metered) -> Iterator[Team]:
+    """A quota, a provider and runs of the test's own; the books have to be sound when it is done."""
+    from almoner_dev.scripted import Reply, ScriptedProvider
+    from tests.support.metered import Team
+
+    with ScriptedProvider([Reply()]) as provider:
+        made = Team(metered, provider)
+        try:
+            yield made
+        finally:
+            made.kill()
+        metered.audit()

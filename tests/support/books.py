@@ -79,6 +79,7 @@ class Books:
     """One ledger database with an operator that leads it."""
 
     def __init__(self, url: str, clock: Clock | None = None, *, migrate: bool = True) -> None:
+        self.url = url
         self.database = Database(url, patience_seconds=20)
         self.clock = clock
         self.store = Store(self.database, clock=clock)
@@ -218,3 +219,10 @@ class Books:
 
     def violations(self) -> list[Violation]:
         return self.store.read(audit).violations
+
+
+def replica(books: Books) -> Books:
+    """A second ledger on the same database, led by the same operator."""
+    other = Books(books.url, books.clock, migrate=False)
+    books.epoch = other.epoch
+    return other
