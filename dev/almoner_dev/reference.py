@@ -30,6 +30,7 @@ REASONS: Final[Sequence[tuple[type[StrEnum], str]]] = (
     (model_provider.ProviderReason, "Conditions `Ready` and `Bypassable` of a ModelProvider."),
     (tool_provider.ToolProviderReason, "Condition `Ready` of a ToolProvider."),
     (resource_quota.QuotaReason, "Condition `Ready` of a ResourceQuota."),
+    (resource_quota.BudgetAlertReason, "Condition `BudgetAlert` of a ResourceQuota."),
 )
 
 _CONDITIONS_TEXT: Final = (

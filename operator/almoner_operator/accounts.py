@@ -22,15 +22,16 @@ from almoner_core.api.resource_quota import (
     BudgetPeriod,
     Enforcement,
     LimitStatus,
+    QuotaAlert,
     QuotaReason,
     ResourceQuotaSpec,
 )
 from almoner_core.identity import operation_id
 from almoner_core.money import Money
 from almoner_core.quantity import format_bytes, format_millicores
-from almoner_operator import rates
+from almoner_operator import alerts, metrics, rates
 from almoner_operator.cache import Space
-from almoner_operator.conditions import quota_conditions
+from almoner_operator.conditions import BUDGET_ALERT, quota_conditions
 from almoner_operator.context import Context, now, target_of
 from almoner_operator.errors import LedgerError, LedgerUnavailableError
 from almoner_operator.limiter import Rank
@@ -178,7 +179,8 @@ class Accounts:
         if fresh:
             # Not in force until the ledger has the new limits.
             record.reason, record.message = QuotaReason.LEDGER_UNAVAILABLE, "the ledger does not have its limits yet"
-        wanted = seen | told if fresh else seen - record.subjects
+        # Also those whose window ended, though nobody of that owner is here.
+        wanted = seen | told if fresh else (seen | told) - record.subjects
         if fresh and not wanted:
             # No owner was seen yet: there is nothing to hand over, and an owner without an account is refused.
             self._in_force(record)
@@ -202,6 +204,7 @@ class Accounts:
             limits={usd: budget.amount.nanos} if budget is not None else {},
             max_per_execution=_amount(budget.max_per_execution if budget is not None else None),
             max_per_request=_amount(budget.max_per_request if budget is not None else None),
+            alert_thresholds_percent=sorted(budget.alert_thresholds_percent) if budget is not None else [],
             rates=rates.of_quota(spec.rates if spec is not None else None),
         )
 
@@ -256,14 +259,19 @@ class Accounts:
         message = record.message or ("the limits hold" if record.reason is QuotaReason.IN_FORCE else "")
         moment = now()
         self._look_again(record, moment)
-        money = [account for account in accounts.values() if account.limit is not None]
+        limited = {subject: account for subject, account in accounts.items() if account.limit is not None}
+        money = list(limited.values())
         before = record.status
+        budget = record.spec.budget if record.spec is not None else None
+        fired = alerts.standing(before.alerts, limited, moment) if budget is not None else []
+        self._tell_alerts(record, alerts.fresh(fired, before.alerts), limited)
         record.status = before.model_copy(
             update={
                 "observed_generation": record.generation,
                 "conditions": quota_conditions(
                     record.reason,
                     message,
+                    alert=alerts.condition(fired, limited, budget.alert_thresholds_percent if budget else ()),
                     generation=record.generation,
                     previous=before.conditions,
                     now=moment.replace(microsecond=0),
@@ -271,6 +279,7 @@ class Accounts:
                 "limits": [*limit_statuses(record, use, accounts), *context.rates.statuses(record, moment)][
                     :LIMITS_MAX
                 ],
+                "alerts": fired,
                 "running": sum(each.executions + each.training_jobs for each in use),
                 "pending": sum(each.pending for each in use),
                 "spent": str(Money(sum(each.spent for each in money))) if money else None,
@@ -288,6 +297,20 @@ class Accounts:
                 warning=True,
             )
         context.writer.mark(target_of("ResourceQuota", record), Rank.STATUS, delay=COALESCE_SECONDS)
+
+    def _tell_alerts(self, record: QuotaRecord, fired: Iterable[QuotaAlert], accounts: Mapping[str, Account]) -> None:
+        for alert in fired:
+            metrics.QUOTA_ALERTS.labels(record.namespace, record.name, str(alert.percent)).inc()
+            self._context.events.tell(
+                "ResourceQuota",
+                record.namespace,
+                record.name,
+                record.uid,
+                reason=BUDGET_ALERT,
+                note=alerts.note(alert, accounts.get(alert.subject or "")),
+                warning=True,
+                once=f"{alert.subject or ''}/{alert.percent}/{alert.time.isoformat()}",
+            )
 
     def _look_again(self, record: QuotaRecord, moment: datetime) -> None:
         """See to it that a rate does not show as used for ever: the ledger tells nothing of a bucket that refills."""

@@ -20,6 +20,7 @@ from almoner_core.api.agent import AgentReason, AgentSpec, AgentType
 from almoner_core.api.execution import ExecutionPhase, WaitReason
 from almoner_core.wire import AccountState, Dimension
 from almoner_operator import demand
+from almoner_operator.alerts import account_of
 from almoner_operator.counts import Counts
 from almoner_operator.outcome import backoff_of
 from almoner_operator.records import (
@@ -321,9 +322,7 @@ class Cache:
             known = space.accounts.get((state.key.quota, state.key.subject, state.dimension))
             if known is not None and known.resets_at is not None and abs(known.resets_at - resets) < _SAME_MOMENT:
                 resets = known.resets_at
-        space.accounts[state.key.quota, state.key.subject, state.dimension] = Account(
-            limit=state.limit, spent=state.spent, reserved=state.reserved, resets_at=resets
-        )
+        space.accounts[state.key.quota, state.key.subject, state.dimension] = account_of(state, resets)
         space.stale = True
         self.quotas_changed.add((space.name, state.key.quota))
         if state.dimension is Dimension.USD and state.limit is not None:

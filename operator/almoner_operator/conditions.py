@@ -25,11 +25,12 @@ from almoner_core.api.execution import (
     WaitReason,
 )
 from almoner_core.api.model_provider import ProviderReason
-from almoner_core.api.resource_quota import QuotaReason
+from almoner_core.api.resource_quota import BudgetAlertReason, QuotaReason
 from almoner_core.api.tool_provider import ToolProviderReason
 
 MESSAGE_CHARS_MAX: Final = 1024
 BYPASSABLE: Final = "Bypassable"
+BUDGET_ALERT: Final = "BudgetAlert"
 
 
 class Row(StrEnum):
@@ -336,13 +337,25 @@ def agent_conditions(
 
 
 def quota_conditions(
-    reason: QuotaReason, message: str, *, generation: int, previous: Sequence[Condition], now: datetime
+    reason: QuotaReason,
+    message: str,
+    *,
+    alert: tuple[bool, BudgetAlertReason, str] | None = None,
+    generation: int,
+    previous: Sequence[Condition],
+    now: datetime,
 ) -> list[Condition]:
-    """Give Ready, Reconciling and Stalled of a ResourceQuota; `reason` IN_FORCE is the good one."""
+    """Give Ready, Reconciling, Stalled and BudgetAlert of a ResourceQuota; `reason` IN_FORCE is the good one.
+
+    `alert`: whether it holds, reason and message; None: the budget has no thresholds.
+    """
     wanted = _kstatus(
         str(reason), message, good=reason is QuotaReason.IN_FORCE, in_progress=reason in QUOTA_IN_PROGRESS
     )
-    return _carry(wanted, _KSTATUS, generation, previous, now)
+    if alert is not None:
+        holds, why, text = alert
+        wanted[BUDGET_ALERT] = _Wanted(_TRUE if holds else _FALSE, str(why), text)
+    return _carry(wanted, (*_KSTATUS, BUDGET_ALERT), generation, previous, now)
 
 
 def tool_provider_conditions(

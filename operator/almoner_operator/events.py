@@ -7,6 +7,7 @@ Nothing waits for an event, and none is sent twice.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
 import uuid
@@ -42,9 +43,21 @@ class EventRecorder:
         self._something = asyncio.Event()
 
     def tell(
-        self, kind: str, namespace: str, name: str, uid: str, *, reason: str, note: str, warning: bool = False
+        self,
+        kind: str,
+        namespace: str,
+        name: str,
+        uid: str,
+        *,
+        reason: str,
+        note: str,
+        warning: bool = False,
+        once: str = "",
     ) -> None:
-        """Queue an event about an object of ours. `reason` is CamelCase, `note` is for people."""
+        """Queue an event about an object of ours. `reason` is CamelCase, `note` is for people.
+
+        `once` names what happened: the API server takes one event of that name, whoever tells it again.
+        """
         now = time.monotonic()
         key = (uid, reason, note)
         if now - self._told.get(key, -REPEAT_SECONDS) < REPEAT_SECONDS:
@@ -55,7 +68,11 @@ class EventRecorder:
         self._told[key] = now
         if len(self._told) > REMEMBERED_MAX:
             self._told.popitem(last=False)
-        self._queue.append((namespace, self._body(kind, namespace, name, uid, reason, note, warning=warning)))
+        body = self._body(kind, namespace, name, uid, reason, note, warning=warning)
+        if once:
+            digest = hashlib.sha256(f"{uid}/{once}".encode()).hexdigest()[:16]
+            body["metadata"]["name"] = f"{name[:200]}.{digest}"
+        self._queue.append((namespace, body))
         self._something.set()
 
     def _body(  # noqa: PLR0917 - fields of one object

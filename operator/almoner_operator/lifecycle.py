@@ -18,7 +18,7 @@ from typing import Final
 from almoner_core import wire
 from almoner_core.api.execution import TERMINAL_PHASES, AttemptOutcome, ExecutionPhase, FailureReason
 from almoner_core.identity import pod_name
-from almoner_operator import demand, outcome
+from almoner_operator import demand, outcome, windows
 from almoner_operator.admit import Admitter
 from almoner_operator.attempts import REASONS, AttemptEnd, classify, has_terminated, started_at
 from almoner_operator.compute import MachineTime
@@ -293,6 +293,7 @@ class Lifecycle:
     def _tick(self) -> None:
         cache, moment = self._context.cache, now()
         cache.holds_expired(moment)
+        windows.ask_again(cache, moment)
         for run in list(cache.runs.values()):
             if run.attempt is not None and not run.settling:
                 self._check_timeout(run, moment)

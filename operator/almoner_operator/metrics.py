@@ -1,4 +1,4 @@
-"""What Prometheus may know about the operator. Labels are bounded: no name of a user's object is one."""
+"""What Prometheus may know about the operator. Labels are bounded: of all objects only quotas with alerts are named."""
 
 from __future__ import annotations
 
@@ -26,4 +26,7 @@ LEDGER_SECONDS: Final = Histogram("almoner_ledger_seconds", "Time of a request t
 API_RETRIES: Final = Counter("almoner_api_retries_total", "Requests to the API server that were sent again.")
 LEDGER_ERRORS: Final = Counter("almoner_ledger_errors_total", "Answers of the ledger that were errors.", ["code"])
 EVENTS_DROPPED: Final = Counter("almoner_events_dropped_total", "Kubernetes events not sent, to spare the API server.")
+QUOTA_ALERTS: Final = Counter(
+    "almoner_quota_alerts_total", "Budget thresholds that fired, by quota.", ["namespace", "quota", "percent"]
+)
 LEADER: Final = Gauge("almoner_leader", "1 where this process leads.")

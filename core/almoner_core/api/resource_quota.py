@@ -69,6 +69,15 @@ class QuotaReason(StrEnum):
     """The stored object does not fit the schema of this version."""
 
 
+class BudgetAlertReason(StrEnum):
+    """Reasons of a ResourceQuota's BudgetAlert condition, which is there where the budget has thresholds."""
+
+    THRESHOLD_REACHED = "ThresholdReached"
+    """So much of the budget is spent in this window that a threshold fired; the message names the highest."""
+    BELOW_THRESHOLDS = "BelowThresholds"
+    """No threshold has fired in this window."""
+
+
 class Scope(APIModel):
     """What the quota governs: an execution must match every part that is given. At least one part is needed."""
 
@@ -219,6 +228,17 @@ class LimitStatus(APIModel):
     )
 
 
+class QuotaAlert(APIModel):
+    """A threshold of the budget that fired: once in a window, whatever becomes of the limit later."""
+
+    percent: int = Field(ge=1, le=100, description="Which of spec.budget.alertThresholdsPercent.")
+    subject: str | None = Field(default=None, max_length=253, description="The owner, where the quota has perOwner.")
+    time: Timestamp = Field(description="When so much was spent.")
+    reset_time: Timestamp | None = Field(
+        default=None, description="When the window ends in which it fired; the alert stands until then."
+    )
+
+
 class ResourceQuotaStatus(APIModel):
     """Observed state of a ResourceQuota."""
 
@@ -226,10 +246,13 @@ class ResourceQuotaStatus(APIModel):
     conditions: list[Condition] = Field(
         default=[],
         max_length=16,
-        description="Observations of the quota's state: Ready, Reconciling, Stalled.",
+        description="Observations of the quota's state: Ready, Reconciling, Stalled, BudgetAlert.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     limits: list[LimitStatus] = Field(default=[], max_length=1024, description="Every limit and its use.")
+    alerts: list[QuotaAlert] = Field(
+        default=[], max_length=1024, description="Thresholds of the budget that fired in the windows that hold now."
+    )
     running: int = Field(default=0, ge=0, description="Executions and jobs admitted under this quota.")
     pending: int = Field(default=0, ge=0, description="Executions and jobs waiting under this quota.")
     spent: str | None = Field(

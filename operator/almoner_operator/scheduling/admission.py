@@ -256,15 +256,9 @@ class Shortfall(NamedTuple):
 
 def shortfall_of(group: Group, ask: Vector, need: int) -> Shortfall | None:
     """Say why a workload of a group does not fit, None where it does."""
-    for line in group.enforced:
-        dry = line.dry(need)
-        if dry is not None:
-            short = tuple(other for other in group.enforced if other.dry(need) is not None)
-            dimension, account = dry
-            reason = WaitReason.BUDGET_EXHAUSTED if dimension is Dimension.USD else WaitReason.RATE_LIMITED
-            never = dimension is Dimension.USD and account.limit is not None and need > account.limit
-            text = _money_message(line, dimension, account, need)
-            return Shortfall(reason, text, line, short, hopeless=never, next_change=account.resets_at)
+    out_of_money = _out_of_money(group, need)
+    if out_of_money is not None:
+        return out_of_money
     for line in group.enforced:
         dimension_index = line.hopeless(ask)
         if dimension_index is not None:
@@ -283,6 +277,19 @@ def shortfall_of(group: Group, ask: Vector, need: int) -> Shortfall | None:
             text = _machine_message(line, dimension_index, ask)
             return Shortfall(WaitReason.WAITING_FOR_QUOTA, text, line, short, machine=True)
     return None
+
+
+def _out_of_money(group: Group, need: int) -> Shortfall | None:
+    """Name the tightest of the accounts without room: others may have some before that one does."""
+    dry = [(line, found) for line in group.enforced if (found := line.dry(need)) is not None]
+    if not dry:
+        return None
+    line, (dimension, account) = min(dry, key=lambda each: (each[1][1].remaining or 0) - each[0].promised)
+    reason = WaitReason.BUDGET_EXHAUSTED if dimension is Dimension.USD else WaitReason.RATE_LIMITED
+    never = dimension is Dimension.USD and account.limit is not None and need > account.limit
+    text = _money_message(line, dimension, account, need)
+    short = tuple(each for each, _ in dry)
+    return Shortfall(reason, text, line, short, hopeless=never, next_change=account.resets_at)
 
 
 def queue_full(group: Group) -> Shortfall | None:

@@ -129,13 +129,15 @@ class Agent:
 class Account:
     """One account of a quota as the ledger last told: one subject, one dimension, the current window.
 
-    `limit` None: not limited. `resets_at` None: never.
+    `limit` None: not limited. `resets_at` None: never. `alerts`: thresholds that fired in it (percent, Unix
+    milliseconds); they decide nothing.
     """
 
     limit: int | None
     spent: int
     reserved: int
     resets_at: datetime | None = None
+    alerts: tuple[tuple[int, int], ...] = ()
 
     @property
     def remaining(self) -> int | None:
