@@ -83,6 +83,24 @@ def test_ledger(database: str) -> None:
 
 
 @pytest.mark.integration
+def test_history() -> None:
+    """Also: the past that it makes obeys every invariant, or the audit would end the benchmark."""
+    try:
+        find_postgres()
+    except PostgresMissing as error:
+        missing(error)
+    figures = bench("history", "--records", "4000", "--repeats", "2")
+    assert (figures["records"], figures["attempts"]) == (4000, 200)
+    overviews = figures["overviews"]
+    assert all(each["rows"] > 0 for each in overviews.values())
+    assert {overviews[name]["source"] for name in overviews if name.startswith("by_")} == {"rollups"}
+    assert figures["overview_ms_p99"] >= figures["overview_ms_p50"] > 0
+    assert figures["export_rows_per_s"] > 0
+    assert figures["verify_s"] > 0
+    check_machine(figures)
+
+
+@pytest.mark.integration
 def test_admission() -> None:
     try:
         find_control_plane([ETCD, API_SERVER])
