@@ -12,12 +12,13 @@ from almoner_dev.scripted import Reply
 from tests.support.e2e import USAGE, World, nanos
 
 APPLIED = {
-    "providers": ("anthropic", "local", "openai"),
+    "providers": ("anthropic", "local", "openai", "tools"),
     "agents": ("custom-image", "real-deployment", "research", "support"),
     "executions": ("configmap", "json", "retry", "text"),
-    "quotas": ("machines", "namespace", "per-owner"),
+    "quotas": ("machines", "namespace", "pace", "per-owner"),
     "training": ("job",),
 }
+RESEARCH = ("research-machines", "research-machines-next-year", "research-team")
 
 
 def files(repository: Path, *folders: str) -> list[Path]:
@@ -60,8 +61,8 @@ def test_the_examples_run(world: World, repository: Path) -> None:
     assert order["output"] == complaint["output"] == "59.97 in all"
     assert json.loads(recycling["output"]) == answer
     for status, quotas_of in (
-        (order, ["each-owner", "everyone"]),
-        (recycling, ["each-owner", "everyone", "research-machines", "research-machines-next-year", "research-team"]),
+        (order, ["each-owner", "everyone", "pace"]),
+        (recycling, ["each-owner", "everyone", "pace", *RESEARCH]),
     ):
         assert sorted(status["quotas"]) == quotas_of
     assert world.condition("Execution", "nightly-crew", "Suspended")["status"] == "True"
