@@ -161,19 +161,25 @@ class Team:
 # -- what agents do --------------------------------------------------------------------------------------------------
 
 
-def chat(meter: Meter, output: int = 16, *, stream: bool = False, retries: int = 0, model: str = MODEL) -> Any:
+def chat(
+    meter: Meter, output: int = 16, *, stream: bool = False, retries: int = 0, model: str = MODEL, text: str = "hi"
+) -> Any:
     """One call with OpenAI's client; a stream is read to its end."""
     with openai.OpenAI(base_url=f"{meter.url}/openai/v1", api_key="x", max_retries=retries) as client:
-        answer = client.chat.completions.create(model=model, messages=HI, max_tokens=output, stream=stream)
+        asked: Any = [{"role": "user", "content": text}]
+        answer = client.chat.completions.create(model=model, messages=asked, max_tokens=output, stream=stream)
         return list(answer) if stream else answer
 
 
-def message(meter: Meter, output: int = 16, *, stream: bool = False, retries: int = 0, model: str = MODEL) -> Any:
+def message(
+    meter: Meter, output: int = 16, *, stream: bool = False, retries: int = 0, model: str = MODEL, text: str = "hi"
+) -> Any:
     """One call with Anthropic's client; a stream is read to its end."""
     with anthropic.Anthropic(base_url=f"{meter.url}/anthropic", api_key="x", max_retries=retries) as client:
+        asked: Any = [{"role": "user", "content": text}]
         if not stream:
-            return client.messages.create(model=model, max_tokens=output, messages=HI)
-        with client.messages.stream(model=model, max_tokens=output, messages=HI) as events:
+            return client.messages.create(model=model, max_tokens=output, messages=asked)
+        with client.messages.stream(model=model, max_tokens=output, messages=asked) as events:
             return events.get_final_message()
 
 
