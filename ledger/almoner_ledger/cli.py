@@ -77,8 +77,8 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="an attempt that was not heard of for so long is given up, and what it held is charged off; at least the "
         f"lease, the longest call and a margin (default: {SILENCE_SECONDS})",
     )
-    # For tests of what happens at a window's end: seconds by which the ledger's clock is ahead.
-    parser.add_argument("--clock-ahead-seconds", type=int, default=0, help=argparse.SUPPRESS)
+    # For tests of what happens at a window's end: a file with the seconds by which the ledger's clock is ahead.
+    parser.add_argument("--clock-ahead-file", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
 
 
@@ -118,7 +118,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         migrate=not arguments.no_migrate,
         patience_seconds=arguments.database_patience,
         lease=LeasePolicy(arguments.lease_seconds, arguments.silence_seconds),
-        clock_ahead_seconds=arguments.clock_ahead_seconds,
+        clock_ahead_file=arguments.clock_ahead_file,
     )
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import signal
 import sys
@@ -69,6 +70,10 @@ async def serve(
     await runner.cleanup()
 
 
+def _ahead_ms(file: Path) -> int:
+    return time.time_ns() // 1_000_000 + int(file.read_text()) * 1000
+
+
 def run(
     database_url: str,
     host: str,
@@ -78,15 +83,15 @@ def run(
     migrate: bool,
     patience_seconds: float,
     lease: LeasePolicy | None = None,
-    clock_ahead_seconds: int = 0,
+    clock_ahead_file: Path | None = None,
     seal_seconds: float = SEAL_SECONDS,
 ) -> None:
     """Open the database, migrate it unless told not to, and serve.
 
-    `clock_ahead_seconds` is for tests: the clock is then this machine's, so much ahead.
+    `clock_ahead_file` is for tests: the clock is then this machine's, ahead by the seconds in the file.
     """
     database = Database(database_url, patience_seconds=patience_seconds)
-    clock = (lambda: time.time_ns() // 1_000_000 + clock_ahead_seconds * 1000) if clock_ahead_seconds else None
+    clock = functools.partial(_ahead_ms, clock_ahead_file) if clock_ahead_file is not None else None
     store = Store(database, clock=clock, lease=lease)
     if migrate:
         store.migrate()
