@@ -47,6 +47,7 @@ from almoner_operator.limiter import Rank
 from almoner_operator.pins import PinLostError
 from almoner_operator.pods import PodError, PodRequest, build_pod
 from almoner_operator.records import Run, runner_of
+from almoner_operator.refusals import explain
 from almoner_operator.scheduling.model import Admission, Wait
 from almoner_operator.secret_facts import secrets_of
 
@@ -400,7 +401,7 @@ def _refused(error: LedgerError) -> _NotAdmittedError:
         wait = BUSY_SECONDS if refusal.may_free_up else REFUSED_SECONDS
         return _NotAdmittedError(
             WaitReason.BUDGET_EXHAUSTED,
-            error.message,
+            explain(refusal, now()),
             float(seconds) if seconds is not None and not refusal.may_free_up else wait,
             quota,
         )
