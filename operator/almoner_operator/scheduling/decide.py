@@ -326,7 +326,8 @@ class _Decision:
         self._block(short.lines, workload)
         if short.machine and not line.sought:
             line.sought = True
-            if line.keeper is None and not line.strict:
+            if not line.strict:
+                # Also behind one that room is being made for: once that is in, this one is first, and keeps its room.
                 self._reserve_after_long(workload, group)
 
     def _rejected(self, workload: Workload, short: Shortfall) -> bool:
