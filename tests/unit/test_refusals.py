@@ -25,8 +25,8 @@ def refusal(account: str, **more: Any) -> Refusal:
         (
             refusal("team/daily", retry_after_seconds=43_200),
             (
-                "budget of ResourceQuota daily has no room: 0.60 spent and 0.40 reserved of 1.00 USD, 0.05 needed; resets "
-                "at 2026-03-05T00:00:00Z"
+                "budget of ResourceQuota daily has no room: 0.60 spent and 0.40 reserved of 1.00 USD, 0.05 needed; "
+                "resets at 2026-03-05T00:00:00Z"
             ),
         ),
         (
@@ -39,8 +39,8 @@ def refusal(account: str, **more: Any) -> Refusal:
         (
             refusal("execution", dimension=Dimension.TOKENS, limit=10, spent=8, reserved=0, needed=3),
             (
-                "the execution itself (its own limits, or a quota's maxPerExecution) has no room: 8 used and 0 reserved of "
-                "10 tokens, 3 needed"
+                "the execution itself (its own limits, or a quota's maxPerExecution) has no room: 8 used and 0 "
+                "reserved of 10 tokens, 3 needed"
             ),
         ),
     ],
