@@ -109,6 +109,11 @@ def test_the_ttl_deletes_the_object_and_keeps_its_cost(world: World) -> None:
     world.wait(lambda: not world.pods(), "its pod's", 30)
     world.nothing_open()
     assert world.ledger_nanos() == ONE
+    (told,) = world.history("executions", "short")
+    assert (told["kind"], told["agent"], told["attempts"]) == ("Execution", "waiter", 1)
+    assert (told["state"], nanos(told["cost_usd"])) == ("closed", ONE)
+    (entry,) = [each for each in world.history("records", "short") if each["resource_type"] == "llm"]
+    assert (entry["execution_uid"], entry["cost_nanos"], entry["outcome"]) == (told["uid"], ONE, "ok")
 
 
 def test_a_raised_priority_overtakes(world: World) -> None:

@@ -284,6 +284,12 @@ class World(Cluster):
         )
         return rows
 
+    def history(self, command: str, name: str) -> list[Json]:
+        """What `almoner ledger executions` or `records` has of an execution of this namespace."""
+        argv = ("--database", self.site.stack.database, "--execution", f"{self.namespace}/{name}", "-o", "json")
+        rows: list[Json] = json.loads(self.site.almoner("ledger", command, *argv))
+        return rows
+
     def ledger_nanos(self) -> int:
         """What the ledger has for this namespace, in nano-dollars, from its daily sums."""
         return sum(nanos(r["cost_usd"]) for r in self.ledger_rows("namespace") if r["namespace"] == self.namespace)
