@@ -176,3 +176,21 @@ def test_a_preemptor_keeps_its_turn_when_shares_change() -> None:
     later = apply(workloads, first, terminate=True)
     assert admitted(decided(later, governing)) == ["bob"]
     assert admitted(decided(later, governing, previous=first)) == ["ann"]
+
+
+def test_nobody_is_stopped_for_one_whose_room_the_head_of_the_queue_will_keep() -> None:
+    # `first` takes the GPU of `x`; then `head`, which has waited long for it, keeps the third place for itself.
+    items = [
+        work("first", priority=5, gpu=1),
+        work("head", priority=4, gpu=1, age=400),
+        work("late", priority=3),
+        running("r", priority=1),
+        low("x", priority=1, gpu=1),
+        low("y", priority=1),
+    ]
+    settings = Settings(reserve_after_seconds=300)
+    limits = quota(executions=3, gpu=1)
+    decisions = decided(items, limits, settings=settings)
+    assert set(stops(decisions)) == {"x"}
+    later = decided(apply(items, decisions, terminate=True), limits, settings=settings)
+    assert admitted(later) == ["first"]
