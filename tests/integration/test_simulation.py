@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from almoner_dev.postgres import Postgres
 
 SCHEDULES = 4
-MUTANTS_SEEDS = range(1, 9)
+# In the order in which they have been quick to find something.
+MUTANTS_SEEDS = (2, 5, 1, 3, 4, 6, 7, 8)
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
@@ -50,3 +52,94 @@ def test_a_seed_replays_the_same_history(sqlite: Source) -> None:
     first, second = schedule.run(7, sqlite), schedule.run(7, sqlite)
     assert (first.trace, first.calls, first.faults) == (second.trace, second.calls, second.faults)
     assert first.trace != schedule.run(8, sqlite).trace
+
+
+# -- that it can fail ------------------------------------------------------------------------------------------------
+
+
+def grants_one_too_many(patch: pytest.MonkeyPatch) -> None:
+    from almoner_ledger.grants import Room
+
+    def available(room: Room) -> int | None:
+        return None if room.limit is None else max(0, room.limit - room.spent - room.reserved) + 1
+
+    patch.setattr(Room, "available", property(available))
+
+
+def forgets_operations(patch: pytest.MonkeyPatch) -> None:
+    """A retry is done a second time."""
+    from almoner_ledger.store import operations
+
+    decide = operations._decide
+    patch.setattr(
+        operations, "_decide", lambda books, each: decide(books, dataclasses.replace(each, operation_id=None))
+    )
+
+
+def drops_a_record(patch: pytest.MonkeyPatch) -> None:
+    """Every fourth record is acknowledged and not entered."""
+    from almoner_ledger.store import records
+
+    enter = records.enter
+
+    def sometimes(books: Any, allotment: Any, record: Any, digest: str, metadata: str) -> None:
+        if record.sequence % 4:
+            enter(books, allotment, record, digest, metadata)
+        else:
+            allotment.sequences = allotment.sequences.add(record.sequence)
+
+    patch.setattr(records, "enter", sometimes)
+
+
+def counts_a_duplicate(patch: pytest.MonkeyPatch) -> None:
+    """A record that comes again is settled again, though it is stored once."""
+    from almoner_ledger.store import charging, records
+    from almoner_ledger.store.state import amounts_of
+
+    fresh = records.fresh
+
+    def and_the_others(books: Any, allotment: Any, given: Any) -> Any:
+        for each in given:
+            if each.id in books.records:
+                charging.settle(books, allotment, amounts_of(each), each.started_unix_ms // 1000)
+        return fresh(books, allotment, given)
+
+    patch.setattr(records, "fresh", and_the_others)
+
+
+def releases_what_vanished(patch: pytest.MonkeyPatch) -> None:
+    from almoner_ledger.store import charging, granting
+
+    patch.setattr(charging, "charge_off", lambda books, allotment: granting.release(books, allotment, None))
+
+
+def forgets_calls_in_flight(patch: pytest.MonkeyPatch) -> None:
+    """The meter goes back to its calls in flight after a crash, and finds nothing."""
+    from almoner_runner.meter.spool import Spool
+
+    patch.setattr(Spool, "hold", lambda spool, record: spool._holds.update({record["id"]: {"record": record}}))
+
+
+def spends_what_calls_in_flight_hold(patch: pytest.MonkeyPatch) -> None:
+    from almoner_core.allotment import Allotment
+
+    patch.setattr(Allotment, "free", lambda allotment, dimension: allotment.held[dimension])
+
+
+MUTANTS: list[Callable[[pytest.MonkeyPatch], None]] = [
+    grants_one_too_many,
+    forgets_operations,
+    drops_a_record,
+    counts_a_duplicate,
+    releases_what_vanished,
+    forgets_calls_in_flight,
+    spends_what_calls_in_flight_hold,
+]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+def test_a_planted_bug_is_found(
+    mutant: Callable[[pytest.MonkeyPatch], None], sqlite: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mutant(monkeypatch)
+    assert any(not schedule.run(seed, sqlite).ok for seed in MUTANTS_SEEDS), "the simulation cannot see it"

@@ -19,7 +19,7 @@ from sqlalchemy.engine import Connection
 from almoner_core.wire import AccountKey
 from almoner_dev.simulate.network import Exchange
 from almoner_ledger import schema
-from almoner_ledger.store.state import quota_account_id
+from almoner_ledger.store.state import AccountKind, account_id, quota_account_id
 
 DIMENSIONS: Final = ("usd", "tokens", "tool_calls", "requests")
 COLUMNS: Final = {"usd": "cost_nanos", "tokens": "total_tokens", "tool_calls": "tool_calls", "requests": "requests"}
@@ -48,6 +48,7 @@ class Attempt:
     """One allotment and what became of its pod: whether it `started` to spend, whether its spool went with a node."""
 
     allotment: str
+    namespace: str
     uid: str
     accounts: tuple[str, ...]
     started: bool = False
@@ -156,7 +157,7 @@ class Oracle:
         records = _records(connection)
         self._check_records(records, found)
         self._check_windows(connection, found)
-        self._check_billed(found)
+        self._check_billed(connection, found)
         self._check_vanished(connection, records, found)
         self._check_settled(connection, found)
         return found
@@ -185,26 +186,44 @@ class Oracle:
                 use = row["spent"] + row["reserved"] - row["excess"]
                 found.over(row["dimension"], use, cap.limit, f"window {row['account_id']} from {row['starts_at']}")
 
-    def _check_billed(self, found: Findings) -> None:
-        """No account without windows, and no execution, was billed above its limit, whatever the ledger says."""
+    def _check_billed(self, connection: Connection, found: Findings) -> None:
+        """No account without windows, and no execution, was billed above its limit, whatever the ledger says.
+
+        And `excess` is what providers billed above bounds, or spent before a limit was switched on: never a grant's.
+        """
         billed: dict[tuple[str, str], int] = defaultdict(int)
         declared: dict[tuple[str, str], int] = defaultdict(int)
         for bill in self.bills.values():
             attempt = self.attempts[bill.allotment]
+            own = account_id(AccountKind.EXECUTION, attempt.namespace, attempt.uid)
             for dimension in DIMENSIONS:
                 amount = bill.billed[dimension]
                 beyond = max(0, amount - bill.bound[dimension])
-                for account in (*attempt.accounts, attempt.uid):
+                for account in (*attempt.accounts, own):
                     billed[account, dimension] += amount
-                    unheld = dimension not in bill.limited and self._caps[account, dimension].watched_once
-                    declared[account, dimension] += amount if unheld else beyond
+                    unheld = dimension not in bill.limited and self._was_watched(account, dimension, attempt)
+                    declared[account, dimension] += max(amount, bill.bound[dimension]) if unheld else beyond
         for (account, dimension), amount in billed.items():
-            if account in self.periodic:
-                continue
-            limit = self.execution_caps.get(account, {}).get(dimension, UNLIMITED)
-            cap = self._caps.get((account, dimension))
-            limit = min(limit, cap.limit if cap is not None else UNLIMITED)
-            found.over(dimension, amount - declared[account, dimension], limit, f"bills of {account}")
+            if account not in self.periodic:
+                limit = self._limit(account, dimension)
+                found.over(dimension, amount - declared[account, dimension], limit, f"bills of {account}")
+        windows = schema.windows
+        columns = (windows.c.account_id, windows.c.dimension)
+        query = sa.select(*columns, sa.func.sum(windows.c.excess)).group_by(*columns)
+        for account, dimension, excess in connection.execute(query):
+            if excess > declared[account, dimension]:
+                expected = declared[account, dimension]
+                found.problems.append(f"account {account}: excess {excess} {dimension}, declared {expected}")
+
+    def _limit(self, account: str, dimension: str) -> int:
+        cap = self._caps.get((account, dimension))
+        return min(self.execution_caps.get(account, {}).get(dimension, UNLIMITED), cap.limit if cap else UNLIMITED)
+
+    def _was_watched(self, account: str, dimension: str, attempt: Attempt) -> bool:
+        """Whether an account did not limit at some time, so that a meter could not know to hold for it."""
+        if account in attempt.accounts:
+            return self._caps[account, dimension].watched_once
+        return self._limit(account, dimension) == UNLIMITED
 
     def _check_vanished(self, connection: Connection, records: Mapping[str, Any], found: Findings) -> None:
         """Every bill is a record; those of pods that took their spools with them are covered by one entry."""

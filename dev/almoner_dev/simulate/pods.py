@@ -236,7 +236,8 @@ class Pod:
         )
         tried = await holds.begin(call)
         faults = self.world.faults
-        billed = self._billed(call, overbills=faults.strikes("overbills"))
+        overbills = faults.strikes("overbills")
+        billed = self._billed(call, overbills=overbills)
         fails, sent = faults.strikes("provider_errors"), chance.random() < 0.5
         bill = self._bill(tried, TokenCounts() if fails else billed, {"requests": int(sent or not fails)})
         async with self._cut_off_settles(holds, tried):
@@ -244,7 +245,7 @@ class Pod:
         if fails:
             holds.settle(tried, "error", TokenCounts(), error="HTTP 500", requests=int(sent))
             bill.exact = True
-        elif not faults.strikes("provider_silent"):
+        elif overbills or not faults.strikes("provider_silent"):
             holds.settle(tried, "ok", billed)
             bill.exact = True
         elif sent and billed.input <= call.input_bound:

@@ -25,6 +25,7 @@ from almoner_dev.simulate.operators import Operator, Run
 from almoner_dev.simulate.oracle import UNLIMITED, Attempt, Oracle, account_of
 from almoner_dev.simulate.pods import Pod, Work
 from almoner_ledger.auth import Caller, Role
+from almoner_ledger.store.state import AccountKind, account_id
 
 USD, TOKENS, TOOL_CALLS, REQUESTS = Dimension.USD, Dimension.TOKENS, Dimension.TOOL_CALLS, Dimension.REQUESTS
 NAMESPACE: Final = "team"
@@ -108,7 +109,7 @@ class World:
         uid = self.ids()
         self.tokens[f"meter-{uid}"] = Caller(f"pod {name}", frozenset({Role.METER}), uid)
         accounts = tuple(account_of(key.model_dump()) for key in run.accounts)
-        attempt = Attempt(run.allotment, run.uid, accounts)
+        attempt = Attempt(run.allotment, NAMESPACE, run.uid, accounts)
         self.oracle.attempts[run.allotment] = attempt
         chance = self.chance
         start_s = chance.uniform(15.0, 40.0) if self.faults.strikes("pod_never_starts") else chance.uniform(0.1, 3.0)
@@ -213,7 +214,7 @@ class World:
     def _note_caps(self) -> None:
         """Tell the oracle what each execution may use, as its own limits and the quotas' caps are now."""
         for run in self.runs:
-            caps = self.oracle.execution_caps[run.uid]
+            caps = self.oracle.execution_caps[account_id(AccountKind.EXECUTION, NAMESPACE, run.uid)]
             governing = [quota for quota in self.quotas if quota.enforced and set(quota.keys) & set(run.accounts)]
             for dimension in Dimension:
                 parts = [quota.max_per_execution.get(dimension, UNLIMITED) for quota in governing]
