@@ -62,6 +62,7 @@ class Books:
         self.lease_until = 0.0
         self.window_until = FOREVER
         self.waiting = 0  # calls that wait for room
+        self.waiting_for_rates = 0  # ... and those to whom no room would help now: nothing is kept for them
         self.corrections = 0
         self.rejected = 0
         self.posts_failed = 0

@@ -57,7 +57,7 @@ class Health:
             yield _line("almoner_meter_held_in_flight", allotment.in_flight[dimension], dimension=dimension)
             yield _line("almoner_meter_excess_total", allotment.excess[dimension], dimension=dimension)
         yield _line("almoner_meter_calls_in_flight", holds.in_flight)
-        yield _line("almoner_meter_calls_waiting", books.waiting)
+        yield _line("almoner_meter_calls_waiting", books.waiting + books.waiting_for_rates)
         yield _line("almoner_meter_records_unposted", len(spool.pending))
         yield _line("almoner_meter_records_rejected_total", books.rejected)
         yield _line("almoner_meter_posts_failed_total", books.posts_failed)

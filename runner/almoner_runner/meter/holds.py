@@ -79,6 +79,7 @@ class Holds:
 
     async def _extended_tool(self, bound: dict[str, int]) -> Hold:
         books = self.books
+        self._wait_among_others()
         deadline = books.now + WAIT_SECONDS
         turn = self._pacing.turn("", deadline)
         try:
@@ -100,6 +101,14 @@ class Holds:
                 await self._gate()
         finally:
             turn.leave()
+            books.waiting -= 1
+
+    def _wait_among_others(self) -> None:
+        """Count one more that waits; the caller counts it off again. Raises RefusedError where too many do."""
+        books = self.books
+        if books.waiting + books.waiting_for_rates >= WAITING_MAX:
+            raise RefusedError(429, "too_many_calls", f"{WAITING_MAX} calls wait for room already", retry_after=1)
+        books.waiting += 1
 
     def _write(self, hold: Hold, call: Call | None, record: dict[str, Any]) -> Try:
         try:
@@ -184,9 +193,7 @@ class Holds:
     async def _wait_for_room(self, call: Call, bound: dict[str, int]) -> Hold:
         """Go the ledger's order: more from the ledger, waiting, a lower output maximum, refusal."""
         books, provider = self.books, call.provider.name
-        if books.waiting >= WAITING_MAX:
-            raise RefusedError(429, "too_many_calls", f"{WAITING_MAX} calls wait for room already", retry_after=1)
-        books.waiting += 1
+        self._wait_among_others()
         deadline = books.now + WAIT_SECONDS
         others = OTHERS_TRIES
         turn = self._pacing.turn(provider, deadline)

@@ -8,7 +8,8 @@ settle, which may be sooner than the bucket refills. Boundary: decides only abou
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from almoner_runner.meter.books import Books
@@ -45,8 +46,9 @@ class Turn:
 
     async def _take(self, books: Books) -> None:
         try:
-            async with asyncio.timeout(max(0.0, self._deadline - books.now)):
-                await self._line.lock.acquire()
+            with _aside(books):
+                async with asyncio.timeout(max(0.0, self._deadline - books.now)):
+                    await self._line.lock.acquire()
         except TimeoutError:
             raise limited(self._line.refusal) from None
         self._mine = True
@@ -81,10 +83,23 @@ class Turn:
             raise limited(refusal)
         seconds = LOOK_S if wait is None else min(wait / 1000, LOOK_S)
         try:
-            async with asyncio.timeout(max(LOOK_LEAST_S, min(seconds, left))):
-                await settlement.wait()
+            with _aside(books):
+                async with asyncio.timeout(max(LOOK_LEAST_S, min(seconds, left))):
+                    await settlement.wait()
         except TimeoutError:
             return
+
+
+@contextlib.contextmanager
+def _aside(books: Books) -> Iterator[None]:
+    """Wait for a rate: what is held idle meanwhile may be returned, since no money would help."""
+    books.waiting -= 1
+    books.waiting_for_rates += 1
+    try:
+        yield
+    finally:
+        books.waiting_for_rates -= 1
+        books.waiting += 1
 
 
 class Pacing:
