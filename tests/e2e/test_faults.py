@@ -119,10 +119,11 @@ sys.exit(1)
 
 
 def world_records(world: World) -> list[tuple[str, int]]:
-    """Outcome and nano-dollars of every record that the ledger has for the namespace."""
+    """Outcome and nano-dollars of every call that the ledger has for the namespace; machine time is no call."""
     database = world.site.stack.directory / "ledger.db"
     query = (
-        "SELECT r.outcome, r.cost_nanos FROM records r JOIN allotments a ON a.id = r.allotment_id WHERE a.namespace = ?"
+        "SELECT r.outcome, r.cost_nanos FROM records r JOIN allotments a ON a.id = r.allotment_id "
+        "WHERE a.namespace = ? AND r.resource_type <> 'compute'"
     )
     with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=10)) as connection:
         return list(connection.execute(query, (world.namespace,)))
