@@ -16,8 +16,10 @@ import anthropic
 import openai
 import pytest
 
+from almoner_core import wire
 from almoner_dev.scripted import Reply, ScriptedProvider, Usage
 from tests.support.books import new_id
+from tests.support.ledger_double import LedgerDouble
 from tests.support.ledger_service import LedgerService, account_key, meter_token, open_item
 from tests.support.meter import DOLLAR, MODEL, Meter, meter_config, provider_config
 from tests.support.polling import until
@@ -326,3 +328,38 @@ def test_a_ledger_that_is_killed_in_mid_run_neither_lets_calls_past_nor_refunds_
     debited, refunded = ledger.bucket()
     assert refunded <= debited - 15 * len(provider.requests)
     assert bound > 15
+
+
+class LosingLedger(LedgerDouble):
+    """Counts tokens by a rate, and loses its answers to the first records, twice."""
+
+    def __init__(self) -> None:
+        super().__init__({"usd": DOLLAR}, first={"usd": DOLLAR // 2})
+        self.debited = 0
+        self.refunds: list[int] = []
+
+    def _activate(self) -> dict[str, Any]:
+        return {**super()._activate(), "rates": [{"provider": "", **rate("tokens", 10**6, HOUR)}]}
+
+    def _extend(self, ask: wire.Extend) -> dict[str, Any]:
+        debit = {str(dimension): amount for dimension, amount in ask.debit.items()}
+        self.debited += debit.get("tokens", 0)
+        return {**super()._extend(ask), "debited": debit, "slice_ms": 0}
+
+    def _post(self, post: wire.PostRecords) -> dict[str, Any]:
+        if not self.refunds:
+            self.lose_answers = 2
+        self.refunds += [sum(amounts.values()) for amounts in post.refunds.values()]
+        return super()._post(post)
+
+
+def test_refunds_whose_answer_is_lost_are_given_once(tmp_path: Path, provider: ScriptedProvider) -> None:
+    with LosingLedger() as double:
+        meter = Meter(tmp_path, meter_config(double.url, provider_config(provider.base_url)))
+        with meter:
+            assert tried(meter) == 15
+            until(lambda: double.calls.count("records") >= 3, 10, "the records to be posted for the third time")
+            assert tried(meter) == 15
+            assert meter.stop() == 0, meter.log
+    assert double.debited - sum(double.refunds) == 2 * 15
+    assert len(double.refunds) == 2
