@@ -17,7 +17,7 @@ from pathlib import Path
 
 from almoner_dev.postgres import Postgres, PostgresMissing
 from almoner_dev.processes import ProcessError
-from almoner_dev.simulate import schedule
+from almoner_dev.simulate import processes, schedule
 from almoner_dev.simulate.databases import PostgresSource, Source, SqliteSource, scratch
 from almoner_dev.simulate.report import Result, Summary
 
@@ -32,6 +32,12 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--seed", type=int, default=1, help="seed of the first schedule; the next has the next (1)")
     top.add_argument("--schedules", type=int, default=20, help="how many schedules (20)")
     top.add_argument("--sqlite", action="store_true", help="on SQLite instead of PostgreSQL")
+    top.add_argument(
+        "--processes", action="store_true", help="with real ledger processes on PostgreSQL, in real time, all schedules"
+    )
+    top.add_argument(
+        "--every", type=int, default=25, help="so many virtual schedules to one with processes; 0: none (25)"
+    )
     top.add_argument("--json", action="store_true", help="print the summary as JSON")
     top.add_argument("--stop", action="store_true", help="stop at the first schedule that fails")
     return top
@@ -45,6 +51,12 @@ def _source(*, sqlite: bool) -> Iterator[Source]:
     else:
         with Postgres() as postgres:
             yield PostgresSource(postgres)
+
+
+def _run(seed: int, source: Source, options: argparse.Namespace) -> Result:
+    """Run one schedule, as its seed says: a single one is replayed in the way in which it ran among many."""
+    real = options.processes or (options.every > 0 and seed % options.every == 0)
+    return processes.run(seed, source) if real and not options.sqlite else schedule.run(seed, source)
 
 
 def _say(result: Result) -> None:
@@ -61,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _source(sqlite=options.sqlite) as source:
             for seed in range(options.seed, options.seed + options.schedules):
-                result = schedule.run(seed, source)
+                result = _run(seed, source, options)
                 summary.results.append(result)
                 _say(result)
                 if options.stop and not result.ok:
@@ -76,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name, value in summary.to_dict().items():
             print(f"{name}: {value}")
     for each in summary.failed:
-        flag = " --sqlite" if options.sqlite else ""
+        flag = " --sqlite" if options.sqlite else " --processes" if options.processes else ""
         print(f"replay: python -m almoner_dev.simulate --seed {each.seed} --schedules 1{flag}", file=sys.stderr)
     return 0 if summary.ok else 1
 

@@ -55,6 +55,8 @@ class Network:
         self.faults = faults
         self.chance = chance
         self.messages = 0
+        self.silences = True
+        """Whether nobody may notice that a connection broke, until a timeout."""
         self.heard: list[Heard] = []
         """Told of each decision as the ledger makes it, whether or not its answer arrives."""
         self._copies: set[asyncio.Task[None]] = set()
@@ -90,7 +92,7 @@ class Network:
 
     async def _silence(self) -> None:
         """Nothing comes any more: the connection breaks at once, or nobody notices."""
-        if self.chance.random() < 0.5:
+        if self.chance.random() < 0.5 or not self.silences:
             raise ConnectionResetError("the connection was lost")
         await asyncio.Event().wait()
 

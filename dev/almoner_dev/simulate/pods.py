@@ -113,6 +113,8 @@ class Pod:
         self._die()
         self._life.cancel()
         shutil.rmtree(self.folder, ignore_errors=True)
+        if self.world.nodes_known:
+            self.ended.set()
 
     def _die(self) -> None:
         """End everything of the meter's process at once; nothing reaches its spool any more."""

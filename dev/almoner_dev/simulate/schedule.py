@@ -91,7 +91,7 @@ def run(seed: int, source: Source) -> Result:
     result = Result(seed, source.name)
     began = time.perf_counter()
     gc.collect()
-    with scratch() as folder, source.fresh() as database, _quiet_logs() as errors, without_waiting():
+    with scratch() as folder, source.fresh() as database, quiet_logs() as errors, without_waiting():
         loop = VirtualLoop()
         try:
             asyncio.set_event_loop(loop)
@@ -120,7 +120,8 @@ def _end(loop: VirtualLoop) -> None:
 
 
 @contextlib.contextmanager
-def _quiet_logs() -> Iterator[_Errors]:
+def quiet_logs() -> Iterator[_Errors]:
+    """Keep what is logged off the terminal, and collect the ledger's errors."""
     errors = _Errors()
     ledger, meter, operator = (logging.getLogger(f"almoner_{name}") for name in ("ledger", "runner", "operator"))
     noisy = (ledger, meter, operator, logging.getLogger("alembic"), logging.getLogger("asyncio"))
@@ -192,7 +193,8 @@ async def _live(seed: int, database: Database, postgres: Postgres | None, folder
         reviving.cancel()
         for replica in replicas:
             await replica.stop()
-    _judge(world, database, clock, result)
+    judge(world, database, result)
+    result.virtual_seconds = clock.elapsed
     result.trace = trace.hexdigest()
 
 
@@ -205,7 +207,8 @@ async def _revive_always(replicas: list[Replica], faults: Faults) -> None:
             await faults.chance.choice(dead).start()
 
 
-def _judge(world: World, database: Database, clock: Clock, result: Result) -> None:
+def judge(world: World, database: Database, result: Result) -> None:
+    """Ask oracle and audit, and write down what they found."""
     audited = database.read(audit)
     found = database.read(world.oracle.judge)
     result.violations += database.read(lambda connection: feed_problems(world, connection))
@@ -218,7 +221,6 @@ def _judge(world: World, database: Database, clock: Clock, result: Result) -> No
     result.excess_nanos = sum(max(0, bill.billed["usd"] - bill.bound["usd"]) for bill in bills)
     result.operations = world.network.messages
     result.faults = world.faults.happened
-    result.virtual_seconds = clock.elapsed
 
 
 def feed_problems(world: World, connection: Connection) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import random
+import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,7 +68,10 @@ class Quota:
 
 @dataclass
 class World:
-    """Everything in one schedule. `pace` scales virtual seconds: 1 in virtual time, less where time is real."""
+    """Everything in one schedule. `pace` scales virtual seconds: 1 in virtual time, less where time is real.
+
+    `nodes_known`: a node that vanishes is known to be gone, so that nobody waits for its leases.
+    """
 
     chance: random.Random
     faults: Faults
@@ -80,6 +84,7 @@ class World:
     kill_database: Callable[[], Awaitable[None]]
     mend: Callable[[], Awaitable[None]]
     pace: float = 1.0
+    nodes_known: bool = False
     oracle: Oracle = field(default_factory=Oracle)
     quotas: list[Quota] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
@@ -198,7 +203,7 @@ class World:
             limits[TOOL_CALLS] = chance.randint(0, 6)
         need = chance.choice((0, CALL_NANOS))
         return Run(
-            uid=self.ids(),
+            uid=str(uuid.UUID(int=chance.getrandbits(128), version=4)),
             name=f"run-{number}",
             agent=agent,
             owner=owner,
@@ -275,7 +280,7 @@ class World:
         await self.sleep(40.0)
 
     def _lead(self) -> Operator:
-        operator = Operator(self, f"operator-{len(self.operators)}-{self.ids()}", OPERATOR_TOKEN)
+        operator = Operator(self, f"operator-{len(self.operators)}-{self.chance.getrandbits(64):x}", OPERATOR_TOKEN)
         self.operators.append(operator)
         operator.start()
         return operator
