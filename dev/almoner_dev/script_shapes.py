@@ -38,6 +38,9 @@ class Reply(_Model):
     tool_calls: tuple[ToolCall, ...] = ()
     usage: Usage | None = Field(default=Usage(), description="None: the answer carries no usage.")
     stop: Literal["stop", "length"] = "stop"
+    service_tier: str | None = Field(
+        default=None, description="What an answer in OpenAI's shape says it was served as."
+    )
     latency_ms: float = Field(default=0, ge=0, description="Before the first byte.")
     chunk_ms: float = Field(default=0, ge=0, description="Between the pieces of a stream.")
     status: int = Field(default=200, ge=200, le=599, description="400 and above: an error in the provider's shape.")
@@ -111,6 +114,8 @@ def openai_answer(reply: Reply, request: dict[str, Any], number: int) -> dict[st
     }
     if reply.usage is not None:
         answer["usage"] = _openai_usage(reply.usage)
+    if reply.service_tier is not None:
+        answer["service_tier"] = reply.service_tier
     return answer
 
 
@@ -125,6 +130,8 @@ def openai_stream(reply: Reply, request: dict[str, Any], number: int) -> list[st
     }
     if with_usage:
         head["usage"] = None
+    if reply.service_tier is not None:
+        head["service_tier"] = reply.service_tier
     deltas: list[tuple[dict[str, Any], str | None]] = [({"role": "assistant", "content": ""}, None)]
     if reply.tool_calls:
         for index, call in enumerate(_openai_calls(reply)):

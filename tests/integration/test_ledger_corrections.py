@@ -276,6 +276,24 @@ def test_a_settlement_is_done_once_and_another_is_refused_by_name(books: Books) 
     assert books.state().spent == 40
 
 
+@pytest.mark.parametrize("meant", [0, 20, 70, 95])
+def test_a_settlement_that_was_wrong_is_corrected(books: Books, meant: int) -> None:
+    books.limits(limits={USD: 1000})
+    uid = new_id()
+    allotment = vanished(books, uid)
+    settlement = settle(books, allotment, 50).entry
+    answer = correct(books, allotment, (settlement, meant))
+    assert (answer.corrected[0].before, answer.corrected[0].after) == (50, meant)
+    assert (books.totals(uid).totals.cost_nanos, books.totals(uid).totals.unaccounted_nanos) == (30 + meant, 0)
+    assert books.state().spent == 30 + meant
+    # Late records take from what it was corrected to.
+    books.post(allotment, [record(2, 60)])
+    assert books.state().spent == 30 + max(60, meant)
+    books.give_back(allotment, 2, {USD: 90}, final=True)
+    assert books.state().spent == 90
+    assert "every record of the attempt has come" in refused(correct(books, allotment, (settlement, 5))).message
+
+
 def test_only_what_is_unaccounted_can_be_settled(books: Books) -> None:
     books.limits(limits={USD: 1000})
     allotment = books.active(need={USD: 100})

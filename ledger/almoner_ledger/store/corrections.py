@@ -71,9 +71,12 @@ def _checked(books: Books, allotment: Allotment, body: CorrectEntries, index: in
     if entry is None or entry.row["allotment_id"] != allotment.id:
         raise LedgerError(ErrorCode.NOT_FOUND, f"{place}: allotment {allotment.id} has no such entry", field=place)
     kind = entry.row["kind"]
-    if kind == CORRECTION:
+    if wanted.record == charging.settlement_id(allotment.id):
+        if _complete(allotment):
+            raise invalid(place, "every record of the attempt has come, so nothing is left of it: correct those")
+    elif kind == CORRECTION:
         raise invalid(place, f"it is a correction of {entry.row['corrects']}: correct that one")
-    if kind != "usage":
+    elif kind != "usage":
         raise invalid(place, f"it is an {kind} charge: settle the allotment instead")
     if any(each.record == wanted.record for each in body.corrections[:index]):
         raise invalid(place, "the same entry is named twice")
@@ -104,7 +107,11 @@ def _correct(books: Books, allotment: Allotment, entry: StoredEntry, wanted: New
         # What was held for a call of unknown cost was charged off when the attempt ended: this explains some of it.
         charging.uncharge(books, allotment, {Dimension.USD: difference}, entry_id, keep=False)
     when = charging.effective_ms(allotment, original)
-    _post(books, allotment, difference, when // 1000)
+    if original["id"] == charging.settlement_id(allotment.id):
+        for account in allotment.accounts_of(Dimension.USD):
+            _restate(books, allotment, account, Dimension.USD, wanted.cost_nanos)
+    else:
+        _post(books, allotment, difference, when // 1000)
     row = charging.entry(
         books,
         allotment,
@@ -159,11 +166,15 @@ def _post(books: Books, allotment: Allotment, nanos: int, second: int) -> None:
             left -= hold.correct_down(min(left, hold.used - hold.charged))
 
 
+def _complete(allotment: Allotment) -> bool:
+    """Whether the meter has said its last word, and every record is here."""
+    final = allotment.final_sequence
+    return final is not None and allotment.sequences.contiguous >= final
+
+
 def _release_explained(books: Books, allotment: Allotment, command: Command) -> None:
     """Where every record is here and every cost is known, nothing is left to be charged off."""
-    final = allotment.final_sequence
-    complete = final is not None and allotment.sequences.contiguous >= final
-    if complete and not allotment.open and not allotment.usage.unpriced:
+    if _complete(allotment) and not allotment.open and not allotment.usage.unpriced:
         charging.uncharge(books, allotment, None, f"known/{command.operation_id}")
 
 
@@ -211,8 +222,8 @@ def _check_settle(books: Books, allotment: Allotment, body: SettleCharge, charge
     if settled is not None:
         raise LedgerError(
             ErrorCode.RECORD_CONFLICT,
-            f"allotment: it was settled already, at {settled.row['cost_nanos']} nano-dollars (entry "
-            f"{settled.row['id']})",
+            f"allotment: it was settled already, at {settled.row['cost_nanos']} nano-dollars: correct entry "
+            f"{settled.row['id']} if that was wrong",
             field="allotment",
         )
     if allotment.state is not AllotmentState.CLOSED or not any(charged.values()):
