@@ -10,7 +10,7 @@ from almoner_core import wire
 from almoner_core.api.resource_quota import BudgetPeriod
 from almoner_core.wire import AllotmentState, ErrorCode
 from almoner_ledger import migrations, schema
-from almoner_ledger.store import Verb, command, queries
+from almoner_ledger.store import Verb, command, recall
 from tests.support.books import (
     DOLLAR,
     REQUESTS,
@@ -180,7 +180,7 @@ def test_a_final_return_closes_when_the_last_record_comes_in_any_order(books: Bo
     assert books.post(allotment, [records[0]]).held == {USD: 100}
     posted = books.post(allotment, [records[1], records[0]])
     assert (posted.last_sequence, posted.held) == (3, {USD: 0})
-    assert books.store.read(lambda c: queries.attempt_state(c, allotment)) == ("closed", "pod-uid")
+    assert books.store.read(lambda c: recall.attention(c, [allotment], 0))[allotment][:2] == ("closed", "pod-uid")
     assert (books.state().spent, books.state().reserved) == (300, 0)
 
 

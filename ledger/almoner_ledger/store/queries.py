@@ -247,10 +247,3 @@ def output(connection: Connection, uid: str) -> str:
     if found is None:
         raise LedgerError(ErrorCode.NOT_FOUND, "uid: no output of that execution is known", field="uid")
     return str(found)
-
-
-def attempt_state(connection: Connection, allotment: str) -> tuple[str, str | None] | None:
-    """State and bound pod uid of an allotment; None where there is none."""
-    table = schema.allotments
-    row = connection.execute(sa.select(table.c.state, table.c.pod_uid).where(table.c.id == allotment)).one_or_none()
-    return None if row is None else (row.state, row.pod_uid)

@@ -35,8 +35,9 @@ FLUSH_SECONDS: Final = 0.2
 BACKOFF_FIRST_S: Final = 0.1
 BACKOFF_MOST_S: Final = 5.0
 FOREVER: Final = float("inf")
-# Errors after which this meter has nothing more to say about its allotment.
+# Errors after which this meter starts no call; and those of them after which it has nothing more to say either.
 FATAL_CODES: Final = ("wrong_state", "not_found", "forbidden")
+MUTE_CODES: Final = ("not_found", "forbidden")
 
 
 class BooksClosedError(RuntimeError):
@@ -57,6 +58,7 @@ class Books:
         self.active = False
         self.cancelled = False
         self.stopped: str | None = None
+        self._mute = False
         self.max_per_request: dict[str, int] = {}
         self.remaining: dict[str, int] = {}
         self.lease_until = 0.0
@@ -271,6 +273,7 @@ class Books:
         except LedgerError as error:
             if error.code in FATAL_CODES:
                 self.stopped = f"the ledger: {error}"
+                self._mute = error.code in MUTE_CODES
                 logger.error("%s", self.stopped)  # noqa: TRY400 - the ledger's message says it all
             raise
 
@@ -462,7 +465,8 @@ class Books:
 
     async def close(self, seconds: float) -> bool:
         """Post what is left and return everything, for good. Gives whether the ledger has it all."""
-        if not self.active or self.stopped is not None:
+        # Also of an allotment that the ledger has ended: its charge is settled by what is reported late.
+        if not self.active or self._mute:
             return False
         try:
             async with asyncio.timeout(seconds):
