@@ -109,7 +109,7 @@ def _measure(options: Options, url: str, directory: Path) -> dict[str, Any]:
     with _Service(url, directory) as service:
         overviews = {name: service.ask(name, path, options.repeats) for name, path in OVERVIEWS.items()}
         details = {name: service.ask(name, path, max(3, options.repeats // 5)) for name, path in DETAILS.items()}
-    for key in ("ms_p50", "ms_p99"):
+    for key in ("ms_p50", "ms_p99", "cpu_ms"):
         figures[f"overview_{key}"] = max(each[key] for each in overviews.values())
         figures[f"overview_{key}_of"] = max(overviews, key=lambda name: overviews[name][key])
     figures["overview_to_raw_count"] = ratio(figures["overview_ms_p50"], figures["raw_count_ms_p50"])
@@ -202,8 +202,9 @@ class _Service:
         today = dt.datetime.now(dt.UTC).date()
         days = {key: today - dt.timedelta(days=ago) for key, ago in (("day", 1), ("week", 6), ("month", 29))}
         asked = path.format(**{key: urllib.parse.quote(str(day)) for key, day in days.items()})
-        taken, answer = [], b""
-        for _ in range(repeats + 1):
+        taken, answer, before = [], b"", Processor.now()
+        for number in range(repeats + 1):
+            before = Processor.now() if number == 1 else before
             begun = time.perf_counter()
             status, answer = self._get(asked)
             taken.append((time.perf_counter() - begun) * 1000)
@@ -214,6 +215,7 @@ class _Service:
         return {
             "ms_p50": rounded(percentile(taken[1:], 50)),
             "ms_p99": rounded(percentile(taken[1:], 99)),
+            "cpu_ms": rounded(1000 * (Processor.now().ours - before.ours) / repeats),
             "source": found.get("source"),
             "rows": len(rows),
         }

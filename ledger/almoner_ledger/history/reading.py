@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 SECONDS: Final = 20.0
 CANCELLED: Final = "57014"
+SORT_MEMORY: Final = "64MB"
+"""What grouping takes on PostgreSQL before it goes to the disk, which costs more than twice the time."""
 STEPS: Final = 100_000
 """SQLite asks after so many steps of its machine (about a millisecond) whether to go on."""
 
@@ -60,6 +62,7 @@ def _was_cancelled(error: exc.DBAPIError) -> bool:
 def _bounded(connection: Connection, seconds: float | None) -> Iterator[None]:
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        connection.exec_driver_sql(f"SET LOCAL work_mem = '{SORT_MEMORY}'")
         connection.exec_driver_sql(f"SET LOCAL statement_timeout = {int((seconds or 0) * 1000)}")
         yield
         return

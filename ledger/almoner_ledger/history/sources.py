@@ -83,7 +83,7 @@ class Source:
 
     def where(self, question: Question) -> list[Column]:
         """The conditions of a question."""
-        return [*self.times(question.times), *conditions(question.filters, self.keys)]
+        return [*self.times(question.times), *filtered(question.filters, self.keys)]
 
 
 def choose(by: Sequence[UsageBy], question: Question) -> UsageSource:
@@ -104,6 +104,16 @@ _FILTER_COLUMNS: Final[Mapping[By, tuple[str, ...]]] = {
 }
 _ROLLUP_KEYS: Final = frozenset(schema.ROLLUP_KEY) | {"week", "month"}
 _ATTEMPT_KEYS: Final = frozenset({"namespace", "agent", "owner", "name", "execution_uid"})
+
+
+def filtered(filters: Filters, keys: Mapping[str, Column]) -> list[Column]:
+    """Say in SQL which attempts or entries pass; executions are looked for in their own table, which is small."""
+    found = conditions({by: values for by, values in filters.items() if by is not By.EXECUTION}, keys)
+    if By.EXECUTION in filters:
+        table = schema.executions.c
+        named = conditions({By.EXECUTION: filters[By.EXECUTION]}, {"namespace": table.namespace, "name": table.name})
+        found.append(keys["execution_uid"].in_(sa.select(table.uid).where(*named)))
+    return found
 
 
 def conditions(filters: Filters, keys: Mapping[str, Column]) -> list[Column]:

@@ -99,7 +99,7 @@ def _across(connection: Connection, question: Question) -> Any:
     query = (
         sa.select(schema.allotments.c.id)
         .select_from(attempts.selectable)
-        .where(sources.across(question.times), *sources.conditions(question.filters, attempts.keys))
+        .where(sources.across(question.times), *sources.filtered(question.filters, attempts.keys))
     )
     found = connection.execute(query.limit(IDS_MAX + 1)).scalars().all()
     return query if len(found) > IDS_MAX else found
