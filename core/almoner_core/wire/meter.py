@@ -45,6 +45,7 @@ class Activated(WireModel):
     next_sequence: int
     settled: Amounts
     rates: list[RateInForce] = []
+    activation: int = Field(default=0, description="The number of this activation; returns name it.")
 
 
 class Extend(WireModel):
@@ -115,6 +116,11 @@ class Return(WireModel):
     settled: Amounts
     amounts: Amounts = {}
     final: bool = False
+    activation: int = Field(
+        default=0,
+        ge=0,
+        description="The activation that it counts from. One of an earlier activation that comes late takes nothing.",
+    )
 
 
 class Returned(WireModel):

@@ -250,7 +250,8 @@ def activate(books: Books, command: Command) -> Activated:
         raise wrong_state(allotment, "be activated")
     if allotment.state is AllotmentState.OFFERED:
         allotment.state = AllotmentState.ACTIVE
-        allotment.activated_ms = books.now_ms
+    # Each one has a number of its own, which says of which life of the meter a return is.
+    allotment.activated_ms = max(books.now_ms, (allotment.activated_ms or 0) + 1)
     allotment.limited = limited_dimensions(books, allotment)
     allotment.exchanged_ms = books.now_ms
     books.touch(allotment)
@@ -265,6 +266,7 @@ def activate(books: Books, command: Command) -> Activated:
         next_sequence=allotment.sequences.highest + 1,
         settled=allotment.settled(),
         rates=rates.in_force(books, allotment),
+        activation=allotment.activated_ms,
     )
 
 
@@ -304,7 +306,9 @@ def give_back(books: Books, command: Command) -> Returned:
     allotment = speaking_for(books, command)
     if allotment.state in (AllotmentState.OFFERED, AllotmentState.VOID):
         raise wrong_state(allotment, "return anything")
-    if not body.final and allotment.state is AllotmentState.CLOSED:
+    over = allotment.state is AllotmentState.CLOSED or allotment.final_sequence is not None
+    if not body.final and (over or body.activation not in (0, allotment.activated_ms)):
+        # Come late: of a meter that has given its last word, or was started again and counts on what it was told.
         return Returned(state=allotment.state, held=allotment.held())
     _check_return(allotment, body)
     allotment.exchanged_ms = books.now_ms

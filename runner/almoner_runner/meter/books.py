@@ -10,13 +10,14 @@ kept but what the next call needs: others were refused what is idle here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import random
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from almoner_core.allotment import Allotment, Hold
 from almoner_core.environment import LEASE_SECONDS
+from almoner_runner.meter import waits
 from almoner_runner.meter.ids import uuid7
 from almoner_runner.meter.ledger import LedgerClient, LedgerError, LedgerUnreachableError
 from almoner_runner.meter.rates import Debit, Rates
@@ -32,8 +33,6 @@ IDLE_LOOK_S: Final = 0.25
 # How long a recall holds; whoever is still refused then recalls again.
 RECALL_SECONDS: Final = 5.0
 FLUSH_SECONDS: Final = 0.2
-BACKOFF_FIRST_S: Final = 0.1
-BACKOFF_MOST_S: Final = 5.0
 FOREVER: Final = float("inf")
 # Errors after which this meter starts no call; and those of them after which it has nothing more to say either.
 FATAL_CODES: Final = ("wrong_state", "not_found", "forbidden")
@@ -80,6 +79,8 @@ class Books:
         self._lease_seconds = LEASE_SECONDS
         self._topping_up: asyncio.Task[None] | None = None
         self._unanswered: dict[str, Any] | None = None  # records that were posted, with no answer yet
+        self._returning: dict[str, Any] | None = None  # what was returned, with no answer yet
+        self._activation = 0
 
     @property
     def now(self) -> float:
@@ -109,6 +110,7 @@ class Books:
         self.spool.begin(answer["next_sequence"], before)
         for record in recovered.unsettled:
             self.spool.settle(record)
+        self._activation = answer.get("activation", 0)
         self._lease_seconds = answer["lease_seconds"]
         self.max_per_request = answer.get("max_per_request", {})
         self.remaining = answer.get("remaining", {})
@@ -124,7 +126,7 @@ class Books:
 
     async def _insist(self, call: Callable[[], Awaitable[dict[str, Any]]], what: str) -> tuple[float, dict[str, Any]]:
         """Repeat an exchange until it is answered for good; gives when it was sent, and the answer."""
-        for wait in _backoff():
+        for wait in waits.backoff():
             sent = self.now
             try:
                 return sent, await call()
@@ -261,6 +263,11 @@ class Books:
 
         It may have been done at the first try: all that its answer says counts from then.
         """
+        if self._returning is not None:
+            # It may still come to pass, and would then take what was believed to be held, and spent again.
+            with contextlib.suppress(LedgerError):
+                await self._exchange("POST", "return", self._returning)
+            self._returning = None
         sent = self.now
         try:
             return sent, await self._exchange("POST", verb, body)
@@ -307,14 +314,14 @@ class Books:
                     logger.warning("spool: flushing failed: %s", error.strerror)
 
     async def _post_always(self) -> None:
-        backoff = _backoff()
+        backoff = waits.backoff()
         while True:
             await self._to_post.wait()
             await asyncio.sleep(POST_DELAY_S)
             self._to_post.clear()
             try:
                 await self.post_pending()
-                backoff = _backoff()
+                backoff = waits.backoff()
             except (LedgerError, LedgerUnreachableError) as error:
                 self.posts_failed += 1
                 logger.warning("posting records: %s; they stay in the spool", error)
@@ -418,6 +425,9 @@ class Books:
             except LedgerError:
                 self.allotment.grant(idle)
                 raise
+            except LedgerUnreachableError:
+                self._returning = body
+                raise
             # Where no answer came it stays gone: the next exchange's `held` brings back what the ledger did not take.
             self._renew(sent, answer)
             self._believe(answer)
@@ -429,10 +439,11 @@ class Books:
             "settled": self.spool.totals.amounts(),
             "amounts": amounts,
             "final": final,
+            "activation": self._activation,
         }
 
     async def _listen(self) -> None:
-        backoff = _backoff()
+        backoff = waits.backoff()
         while True:
             sent = self.now
             try:
@@ -444,7 +455,7 @@ class Books:
                     self.stopped = f"the ledger: {error}"
                 await asyncio.sleep(next(backoff))
             else:
-                backoff = _backoff()
+                backoff = waits.backoff()
                 self._heed(sent, signals)
                 if signals.get("cancel") or signals.get("recall"):
                     # The ledger may answer at once for as long as the signal stands.
@@ -470,7 +481,7 @@ class Books:
             return False
         try:
             async with asyncio.timeout(seconds):
-                for wait in _backoff():
+                for wait in waits.backoff():
                     try:
                         await self.post_pending()
                         async with self._lock:
@@ -483,11 +494,3 @@ class Books:
         except (TimeoutError, LedgerError) as error:
             logger.error("the last return: %s; the operator closes the allotment", error or "no time left")  # noqa: TRY400
         return False
-
-
-def _backoff() -> Any:
-    """Give waits in seconds without end: doubling, with jitter."""
-    wait = BACKOFF_FIRST_S
-    while True:
-        yield wait * (0.5 + random.random() / 2)  # noqa: S311 - jitter
-        wait = min(wait * 2, BACKOFF_MOST_S)
