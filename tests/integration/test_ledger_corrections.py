@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -178,6 +179,25 @@ def test_somebody_who_looked_too_early_is_told(books: Books) -> None:
     correct(books, allotment, (one.id, 80), revision=0)
     assert code(correct(books, allotment, (one.id, 20), revision=0)) is ErrorCode.RECORD_CONFLICT
     assert books.state().spent == 80
+
+
+def test_of_many_who_correct_at_once_one_is_first(books: Books) -> None:
+    books.limits(limits={USD: 1000})
+    allotment = books.active(need={USD: 100})
+    one = record(1, 50)
+    books.post(allotment, [one])
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda cost: correct(books, allotment, (one.id, cost), revision=0), range(1, 13)))
+    (first,) = [answer for answer in answers if isinstance(answer, wire.Corrected)]
+    assert {code(answer) for answer in answers if answer is not first} == {ErrorCode.RECORD_CONFLICT}
+    assert books.state().spent == first.corrected[0].after
+    # Without a revision all are done, one after the other, while records go on coming.
+    with ThreadPoolExecutor(6) as pool:
+        later = pool.map(lambda n: books.post(allotment, [record(n, 1)]), range(2, 8))
+        again = pool.map(lambda cost: correct(books, allotment, (one.id, cost)), range(20, 26))
+        assert all(isinstance(answer, wire.Posted) for answer in later)
+        assert all(isinstance(answer, wire.Corrected) for answer in again)
+    assert books.state().spent - 6 in range(20, 26)
 
 
 def test_what_cannot_be_corrected_is_refused_by_name(books: Books) -> None:
