@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import sqlalchemy as sa
 from almoner_core import wire
 from almoner_core.wire import AccountKey, AccountKind, Amounts, Dimension, ErrorCode, RateLimit
 from almoner_ledger import schema
-from almoner_ledger.store import Verb, command
+from almoner_ledger.store import Database, Store, Verb, command
 from almoner_ledger.store.state import quota_account_id
 from tests.support.books import (
     DOLLAR,
@@ -406,3 +407,25 @@ def test_the_audit_names_a_bucket_that_was_meddled_with(
     books.execute(meddle)
     assert invariant in {violation.invariant for violation in books.violations()}
     books.close()
+
+
+def test_replicas_at_once_never_pass_a_rate(books: Books, ledger_url: str, clock: Clock) -> None:
+    limit(books, rate(TOKENS, 1000))
+    runs = [books.active() for _ in range(8)]
+    # The second store is another replica's; it must not take the epoch from the operator.
+    other = Store(Database(ledger_url, patience_seconds=20), clock=clock)
+
+    def spend(number: int) -> int:
+        store = (books.store, other)[number % 2]
+        granted = 0
+        for _ in range(8):
+            body = extend_body({TOKENS: 30}, "provider")
+            (answer,) = store.execute([command(Verb.EXTEND, body, allotment=runs[number], pod_uid="pod-uid")])
+            granted += isinstance(answer, wire.Extended)
+        return granted
+
+    with ThreadPoolExecutor(8) as pool:
+        granted = sum(pool.map(spend, range(8)))
+    other.database.dispose()
+    assert granted == 33
+    assert missing(books) == 990
