@@ -48,6 +48,7 @@ def record(sequence: int, cost: int | None = 0, **changes: Any) -> UsageRecord:
         "duration_ms": 1,
         "outcome": Outcome.OK,
         "requests": 1,
+        "price_version": "test" if cost else None,
     }
     return UsageRecord(**{**values, **changes})
 

@@ -165,5 +165,6 @@ def record_body(sequence: int, cost: int | None, **more: Any) -> dict[str, Any]:
         "started_unix_ms": 1_800_000_000_000,
         "duration_ms": 5,
         "outcome": "ok",
+        "price_version": "test" if cost else None,
         **more,
     }

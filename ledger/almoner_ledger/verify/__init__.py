@@ -19,7 +19,7 @@ from sqlalchemy.engine import Connection
 
 from almoner_ledger import schema, sealing
 from almoner_ledger.database import Database
-from almoner_ledger.verify import alerts, balances, compute, corrections, life, rates, seals
+from almoner_ledger.verify import alerts, balances, compute, corrections, entries, guards, life, rates, seals
 from almoner_ledger.verify.findings import Audit, Check, Violation, total
 
 __all__ = ["CHECKS", "Audit", "Check", "Violation", "audit", "report"]
@@ -32,8 +32,10 @@ CHECKS: Final[tuple[Check, ...]] = (
     *compute.CHECKS,
     *corrections.CHECKS,
     *life.CHECKS,
+    *entries.CHECKS,
     *rates.CHECKS,
     *seals.CHECKS,
+    *guards.CHECKS,
 )
 
 
