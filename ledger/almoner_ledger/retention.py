@@ -24,6 +24,7 @@ from sqlalchemy.engine import Connection
 from almoner_ledger import schema, sealing
 from almoner_ledger.schema import USAGE_COLUMNS
 from almoner_ledger.store import Store
+from almoner_ledger.store.charging import month_of
 from almoner_ledger.store.queries import OPEN_STATES
 
 KEEP_MONTHS_MIN: Final = 1
@@ -48,12 +49,6 @@ def bounds(month: int) -> tuple[int, int]:
     first = dt.datetime(month // 100, month % 100, 1, tzinfo=dt.UTC)
     following = (first + dt.timedelta(days=31)).replace(day=1)
     return int(first.timestamp()) * 1000, int(following.timestamp()) * 1000
-
-
-def month_of(unix_ms: int) -> int:
-    """The month of an instant."""
-    day = dt.datetime.fromtimestamp(unix_ms / 1000, dt.UTC)
-    return day.year * 100 + day.month
 
 
 def first_kept(now_ms: int, keep_months: int) -> int:

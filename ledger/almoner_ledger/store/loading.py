@@ -17,6 +17,7 @@ from almoner_ledger import schema
 from almoner_ledger.sequences import Sequences
 from almoner_ledger.store import alerts, corrections, rates
 from almoner_ledger.store.books import Books, StoredOperation, StoredRecord
+from almoner_ledger.store.charging import month_of
 from almoner_ledger.store.commands import WITH_RECORDS, Command, Verb
 from almoner_ledger.store.compute import siblings_to_load
 from almoner_ledger.store.state import (
@@ -130,7 +131,10 @@ def _holds(dialect: str) -> sa.Select[Any]:
 @functools.cache
 def _records(dialect: str) -> sa.Select[Any]:
     table = schema.records
-    return sa.select(table.c.id, table.c.allotment_id, table.c.digest).where(_among(table.c.id, dialect))
+    # In the partitions of the months alone: a record that comes twice comes for the same allotment.
+    return sa.select(table.c.id, table.c.allotment_id, table.c.digest).where(
+        _among(table.c.id, dialect), table.c.month.in_(sa.bindparam("months", expanding=True))
+    )
 
 
 def _load_operations(books: Books, ids: set[str]) -> None:
@@ -328,6 +332,7 @@ def _load_holds(books: Books) -> None:
 
 
 def _load_records(books: Books, ids: set[str]) -> None:
-    if ids:
-        for row in _rows(books, _records, keys=sorted(ids)):
+    months = {month_of(allotment.opened_ms) for allotment in books.allotments.values()}
+    if ids and months:
+        for row in _rows(books, _records, keys=sorted(ids), months=sorted(months)):
             books.records[row.id] = StoredRecord(row.allotment_id, row.digest)

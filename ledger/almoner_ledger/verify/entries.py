@@ -10,8 +10,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from almoner_core.wire import Dimension
-from almoner_ledger import retention, schema
-from almoner_ledger.store.charging import UNACCOUNTED
+from almoner_ledger import schema
+from almoner_ledger.store.charging import UNACCOUNTED, month_of
 from almoner_ledger.store.flushing import CHANGES
 from almoner_ledger.verify.findings import Check, Violation, total
 
@@ -59,8 +59,8 @@ def in_their_month(connection: Connection) -> Iterator[Violation]:
         .group_by(records.c.allotment_id, records.c.month, table.c.opened_ms)
     )
     for row in connection.execute(query):
-        if row.month != retention.month_of(row.opened_ms):
-            found = f"{row.count} entries are in {row.month}, it was opened in {retention.month_of(row.opened_ms)}"
+        if row.month != month_of(row.opened_ms):
+            found = f"{row.count} entries are in {row.month}, it was opened in {month_of(row.opened_ms)}"
             yield Violation("entries-in-their-month", f"allotment {row.allotment_id}", found)
 
 
