@@ -28,3 +28,4 @@ SEALED = Counter("almoner_ledger_sealed_entries_total", "Entries that this repli
 MAINTENANCE_FAILURES = Counter(
     "almoner_ledger_maintenance_failures_total", "Turns of sealing or tidying that failed.", ["task"]
 )
+EXPIRED = Counter("almoner_ledger_expired_total", "Attempts given up because nothing was heard of their meter.")

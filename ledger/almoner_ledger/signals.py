@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from almoner_core.wire import AllotmentState, ErrorCode, Signals
+from almoner_ledger import metrics
 from almoner_ledger.batching import Batcher
 from almoner_ledger.database import DatabaseUnavailableError
 from almoner_ledger.errors import LedgerError
@@ -35,6 +36,9 @@ GATHER_SECONDS: Final = 0.02
 """Meters that ask within so long are looked at together."""
 SWEEP_SECONDS_MAX: Final = 30.0
 _OPEN: Final = (AllotmentState.OFFERED, AllotmentState.ACTIVE)
+
+
+_NOBODY: Final = Attention("", None, 0, 0)
 
 
 @dataclass(slots=True, eq=False)
@@ -128,7 +132,10 @@ class SignalWatch:
         for each in waiters:
             each.looked = True
             self._tell(each, found.get(each.allotment), now_ms, began)
-        self._told.update({key: each.recall_ms for key, each in found.items() if each.recall_ms})
+        # Afterwards, so that all polls of one allotment hear it (one may be of a connection that is lost); and not of
+        # what only a stranger asked about.
+        mine = {each.allotment for each in waiters if found.get(each.allotment, _NOBODY).pod_uid == each.pod_uid}
+        self._told.update({key: found[key].recall_ms for key in mine if found[key].recall_ms})
         for allotment in [key for key, at in self._told.items() if at < now_ms - 2 * recall.FRESH_MS]:
             del self._told[allotment]
 
@@ -223,5 +230,6 @@ class Sweeper:
         ended = [key for key, answer in zip(due, answers, strict=True) if not isinstance(answer, LedgerError)]
         for key in ended:
             self._seen.pop(key, None)
+            metrics.EXPIRED.inc()
             log.warning("allotment %s is given up: nothing was heard of its meter", key)
         return ended
