@@ -20,7 +20,7 @@ from almoner_ledger.batching import Batcher
 from almoner_ledger.errors import LedgerError
 from almoner_ledger.leasing import LeasePolicy
 from almoner_ledger.signals import SignalWatch, Sweeper
-from almoner_ledger.store import Verb
+from almoner_ledger.store import Verb, command
 from almoner_ledger.store.commands import Expire
 from tests.support.books import DOLLAR, USD, Books, Clock, code, new_id, record, refused
 from tests.support.polling import until_async
@@ -387,9 +387,23 @@ def test_a_signal_is_for_the_bound_pod_alone_and_renews_for_no_other(books: Book
     assert exchanged_ms(books, allotment) == before
 
 
+def many_active(books: Books, count: int) -> list[str]:
+    """Open, bind and activate in three groups."""
+    opens = [books.open_command(need={USD: 10}) for _ in range(count)]
+    meters: list[str] = [each.body.allotment for each in opens]
+    binds = [wire.BindAllotment(operation_id=new_id(), allotment=each, pod_uid="pod-uid") for each in meters]
+    activate = [
+        command(Verb.ACTIVATE, wire.Activate(operation_id=new_id()), allotment=each, pod_uid="pod-uid")
+        for each in meters
+    ]
+    for group in (opens, [command(Verb.BIND, each, epoch=books.epoch) for each in binds], activate):
+        assert not [each for each in books.run_all(group) if isinstance(each, LedgerError)]
+    return meters
+
+
 def test_200_meters_that_wait_are_one_query_a_round(books: Books, clock: Clock) -> None:
     books.limits(limits={USD: DOLLAR})
-    meters = [books.active(need={USD: 10}) for _ in range(200)]
+    meters = many_active(books, 200)
     rounds = 3
 
     async def wait() -> list[str]:
