@@ -267,7 +267,10 @@ class World:
         except TimeoutError:
             stages = ", ".join(f"{run.name} {run.stage}" for run in self.runs if run.stage != "over")
             pods = ", ".join(pod.name for pod in self.pods if not (pod.ended.is_set() or pod.lost))
-            self.oracle.problem(f"it does not settle in {SETTLES_S:g} s: {stages or 'all runs over'}; pods: {pods}")
+            leads = ", ".join(each.standing for each in self.operators if each.leads)
+            self.oracle.problem(
+                f"it does not settle in {SETTLES_S:g} s: {stages or 'all runs over'}; pods: {pods}; leading: {leads}"
+            )
         for operator in self.operators:
             await operator.kill()
 
