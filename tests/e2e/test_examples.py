@@ -50,12 +50,14 @@ def test_the_examples_run(world: World, repository: Path) -> None:
         world.kubectl("apply", "-f", str(path))
     for name in ("openai", "anthropic", "local"):
         world.wait_ready("ModelProvider", name)
+    for name in ("serper", "vectors"):
+        world.wait_ready("ToolProvider", name)
     bypassable = {
         name: world.condition("ModelProvider", name, "Bypassable")["status"]
         for name in ("openai", "anthropic", "local")
     }
     assert bypassable == {"openai": "False", "anthropic": "False", "local": "True"}
-    for name in ("support", "researcher", "refunds", "crm-crew"):
+    for name in ("support", "researcher", "refunds", "crm-crew", "librarian"):
         world.wait_ready("Agent", name)
     order, recycling, complaint = world.succeeded("where-is-my-order", "battery-recycling", "answer-complaint")
     assert order["output"] == complaint["output"] == "59.97 in all"
