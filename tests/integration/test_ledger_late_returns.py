@@ -22,6 +22,8 @@ def test_a_return_of_a_meter_that_was_started_again_takes_nothing(ledger_url: st
     first, second = books.activate(allotment), books.activate(allotment)
     assert second.activation > first.activation
     assert give_back(books, allotment, 60, first.activation).held == {USD: 100}
+    # Nor is its last word the last: what comes after it would be refused.
+    assert give_back(books, allotment, 0, first.activation, final=True).state == "active"
     assert books.state().reserved == 100
     assert give_back(books, allotment, 60, second.activation).held == {USD: 40}
     assert books.violations() == []

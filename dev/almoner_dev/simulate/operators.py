@@ -114,8 +114,7 @@ class Operator:
     def standing(self) -> str:
         """Who it is, and what its tasks are at, for people."""
         tasks = [task for task in asyncio.all_tasks() if task.get_name().startswith(self.name)]
-        frames = [(task.get_stack(limit=1) or [None])[0] for task in tasks]
-        lines = ", ".join(str(frame.f_lineno) for frame in frames if frame is not None)
+        lines = ", ".join(str(frame.f_lineno) for task in tasks for frame in task.get_stack(limit=1))
         return f"{self.name} (epoch {self.client.epoch}, leader: {self.world.leader is self}, at {lines})"
 
     async def kill(self) -> None:

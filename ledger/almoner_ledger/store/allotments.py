@@ -307,7 +307,7 @@ def give_back(books: Books, command: Command) -> Returned:
     if allotment.state in (AllotmentState.OFFERED, AllotmentState.VOID):
         raise wrong_state(allotment, "return anything")
     over = allotment.state is AllotmentState.CLOSED or allotment.final_sequence is not None
-    if not body.final and (over or body.activation not in (0, allotment.activated_ms)):
+    if (over and not body.final) or body.activation not in (0, allotment.activated_ms):
         # Come late: of a meter that has given its last word, or was started again and counts on what it was told.
         return Returned(state=allotment.state, held=allotment.held())
     _check_return(allotment, body)
