@@ -9,8 +9,15 @@ from almoner_ledger.store import Verb
 from tests.support.books import USD, Books, new_id
 
 
-def give_back(books: Books, allotment: str, amount: int, activation: int) -> Any:
-    body = wire.Return(operation_id=new_id(), last_sequence=0, settled={}, amounts={USD: amount}, activation=activation)
+def give_back(books: Books, allotment: str, amount: int, activation: int, *, final: bool = False) -> Any:
+    body = wire.Return(
+        operation_id=new_id(),
+        last_sequence=0,
+        settled={},
+        amounts={} if final else {USD: amount},
+        final=final,
+        activation=activation,
+    )
     return books.run(Verb.RETURN, body, allotment=allotment, pod_uid="pod-uid")
 
 
