@@ -63,7 +63,11 @@ def parser() -> argparse.ArgumentParser:
     )
     option("--start-deadline-seconds", "ALMONER_START_DEADLINE_SECONDS", "for a pod to start", "600", type=int)
     option(
-        "--lost-seconds", "ALMONER_LOST_SECONDS", "after which a vanished pod's money is charged off", "90", type=int
+        "--lost-seconds",
+        "ALMONER_LOST_SECONDS",
+        "after which the ledger is asked to charge a vanished pod's money off, once its meter can spend no more",
+        "90",
+        type=int,
     )
     option("--health-port", "ALMONER_HEALTH_PORT", "of /healthz and /readyz; 0: none", "8080", type=int)
     option("--metrics-port", "ALMONER_METRICS_PORT", "of /metrics; 0: none", "9090", type=int)
