@@ -115,6 +115,7 @@ def _measure(options: Options, url: str, directory: Path) -> dict[str, Any]:
     figures["overview_to_raw_count"] = ratio(figures["overview_ms_p50"], figures["raw_count_ms_p50"])
     figures["overviews"] = overviews
     figures["details"] = details
+    say(f"history: {json.dumps(figures)}")
     figures |= _exports(url, directory, options.records)
     figures |= _verify(url, directory)
     figures["processor_shares"] = Processor.now().since(processor)

@@ -133,9 +133,7 @@ def _partitions(connection: Connection, since_ms: int, until_ms: int) -> None:
         {"since": since_ms, "until": until_ms},
     ).scalars()
     for month in sorted(months):
-        connection.exec_driver_sql(
-            f"CREATE TABLE IF NOT EXISTS records_{month} PARTITION OF records FOR VALUES IN ({month})"
-        )
+        connection.exec_driver_sql(f"SELECT almoner_make_partition({int(month)})")
 
 
 def _accounts(connection: Connection) -> None:

@@ -22,7 +22,7 @@ Entry = Mapping[str, Any]
 HOUR = 3600
 
 
-def live(books: Books, clock: Clock, *, seed: int, executions: int = 25) -> None:
+def live(books: Books, clock: Clock, *, seed: int, executions: int = 14) -> None:
     """Run executions over some weeks: retries, vanished and late ones, machine time, corrections, across midnights."""
     chance = random.Random(seed)
     books.limits(limits={USD: 10**15})
