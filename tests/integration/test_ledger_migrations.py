@@ -18,7 +18,7 @@ FIRST = "0001"
 
 def rows(books: Books, table: str, names: list[str]) -> list[Any]:
     """All rows of a table as it is now, in a fixed order."""
-    query = sa.select(*(sa.column(name) for name in names)).select_from(sa.table(table))
+    query: sa.Select[*tuple[Any, ...]] = sa.select(*(sa.column(name) for name in names)).select_from(sa.table(table))
     return sorted(map(tuple, books.store.read(lambda c: c.execute(query).all())), key=repr)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -47,6 +48,15 @@ class Attempt:
     final: bool = False
 
 
+@dataclass
+class Done:
+    """An operation that was done: how to ask again, how to misuse its id, and its answer."""
+
+    again: Callable[[], Any]
+    otherwise: Callable[[], Any]
+    answer: Any
+
+
 def any_in(*states: str) -> Callable[[Any], bool]:
     """A precondition: some attempt is in one of the states."""
     return lambda machine: any(each.state in states for each in getattr(machine, "attempts", []))
@@ -65,7 +75,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.limits: dict[str, dict[Dimension, int]] = {}
         self.attempts: list[Attempt] = []
         self.executions = [f"{self.run}/{number}" for number in range(2)]
-        self.again: Callable[[], tuple[Any, Any]] | None = None
+        self.done: list[Done] = []
+        self.stale: int | None = None
         self.set_limits(narrow, wide, token_limit)
 
     # -- the model -------------------------------------------------------------------------------------
@@ -126,7 +137,6 @@ class LedgerMachine(RuleBasedStateMachine):
             attempt.bound = True
             assert isinstance(self.books.activate(attempt.id), wire.Activated)
             attempt.state = "active"
-            self.again = None
 
     def open_one(self, execution: str, need: int, need_tokens: int, want: int) -> Attempt | None:
         mine = [each for each in self.attempts if each.execution == execution]
@@ -144,6 +154,9 @@ class LedgerMachine(RuleBasedStateMachine):
             want={USD: want},
         )
         answer = self.books.run_all([made])[0]
+        if any(each.state == "active" for each in mine):
+            assert code(answer) is ErrorCode.LEASED, "two attempts of one execution never spend at once"
+            return None
         before = [(each, dict(each.held), each.state) for each in superseded]
         for each in superseded:
             each.held.clear()
@@ -151,7 +164,10 @@ class LedgerMachine(RuleBasedStateMachine):
         assert all(amount >= 0 for amount in freed.values())
         if self.check_grant(attempt, amounts, want, answer):
             self.attempts.append(attempt)
-            self.again = lambda: (self.books.run_all([made])[0], answer)
+            other = dataclasses.replace(made, digest="0" * 64)
+            self.done.append(
+                Done(lambda: self.books.run_all([made])[0], lambda: self.books.run_all([other])[0], answer)
+            )
             return attempt
         for each, held, state in before:
             each.held, each.state = held, state
@@ -165,7 +181,13 @@ class LedgerMachine(RuleBasedStateMachine):
         answer = self.books.bind(attempt.id, operation_id=operation)
         assert answer.state == attempt.state
         attempt.bound = True
-        self.again = lambda: (self.books.bind(attempt.id, operation_id=operation), answer)
+        self.done.append(
+            Done(
+                lambda: self.books.bind(attempt.id, operation_id=operation),
+                lambda: self.books.bind(attempt.id, "another-pod", operation_id=operation),
+                answer,
+            )
+        )
 
     @precondition(any_in("offered", "active", "void", "closed"))
     @rule(data=st.data())
@@ -191,9 +213,12 @@ class LedgerMachine(RuleBasedStateMachine):
         if attempt.frozen:
             assert code(answer) is ErrorCode.WRONG_STATE
         elif self.check_grant(attempt, amounts, want, answer):
-            self.again = lambda: (
-                self.books.extend(attempt.id, amounts, {USD: want}, operation_id=operation),
-                answer,
+            self.done.append(
+                Done(
+                    lambda: self.books.extend(attempt.id, amounts, {USD: want}, operation_id=operation),
+                    lambda: self.books.extend(attempt.id, amounts, {USD: want + 1}, operation_id=operation),
+                    answer,
+                )
             )
 
     @precondition(any_in("active", "closed"))
@@ -216,8 +241,15 @@ class LedgerMachine(RuleBasedStateMachine):
             attempt.spent[dimension] = attempt.spent.get(dimension, 0) + amount - explained
             attempt.posted[dimension] = attempt.posted.get(dimension, 0) + amount
             attempt.frozen = attempt.frozen or amount > held + explained
-        assert answer.frozen == attempt.frozen
-        self.again = lambda: (self.books.post(attempt.id, [sent], operation_id=operation), answer)
+        assert answer.frozen == (attempt.frozen or attempt.state == "closed"), "its meter asks for no more"
+        other = record(99, cost)
+        self.done.append(
+            Done(
+                lambda: self.books.post(attempt.id, [sent], operation_id=operation),
+                lambda: self.books.post(attempt.id, [other], operation_id=operation),
+                answer,
+            )
+        )
 
     @precondition(any_in("active", "closed"))
     @rule(data=st.data())
@@ -277,12 +309,61 @@ class LedgerMachine(RuleBasedStateMachine):
             attempt.state = "void"
             attempt.held.clear()
 
-    @precondition(lambda self: self.again is not None)
+    @precondition(any_in("active"))
+    @rule(data=st.data(), costs=st.lists(AMOUNT, min_size=1, max_size=3), backwards=st.booleans())
+    def give_back_all_before_the_records(self, data: Any, costs: list[int], backwards: bool) -> None:
+        """The last word overtakes the records that it speaks of; what they need stays held, and they close it."""
+        attempt = self.some(data, "active")
+        first = len(attempt.records) + 1
+        sent = [record(first + number, cost) for number, cost in enumerate(costs)]
+        stated = {d: attempt.posted.get(d, 0) + (sum(costs) if d is USD else 0) for d in (USD, TOKENS)}
+        answer = self.books.give_back(attempt.id, len(attempt.records) + len(sent), stated, final=True)
+        assert answer.state == "active"
+        for dimension, held in attempt.held.items():
+            attempt.held[dimension] = min(held, stated[dimension] - attempt.posted.get(dimension, 0))
+        attempt.final = True
+        self.the_accounts_are_what_the_model_says()
+        for each in reversed(sent) if backwards else sent:
+            assert isinstance(self.books.post(attempt.id, [each]), wire.Posted)
+            cost = each.cost_nanos or 0
+            attempt.held[USD] = max(0, attempt.held.get(USD, 0) - cost)
+            attempt.spent[USD] = attempt.spent.get(USD, 0) + cost
+            attempt.posted[USD] = attempt.posted.get(USD, 0) + cost
+            attempt.records.append(each)
+        attempt.state = "closed"
+        attempt.held.clear()
+
+    @precondition(lambda self: bool(getattr(self, "done", [])))
+    @rule(data=st.data())
+    def retry(self, data: Any) -> None:
+        """However late a retry comes, and whatever has happened since: the same answer, and nothing done again."""
+        done = data.draw(st.sampled_from(self.done))
+        assert done.again() == done.answer
+
+    @precondition(lambda self: bool(getattr(self, "done", [])))
+    @rule(data=st.data())
+    def use_an_operation_id_for_something_else(self, data: Any) -> None:
+        done = data.draw(st.sampled_from(self.done))
+        assert code(done.otherwise()) is ErrorCode.OPERATION_CONFLICT
+
     @rule()
-    def retry(self) -> None:
-        assert self.again is not None
-        answer, before = self.again()
-        assert answer == before
+    def another_operator_leads(self) -> None:
+        self.stale = self.books.epoch
+        self.books.epoch = self.books.take_epoch()
+        assert self.books.epoch > self.stale
+
+    @precondition(lambda self: any_in("offered", "active")(self) and getattr(self, "stale", None) is not None)
+    @rule(data=st.data(), verb=st.sampled_from((Verb.CLOSE, Verb.VOID)))
+    def the_old_operator_goes_on(self, data: Any, verb: Verb) -> None:
+        attempt = self.some(data, "offered", "active")
+        current = self.books.epoch
+        assert self.stale is not None
+        self.books.epoch = self.stale
+        try:
+            assert code(self.books.end(attempt.id, verb)) is ErrorCode.STALE_EPOCH
+            assert code(self.books.limits(self.quota("wide"), limits={}, generation=10**9)) is ErrorCode.STALE_EPOCH
+        finally:
+            self.books.epoch = current
 
     # -- what always holds -----------------------------------------------------------------------------
 

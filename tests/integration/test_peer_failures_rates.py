@@ -41,8 +41,9 @@ def test_parallel_calls_never_pass_the_tokens_of_a_minute_or_an_hour(team: Team,
     turned_away = refused(answers)
     assert len(turned_away) == 9 - team.asked()
     for error in turned_away:
-        assert error.status_code == 429
-        assert 1 <= int(error.response.headers["retry-after"]) <= seconds
+        assert error.status_code == 429, error
+        # Rounded up to a whole second.
+        assert 1 <= int(error.response.headers["retry-after"]) <= seconds + 1, error
 
 
 # pydantic/pydantic-ai 2978

@@ -68,6 +68,24 @@ class Spending(RuleBasedStateMachine):
             self.given[dimension] -= amount
         assert self.allotment.free_amounts() == {}
 
+    @rule(told=AMOUNTS, unposted=AMOUNTS)
+    def believe_the_ledger(self, told: dict[str, int], unposted: dict[str, int]) -> None:
+        differences = self.allotment.reconcile(told, unposted)
+        for d in self.allotment.limited:
+            self.given[d] += differences.get(d, 0)
+            believed = told.get(d, 0) - unposted.get(d, 0)
+            assert self.allotment.held[d] == max(believed, self.allotment.in_flight[d])
+        assert self.allotment.reconcile(told, unposted) == {}, "once believed, nothing differs"
+
+    @rule(bound=AMOUNTS)
+    def ask_for_what_lacks(self, bound: dict[str, int]) -> None:
+        need, want = self.allotment.deficit(bound), self.allotment.comfort(bound)
+        assert all(want.get(d, 0) >= amount > 0 for d, amount in need.items())
+        self.allotment.grant(need)
+        for d, amount in need.items():
+            self.given[d] += amount
+        assert self.allotment.deficit(bound) == {}
+
     @rule(more=st.integers(min_value=1, max_value=50))
     def return_too_much(self, more: int) -> None:
         for dimension in self.allotment.limited:
@@ -91,7 +109,7 @@ class Spending(RuleBasedStateMachine):
             assert allotment.in_flight[d] == sum(h.amounts[d] for h in self.open)
             assert allotment.settled[d] == self.spent[d]
             assert allotment.settled[d] - allotment.excess[d] <= self.given[d]
-            assert allotment.granted[d] == (
+            assert allotment.granted[d] + allotment.corrections[d] == (
                 allotment.held[d] + allotment.settled[d] + allotment.returned[d] - allotment.excess[d]
             )
         assert allotment.frozen == any(allotment.excess.values())
