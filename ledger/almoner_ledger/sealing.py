@@ -37,6 +37,7 @@ from sqlalchemy.engine import Connection
 
 from almoner_ledger import schema
 from almoner_ledger.store import Store
+from almoner_ledger.store.charging import month_of
 from almoner_ledger.store.flushing import ENTRIES
 
 log = logging.getLogger(__name__)
@@ -228,8 +229,11 @@ def seal(connection: Connection, now_ms: int) -> int:
     if sum(counts.values()) != last - newest.sealed:
         # What there is gets sealed: the audit names the gap.
         log.error("entries %d to %d are not all there: run `almoner ledger verify`", newest.sealed + 1, last)
+    if not contents:
+        # All of them are gone. A seal of nothing says so for ever, and those that follow get theirs.
+        contents[month_of(now_ms)] = hashlib.sha256()
     rows = [
-        {"kind": "entries", "month": month, "entries": counts[month], "content": contents[month].hexdigest()}
+        {"kind": "entries", "month": month, "entries": counts.get(month, 0), "content": contents[month].hexdigest()}
         for month in sorted(contents)
     ]
     _append(connection, newest, rows, (newest.sealed + 1, last), now_ms)
@@ -248,8 +252,6 @@ def _append(
 ) -> None:
     """Write seals after the newest one."""
     counters = schema.counters
-    if not rows:
-        return
     # The counter outlives seals that somebody takes from the end, so that their numbers are missed.
     counted = connection.execute(
         sa.select(counters.c.value).where(counters.c.name == SEALS).with_for_update()

@@ -22,13 +22,17 @@ def _on_postgresql(connection: Connection, statements: tuple[sa.Executable, ...]
     # Replicas fire no triggers, those of foreign keys included.
     connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
     checks = connection.exec_driver_sql(
-        "SELECT conrelid::regclass::text, conname FROM pg_constraint WHERE contype = 'c' AND conparentid = 0 "
-        "AND conislocal AND connamespace = current_schema()::regnamespace"
+        "SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE contype = 'c' "
+        "AND conparentid = 0 AND conislocal AND connamespace = current_schema()::regnamespace"
     ).all()
-    for table, name in checks:
+    for table, name, _ in checks:
         connection.exec_driver_sql(f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {name}")
     for statement in statements:
         connection.execute(statement)
+    for table, name, definition in checks:
+        connection.exec_driver_sql(f"ALTER TABLE {table} ADD CONSTRAINT {name} {definition} NOT VALID")
+    # As if they had never been away: a superuser may write the catalogue.
+    connection.exec_driver_sql("UPDATE pg_constraint SET convalidated = true WHERE contype = 'c' AND NOT convalidated")
 
 
 def _on_sqlite(books: Books, statements: tuple[sa.Executable, ...]) -> None:
