@@ -64,10 +64,12 @@ def test_the_whole_road_over_http(service: LedgerService, epoch: int) -> None:
     token = meter_token(MINE)
     base = f"/v1/allotments/{allotment}"
     posted = service.ask("POST", f"{base}/records", {"operation_id": new_id(), "records": [record_body(1, 400)]}, token)
-    assert posted == {"last_sequence": 1, "held": {"usd": 600}, "frozen": False}
+    assert posted == {"last_sequence": 1, "held": {"usd": 600}, "frozen": False, "rates": None}
     service.ask("PUT", f"{base}/output", {"operation_id": new_id(), "content": "an answer\0 with NUL"}, token)
     service.ask("POST", f"{base}/progress", {"step": 1}, token)
-    assert service.ask("GET", f"{base}/signals", token=token) == {"recall": False, "cancel": False}
+    signals = service.ask("GET", f"{base}/signals", token=token)
+    assert (signals["recall"], signals["cancel"]) == (False, False)
+    assert 0 < signals["lease_seconds"] <= 60
     end = {"operation_id": new_id(), "last_sequence": 1, "settled": {"usd": 400}, "final": True}
     assert service.ask("POST", f"{base}/return", end, token)["state"] == "closed"
     assert service.ask("GET", f"{base}/signals?timeout_seconds=20", token=token)["cancel"]
