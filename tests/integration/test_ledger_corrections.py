@@ -314,6 +314,20 @@ def test_a_settlement_that_was_wrong_is_corrected(books: Books, meant: int) -> N
     assert "every record of the attempt has come" in refused(correct(books, allotment, (settlement, 5))).message
 
 
+@pytest.mark.parametrize(("late", "excess"), [(0, 0), (20, 0), (110, 40), (170, 100)])
+def test_a_settlement_above_the_limit_takes_its_excess_with_it(books: Books, late: int, excess: int) -> None:
+    books.limits(limits={USD: 100})
+    uid = new_id()
+    allotment = vanished(books, uid)  # 30 of 100 reported, 70 charged
+    settle(books, allotment, 170)
+    assert (books.state().spent, books.state().excess) == (200, 100)
+    if late:
+        books.post(allotment, [record(2, late)])
+    books.give_back(allotment, 1 + (late > 0), {USD: 30 + late}, final=True)
+    assert (books.state().spent, books.state().excess) == (30 + late, excess)
+    assert books.totals(uid).totals.cost_nanos == 30 + late
+
+
 def test_only_what_is_unaccounted_can_be_settled(books: Books) -> None:
     books.limits(limits={USD: 1000})
     allotment = books.active(need={USD: 100})

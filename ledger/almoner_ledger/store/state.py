@@ -206,6 +206,11 @@ class Hold:
             self.window.reserved += amount
         else:
             self.granted -= amount
+            # Where a person's word about it had gone above the limit, that part is gone with it.
+            relief = min(amount, self.excess_corrected)
+            self.excess -= relief
+            self.excess_corrected -= relief
+            self.window.excess -= relief
         self._touch()
 
     def correct_up(self, amount: int) -> None:
