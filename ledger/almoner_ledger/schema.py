@@ -51,12 +51,12 @@ def _usage() -> list[Column[int]]:
     return [_amount(name) for name in USAGE_COLUMNS]
 
 
-# One row: who leads. Lower epochs are refused.
-# Rows that every grant, post and return updates leave half of each page free, so that PostgreSQL writes the new row into
-# the old one's page and touches no index (a "HOT" update). Pages of closed attempts stay half empty: without it, dead rows
-# and the indexes' pointers to them took more.
+# Rows that every grant, post and return updates leave half of each page free: PostgreSQL then writes the new row into
+# the old one's page and touches no index (a "HOT" update). Pages of closed attempts stay half empty: without it, dead
+# rows and the indexes' pointers to them took more.
 _ROOM = {"fillfactor": 50}
 
+# One row: who leads. Lower epochs are refused.
 epochs = Table(
     "epochs",
     metadata,

@@ -299,6 +299,25 @@ def test_a_clock_that_goes_back_keeps_leases_and_gives_nothing_up(books: Books, 
     assert exchanged_ms(books, allotment) == clock()
 
 
+def test_after_the_clock_went_back_silence_counts_from_then(books: Books, clock: Clock) -> None:
+    """Else a vanished attempt would hold its money until the clock is where it was."""
+    books.limits(limits={USD: DOLLAR})
+    vanished = books.active(need={USD: 10})
+    hand = Hand()
+    clock.now -= 24 * 3600
+
+    def almost() -> None:
+        clock.now += SILENCE_SECONDS - 1
+        hand.now += SILENCE_SECONDS - 1
+
+    def wait() -> None:
+        clock.now += LEASE_SECONDS
+        hand.now += LEASE_SECONDS
+
+    assert asyncio.run(sweep(books, almost, wait, wait, hand=hand)) == [[], [], [], [vanished]]
+    assert [cost for _, cost in unaccounted(books)] == [10]
+
+
 def test_heard_of_between_the_look_and_the_end_is_not_ended(books: Books, clock: Clock) -> None:
     books.limits(limits={USD: DOLLAR})
     allotment = books.active(need={USD: 10})

@@ -116,6 +116,10 @@ class Pod:
         if self.world.nodes_known:
             self.ended.set()
 
+    def answer_again(self) -> None:
+        """Let the node answer the API server, unless it is gone meanwhile."""
+        self.unreachable = self.lost
+
     def _die(self) -> None:
         """End everything of the meter's process at once; nothing reaches its spool any more."""
         spool, books = self._spool, self._books

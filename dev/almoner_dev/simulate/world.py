@@ -325,7 +325,7 @@ class World:
         if self.chance.random() < 0.5:
             # The node does not answer the API server either; it may come back when it is given up.
             pod.unreachable = True
-            asyncio.get_running_loop().call_later(seconds, setattr, pod, "unreachable", pod.lost)
+            asyncio.get_running_loop().call_later(seconds, pod.answer_again)
 
     async def _jump(self) -> None:
         self.faults.note("clock_jumped")

@@ -79,6 +79,9 @@ class Store:
 
     def silent(self) -> dict[str, int]:
         """Active attempts that fell silent, and when each was last heard of: see leases."""
+        if self.read(lambda connection: leases.ahead(connection, self.now_ms(connection))):
+            count = self.database.write(lambda connection: leases.set_back(connection, self.now_ms(connection)))
+            log.warning("the clock went back: the silence of %d attempts counts from now on", count)
         return self.read(lambda connection: leases.silent(connection, self.now_ms(connection), self.lease))
 
     def renew(self, ids: Collection[str]) -> set[str]:

@@ -29,6 +29,8 @@ from almoner_ledger.store.state import Allotment
 EXPIRED: Final = "expired"
 SILENT_MAX: Final = 200
 """How many silent allotments one sweep takes up."""
+AHEAD_MS: Final = 1000
+"""A clock that went back by less is not worth a write."""
 
 
 def check_silent(books: Books, allotment: Allotment, *, field: str = "terminated") -> None:
@@ -90,6 +92,30 @@ def silent(connection: Connection, now_ms: int, policy: LeasePolicy) -> dict[str
         .limit(SILENT_MAX)
     )
     return {row.id: row.exchanged_ms for row in connection.execute(query)}
+
+
+def ahead(connection: Connection, now_ms: int) -> bool:
+    """Whether an active attempt was heard of later than now: the clock has gone back."""
+    return connection.execute(sa.select(_ahead(now_ms).exists())).scalar_one()
+
+
+def set_back(connection: Connection, now_ms: int) -> int:
+    """After the clock went back: count the silence of such attempts from now on, later than they were heard of.
+
+    Else nobody could give them up before the clock is where it was, an hour later or a year. Gives how many they are.
+    """
+    rows = _ahead(now_ms).order_by(schema.allotments.c.id).with_for_update()
+    statement = sa.update(schema.allotments).where(schema.allotments.c.id.in_(rows)).values(exchanged_ms=now_ms)
+    return int(connection.execute(statement).rowcount)
+
+
+def _ahead(now_ms: int) -> sa.Select[Any]:
+    table = schema.allotments
+    return sa.select(table.c.id).where(
+        table.c.state == AllotmentState.ACTIVE.value,
+        table.c.purpose == Purpose.RUN.value,
+        table.c.exchanged_ms > now_ms + AHEAD_MS,
+    )
 
 
 def renew(connection: Connection, ids: Collection[str], now_ms: int) -> set[str]:

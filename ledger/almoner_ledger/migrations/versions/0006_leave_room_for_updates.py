@@ -1,8 +1,8 @@
 """Leave room in the pages of what is updated all the time.
 
-On PostgreSQL an update whose new row fits into the old one's page touches no index and leaves nothing to vacuum (a "HOT"
-update). Every grant, post and return updates holds, windows and allotments, and with full pages nine in ten of them went
-elsewhere. Rows that are there already stay where they are until they are written anew.
+On PostgreSQL an update whose new row fits into the old one's page touches no index and leaves nothing to vacuum (a
+"HOT" update). Every grant, post and return updates holds, windows and allotments, and with full pages nine in ten of
+them went elsewhere. Rows that are there already stay where they are until they are written anew.
 """
 
 from __future__ import annotations
