@@ -133,9 +133,13 @@ def test_a_pod_that_the_ledger_does_not_know_is_made_known(cluster: Cluster, sta
     def bound() -> bool:
         views = [each for each in open_allotments(stack) if each["execution"]["namespace"] == cluster.namespace]
         pods = cluster.pods_of("one")
-        return [each["pod_uid"] for each in views] == [pod.metadata.uid for pod in pods] != []
+        uids = [pod.metadata.uid for pod in pods]
+        return len(uids) == 1 and sorted((each["purpose"], each["pod_uid"]) for each in views) == [
+            ("compute", uids[0]),
+            ("run", uids[0]),
+        ]
 
-    cluster.wait(bound, "the one pod to be bound to the one allotment")
+    cluster.wait(bound, "the one pod to be bound to the one allotment and to the one of its machine time")
 
 
 def test_a_stolen_lease_ends_the_process_at_once(cluster: Cluster, stack: Stack) -> None:
