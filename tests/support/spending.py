@@ -44,6 +44,7 @@ class Spender:
             model="small",
             operation="chat",
             cost_nanos=nanos,
+            price_version="test",
             started_unix_ms=0,
             duration_ms=1,
             outcome=Outcome.OK,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy.engine import Connection
 
+from almoner_core.api.resource_quota import BudgetPeriod
 from almoner_core.wire import Dimension, ErrorCode
 from almoner_ledger.errors import LedgerError
 from almoner_ledger.leasing import LeasePolicy
@@ -87,6 +88,8 @@ class Books:
     mutations: int = 0
     # Set by loading: how to find the current window where the account's newest one was not loaded.
     newest_start: Callable[[Account, Dimension], int | None] = lambda _account, _dimension: None
+    # The current windows that were asked for: every command of a group asks for the same few.
+    _current: dict[tuple[str, Dimension, BudgetPeriod, str], Window] = field(default_factory=dict)
 
     @property
     def now(self) -> int:
@@ -111,6 +114,13 @@ class Books:
 
         Never earlier than one that was open before, even if the database's clock went back.
         """
+        asked = (account.id, dimension, account.period, account.time_zone)
+        window = self._current.get(asked)
+        if window is None:
+            window = self._current[asked] = self._opened(account, dimension)
+        return window
+
+    def _opened(self, account: Account, dimension: Dimension) -> Window:
         span = self._span(account, dimension)
         key = (account.id, dimension, account.period, span.starts_at)
         window = self.windows.get(key)
@@ -134,6 +144,7 @@ class Books:
             self.accounts.pop(account.id, None)
             for key in [key for key in self.windows if key[0] == account.id]:
                 del self.windows[key]
+            self._current.clear()
 
     def hold(self, allotment: Allotment, window: Window) -> Hold:
         """The allotment's hold in a window, made empty where there is none."""
