@@ -32,6 +32,16 @@ BACKOFF_LONGEST_SECONDS: Final = 1.0
 # cannot_connect_now, too_many_connections
 TRANSIENT_STATES: Final = frozenset({"40001", "40P01", "55P03", "57014", "57P01", "57P02", "57P03", "53300"})
 READ_ONLY: Final = "almoner_read_only"
+_CLOCK: Final = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+_CLOCK_BY_INDEX: Final = ", ".join(
+    (
+        _CLOCK,
+        *(
+            f"set_config('{setting}', 'off', true)"
+            for setting in ("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "jit")
+        ),
+    )
+)
 
 
 class DatabaseUnavailableError(Exception):
@@ -219,10 +229,14 @@ class Database:
             time.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
             wait = min(wait * 2, BACKOFF_LONGEST_SECONDS)
 
-    def now_ms(self, connection: Connection) -> int:
-        """Read the database's clock in Unix milliseconds: all replicas follow the one clock."""
+    def now_ms(self, connection: Connection, *, by_index: bool = False) -> int:
+        """Read the database's clock in Unix milliseconds: all replicas follow the one clock.
+
+        `by_index`: this transaction finds and joins its few rows by their indexes. PostgreSQL would scan a table of
+        some thousand rows for them, which takes several times as long.
+        """
         if self.is_postgresql:
-            query = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+            query = _CLOCK_BY_INDEX if by_index else _CLOCK
         else:
             # unixepoch('subsec') needs SQLite 3.42.
             query = "SELECT CAST(round((julianday('now') - 2440587.5) * 86400000) AS INTEGER)"

@@ -254,7 +254,6 @@ holds = Table(
     sa.CheckConstraint("0 <= used AND used <= granted", name="used"),
     sa.CheckConstraint("0 <= charged AND charged <= used AND 0 <= excess AND excess <= used", name="parts"),
     sa.CheckConstraint("0 <= excess_corrected AND excess_corrected <= excess", name="corrected"),
-    sa.Index(None, "account_id", "dimension", "period", "starts_at"),
     postgresql_with=_ROOM,
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import logging
 import signal
 import sys
@@ -58,6 +59,9 @@ async def serve(
     await runner.setup()
     site = web.TCPSite(runner, host, port, backlog=1024, reuse_address=True)
     await site.start()
+    # What was made until now stays: the collector need not walk it again and again.
+    gc.collect()
+    gc.freeze()
     addresses = ", ".join(f"{address[0]}:{address[1]}" for address in runner.addresses)
     log.info("ledger listens on %s", addresses)
     stop = asyncio.Event()

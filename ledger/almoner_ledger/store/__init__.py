@@ -47,9 +47,13 @@ class Store:
         """Bring the schema to the newest revision."""
         self.database.migrate(migrations.upgrade)
 
-    def now_ms(self, connection: Connection) -> int:
-        """The clock that all windows follow."""
-        return self._clock() if self._clock is not None else self.database.now_ms(connection)
+    def now_ms(self, connection: Connection, *, by_index: bool = False) -> int:
+        """The clock that all windows follow. `by_index`: see Database.now_ms."""
+        if self._clock is None:
+            return self.database.now_ms(connection, by_index=by_index)
+        if by_index:
+            self.database.now_ms(connection, by_index=True)
+        return self._clock()
 
     def execute(self, commands: Sequence[Command]) -> list[Answer]:
         """Run commands in one transaction and give their answers, in order, after COMMIT.
@@ -71,7 +75,9 @@ class Store:
         return self._transaction(commands)
 
     def _transaction(self, commands: Sequence[Command]) -> list[Answer]:
-        return self.database.write(lambda connection: run(connection, commands, self.now_ms(connection), self.lease))
+        return self.database.write(
+            lambda connection: run(connection, commands, self.now_ms(connection, by_index=True), self.lease)
+        )
 
     def read(self, query: Callable[[Connection], T]) -> T:
         """Run a query in a transaction that only reads."""
