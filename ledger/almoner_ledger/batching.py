@@ -76,6 +76,8 @@ class Batcher:
         self._queue.extend(zip(commands, futures, strict=True))
         metrics.QUEUE.set(len(self._queue))
         self._wake.set()
+        if len(futures) == 1:
+            return [await futures[0]]
         return list(await asyncio.gather(*futures))
 
     async def _run(self) -> None:

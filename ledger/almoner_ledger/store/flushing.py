@@ -36,6 +36,13 @@ def flush(books: Books) -> None:
     _flush_feed(books, changed)
 
 
+# Made once, as it runs in every group.
+_TAKE = (
+    sa.update(schema.counters)
+    .where(schema.counters.c.name == sa.bindparam("counter"))
+    .values(value=schema.counters.c.value + sa.bindparam("count", type_=sa.BigInteger))
+    .returning(schema.counters.c.value)
+)
 # Made once: json.dumps with settings of its own makes an encoder a call.
 _json = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
@@ -200,10 +207,7 @@ def _take_numbers(books: Books, counter: str, count: int) -> int:
     """Take the next `count` numbers, and keep everybody else from taking any until COMMIT; gives the first."""
     if not count:
         return 0
-    table = schema.counters
-    last: int = books.connection.execute(
-        sa.update(table).where(table.c.name == counter).values(value=table.c.value + count).returning(table.c.value)
-    ).scalar_one()
+    last: int = books.connection.execute(_TAKE, {"counter": counter, "count": count}).scalar_one()
     return last - count + 1
 
 
