@@ -217,7 +217,7 @@ class Accounts:
         live = {(record.namespace, record.name) for record, _ in updates if record is not None}
         for state in states:
             if (state.key.namespace, state.key.quota) in live:
-                rates.take_account(context, state, moment)
+                rates.take_account(context.cache, context.rates, state, moment)
         for record, each in updates:
             if record is None:
                 continue

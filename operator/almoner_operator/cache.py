@@ -51,7 +51,7 @@ from almoner_operator.scheduling.model import (
     WorkloadKey,
     WorkloadState,
 )
-from almoner_operator.tool_providers import ToolProviderRecord
+from almoner_operator.tool_records import ToolProviderRecord
 
 log = logging.getLogger(__name__)
 

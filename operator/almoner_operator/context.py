@@ -26,7 +26,7 @@ from almoner_operator.rates import RateBook
 from almoner_operator.records import AgentRecord, ProviderRecord, QuotaRecord, Run
 from almoner_operator.scheduling.model import Settings as SchedulingSettings
 from almoner_operator.secret_facts import Secrets
-from almoner_operator.tool_providers import ToolProviderRecord
+from almoner_operator.tool_records import ToolProviderRecord
 from almoner_operator.writer import StatusWriter, Target
 
 log = logging.getLogger(__name__)

@@ -27,7 +27,7 @@ from almoner_operator.outcome import moment
 from almoner_operator.records import AgentRecord, ProviderRecord
 from almoner_operator.scheduling.model import Quota
 from almoner_operator.secret_facts import secrets_of
-from almoner_operator.tool_providers import ToolProviderRecord
+from almoner_operator.tool_records import ToolProviderRecord
 
 log = logging.getLogger(__name__)
 

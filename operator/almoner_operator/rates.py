@@ -19,7 +19,7 @@ from almoner_core.wire import AccountKey, AccountKind, AccountState, Dimension, 
 from almoner_operator.records import ProviderRecord, QuotaRecord
 
 if TYPE_CHECKING:
-    from almoner_operator.context import Context
+    from almoner_operator.cache import Cache
 
 MINUTE: Final = 60
 HOUR: Final = 3600
@@ -175,14 +175,13 @@ def _status(subject: str, name: str, state: RateState, now: datetime) -> LimitSt
     )
 
 
-def take_account(context: Context, state: AccountState, now: datetime) -> None:
+def take_account(cache: Cache, book: RateBook, state: AccountState, now: datetime) -> None:
     """Take in what the ledger tells of an account: a window's balance, or a rate. Providers' rates show nowhere."""
-    cache = context.cache
     if state.key.kind is not AccountKind.QUOTA:
         return
     if state.rate_seconds is None:
         cache.take_account(state, now)
         return
-    context.rates.take(state, now)
+    book.take(state, now)
     cache.quotas_changed.add((state.key.namespace, state.key.quota))
     cache.wake()

@@ -194,7 +194,7 @@ class Settler:
                 record.status = record.status.model_copy(update={"usage": outcome.usage_of(agent.totals)})
                 cache.agents_changed.add((agent.namespace, agent.agent))
         for account in changes.accounts:
-            rates.take_account(self._context, account, moment)
+            rates.take_account(cache, self._context.rates, account, moment)
         if changes.agents:
             cache.wake()
         self.cursor = changes.after

@@ -32,7 +32,7 @@ from almoner_operator.kubernetes import (
 )
 from almoner_operator.records import AgentRecord, ProviderRecord, QuotaRecord
 from almoner_operator.scheduling.model import EXECUTION, TRAINING_JOB
-from almoner_operator.tool_providers import ToolProviderRecord
+from almoner_operator.tool_records import ToolProviderRecord
 
 log = logging.getLogger(__name__)
 

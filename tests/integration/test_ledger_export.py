@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from almoner_ledger.database import DatabaseUnavailableError
-from almoner_ledger.history import asking, entries, export
+from almoner_ledger.history import asking, entries, export, exported
 from almoner_ledger.history.asking import By, Question
 from tests.support import history
 from tests.support.books import DOLLAR, EVERYTHING, USD, Books, Clock, record
@@ -74,7 +74,7 @@ def test_csv_read_back_is_what_the_books_hold(books: Books, past: list[history.E
     assert export_to(books, path) == len(past)
     with path.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
-    assert list(rows[0]) == list(export.COLUMNS)
+    assert list(rows[0]) == list(exported.COLUMNS)
     assert [int(row["number"]) for row in rows] == [entry["number"] for entry in past]
     for row, entry in zip(rows, past, strict=True):
         nanos = entry["cost_nanos"]
@@ -112,10 +112,10 @@ def test_nothing_is_a_file_with_columns_and_no_rows(books: Books, tmp_path: Path
     path = tmp_path / f"none.{suffix}"
     assert export_to(books, path) == 0
     if suffix == "csv":
-        assert path.read_text() == ",".join(export.COLUMNS) + "\n"
+        assert path.read_text() == ",".join(exported.COLUMNS) + "\n"
     else:
         table = pq.read_table(path)
-        assert (table.num_rows, tuple(table.column_names)) == (0, export.COLUMNS)
+        assert (table.num_rows, tuple(table.column_names)) == (0, exported.COLUMNS)
 
 
 def test_the_largest_and_the_smallest_amounts_are_exact(books: Books, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_what_is_posted_meanwhile_is_not_in_the_snapshot(
     posted: list[Any] = []
 
     class Posting(export.CsvWriter):
-        def write(self, rows: export.Rows) -> None:
+        def write(self, rows: exported.Rows) -> None:
             assert len(rows) <= 5
             super().write(rows)
             sequence = len(posted) + 1
@@ -183,7 +183,7 @@ def test_a_lost_connection_is_an_error_and_leaves_no_file(
         pytest.skip("SQLite has no connection to lose")
 
     class Losing(export.CsvWriter):
-        def write(self, rows: export.Rows) -> None:
+        def write(self, rows: exported.Rows) -> None:
             super().write(rows)
             others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
             books.database.write(lambda c: c.exec_driver_sql(f"{others} AND pid <> pg_backend_pid()"))

@@ -169,19 +169,19 @@ def test_what_is_missing_is_never_understated() -> None:
 def test_rates_and_providers_do_not_pass_for_a_budget() -> None:
     taken: list[AccountState] = []
     woken: list[bool] = []
-    cache = SimpleNamespace(
+    cache: Any = SimpleNamespace(
         take_account=lambda state, _: taken.append(state), quotas_changed=set(), wake=lambda: woken.append(True)
     )
-    context: Any = SimpleNamespace(cache=cache, rates=RateBook())
+    book = RateBook()
     rate = told(TOKENS, 60, 200, 150, 45)
     of_provider = rate.model_copy(update={"key": rates.provider_key("team", "q")})
     window = rate.model_copy(update={"rate_seconds": None})
     for state in (rate, of_provider, window):
-        rates.take_account(context, state, NOW)
+        rates.take_account(cache, book, state, NOW)
     assert taken == [window]
     assert cache.quotas_changed == {("team", "q")}
     assert woken
-    assert len(context.rates.statuses(quota(tokensPerMinute=200), NOW)) == 1
+    assert len(book.statuses(quota(tokensPerMinute=200), NOW)) == 1
 
 
 def test_a_providers_schema_has_no_other_rates() -> None:

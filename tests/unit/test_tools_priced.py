@@ -15,7 +15,7 @@ from almoner_core.api.tool_provider import ToolProviderReason, ToolProviderSpec
 from almoner_core.contract import ToolPriceCard
 from almoner_core.price_data import meter_tool
 from almoner_core.pricing import tool_nanos
-from almoner_operator import tool_providers
+from almoner_operator import tool_providers, tool_records
 from almoner_operator.agents import AgentFacts, ProviderFacts, SecretFacts, ToolProviderFacts, agent_verdict
 from almoner_operator.cache import Cache
 from almoner_operator.pods import PodError
@@ -226,7 +226,7 @@ def test_the_cache_takes_tool_providers_in() -> None:
 
 
 def test_what_the_meter_is_told_of_an_agents_tools() -> None:
-    known = {"serper": tool_providers.parse(raw(1, generation=3))}
+    known = {"serper": tool_records.parse(raw(1, generation=3))}
     spec = agent({"name": "calculator"}, {"name": "web_search", "provider": "serper"})
     (told,) = tool_providers.for_agent(spec, known)
     assert told.price == ToolPriceCard(version="override team/serper generation 3", per_call=1_000_000)

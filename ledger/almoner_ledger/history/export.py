@@ -24,19 +24,16 @@ from sqlalchemy.engine import Connection
 from almoner_ledger.database import Database
 from almoner_ledger.history import entries, reading
 from almoner_ledger.history.asking import Question
+from almoner_ledger.history.exported import COLUMNS, MOMENTS, Rows
 from almoner_ledger.history.tables import moment
 
 ROWS: Final = 10_000
 """Rows in a batch, and in a row group of Parquet."""
 QUIET_SECONDS: Final = 2.0
 FORMATS: Final = ("csv", "parquet")
-MOMENTS: Final = {"counted_unix_ms": "counted", "started_unix_ms": "started", "posted_unix_ms": "posted"}
 COST: Final = entries.COLUMNS.index("cost_nanos")
 _MOMENT_INDEXES: Final = tuple(entries.COLUMNS.index(name) for name in MOMENTS)
-COLUMNS: Final = (*(MOMENTS.get(name, name) for name in entries.COLUMNS), "cost_usd")
 INSTALL: Final = "Parquet needs pyarrow: pip install 'almoner[export]', or export to a .csv"
-
-Rows = Sequence[Sequence[Any]]
 
 
 class ExportError(Exception):

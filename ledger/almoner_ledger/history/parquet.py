@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from almoner_core.wire import Entry
 from almoner_ledger.history import entries
-from almoner_ledger.history.export import COLUMNS, MOMENTS, Rows
+from almoner_ledger.history.exported import COLUMNS, MOMENTS, Rows
 
 DOLLARS: Final = pa.decimal128(28, 9)
 MOMENT: Final = pa.timestamp("ms", tz="UTC")

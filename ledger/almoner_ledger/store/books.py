@@ -20,8 +20,7 @@ from almoner_ledger.errors import LedgerError
 from almoner_ledger.leasing import LeasePolicy
 from almoner_ledger.store.commands import Command
 from almoner_ledger.store.entries import StoredEntry
-from almoner_ledger.store.rates import BucketKey, BucketRow
-from almoner_ledger.store.state import Account, Allotment, Hold, Usage, Window, WindowKey
+from almoner_ledger.store.state import Account, Allotment, BucketKey, BucketRow, Hold, Usage, Window, WindowKey
 from almoner_ledger.windows import Span, span_at
 
 RollupKey = tuple[int, str, str, str, str, str, str, str, str]

@@ -13,7 +13,6 @@ Boundary: the arithmetic is `almoner_core.rates`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -35,31 +34,13 @@ from almoner_core.wire import (
 from almoner_ledger import schema
 from almoner_ledger.errors import LedgerError, invalid
 from almoner_ledger.store import bulk
-from almoner_ledger.store.state import Account, AccountKind, Allotment, amounts_of
+from almoner_ledger.store.state import Account, AccountKind, Allotment, BucketKey, BucketRow, amounts_of
 
 if TYPE_CHECKING:
     from almoner_ledger.store.books import Books
 
-BucketKey = tuple[str, Dimension, int]
-
 FEED_MS = 5000
 """A bucket that is debited all the time shows in the feed of changes at most once in so long."""
-
-
-@dataclass(slots=True)
-class BucketRow:
-    """A bucket in hand. `stored_ms` is when it was written last."""
-
-    key: BucketKey
-    bucket: Bucket
-    stored_ms: int = 0
-    new: bool = False
-    dirty: bool = False
-
-    @property
-    def name(self) -> str:
-        """What it is called in an allotment's debits, its dimension apart."""
-        return f"{self.key[0]}/{self.key[2]}"
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------

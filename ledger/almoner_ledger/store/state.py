@@ -14,6 +14,7 @@ from enum import StrEnum
 
 from almoner_core import wire
 from almoner_core.api.resource_quota import BudgetPeriod
+from almoner_core.rates import Bucket
 from almoner_core.usage import ResourceType, UsageRecord
 from almoner_core.wire import (
     AccountKey,
@@ -29,6 +30,7 @@ from almoner_ledger.sequences import Sequences
 
 AmountMap = Mapping[Dimension, int]
 WindowKey = tuple[str, Dimension, BudgetPeriod, int]
+BucketKey = tuple[str, Dimension, int]
 
 
 class AccountKind(StrEnum):
@@ -240,6 +242,22 @@ class Hold:
         self.window.spent -= amount
         self._touch()
         return amount
+
+
+@dataclass(slots=True)
+class BucketRow:
+    """A bucket in hand. `stored_ms` is when it was written last."""
+
+    key: BucketKey
+    bucket: Bucket
+    stored_ms: int = 0
+    new: bool = False
+    dirty: bool = False
+
+    @property
+    def name(self) -> str:
+        """What it is called in an allotment's debits, its dimension apart."""
+        return f"{self.key[0]}/{self.key[2]}"
 
 
 usage_values = operator.attrgetter(*USAGE_COLUMNS)
