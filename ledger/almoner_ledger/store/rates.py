@@ -39,9 +39,6 @@ from almoner_ledger.store.state import Account, AccountKind, Allotment, BucketKe
 if TYPE_CHECKING:
     from almoner_ledger.store.books import Books
 
-FEED_MS = 5000
-"""A bucket that is debited all the time shows in the feed of changes at most once in so long."""
-
 
 # --- rows -------------------------------------------------------------------------------------------------------------
 
@@ -68,7 +65,7 @@ def _row_of(row: Any) -> BucketRow:
         debited=row.debited,
         refunded=row.refunded,
     )
-    return BucketRow((row.account_id, Dimension(row.dimension), row.per_seconds), bucket, stored_ms=row.refilled_ms)
+    return BucketRow((row.account_id, Dimension(row.dimension), row.per_seconds), bucket)
 
 
 def flush(books: Books) -> None:
@@ -95,7 +92,7 @@ def _values(row: BucketRow) -> dict[str, Any]:
 
 def _changed(books: Books, row: BucketRow) -> None:
     row.dirty = True
-    if books.now_ms // FEED_MS != row.stored_ms // FEED_MS and books.accounts[row.key[0]].kind is AccountKind.QUOTA:
+    if books.accounts[row.key[0]].kind is AccountKind.QUOTA:
         books.changed.add(("account", row.key[0]))
 
 
@@ -128,7 +125,7 @@ def update(books: Books, account: Account, limits: AccountLimits) -> None:
         row = books.buckets.get(key)
         if row is None:
             bucket = Bucket.full(rate.amount, rate.per_seconds, rate.capacity, books.now_ms)
-            books.buckets[key] = BucketRow(key, bucket, stored_ms=books.now_ms, new=True)
+            books.buckets[key] = BucketRow(key, bucket, new=True)
             continue
         row.bucket.refill(books.now_ms)
         row.bucket.change(rate.amount, rate.capacity)

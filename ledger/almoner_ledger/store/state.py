@@ -246,11 +246,10 @@ class Hold:
 
 @dataclass(slots=True)
 class BucketRow:
-    """A bucket in hand. `stored_ms` is when it was written last."""
+    """A bucket in hand."""
 
     key: BucketKey
     bucket: Bucket
-    stored_ms: int = 0
     new: bool = False
     dirty: bool = False
 
