@@ -13,13 +13,14 @@ import pytest
 
 from almoner_dev.simulate import schedule
 from almoner_dev.simulate.databases import PostgresSource, Source, SqliteSource, scratch
+from almoner_dev.simulate.faults import Faults
 
 if TYPE_CHECKING:
     from almoner_dev.postgres import Postgres
 
 SCHEDULES = 4
-# In the order in which they have been quick to find something.
-MUTANTS_SEEDS = (2, 5, 1, 3, 4, 6, 7, 8)
+# Each bug shows in one of six seeds or more, whichever histories they make: so many never miss it.
+MUTANTS_SEEDS = range(1, 61)
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
@@ -105,6 +106,13 @@ def counts_a_duplicate(patch: pytest.MonkeyPatch) -> None:
         return fresh(books, allotment, given)
 
     patch.setattr(records, "fresh", and_the_others)
+    # A record comes a second time, under another operation id, where a meter dies over an answer that never came.
+    drawn = Faults.drawn
+
+    def harsh(chance: random.Random) -> Faults:
+        return dataclasses.replace(drawn(chance), answer_lost=0.25, meter_killed_every_s=8.0)
+
+    patch.setattr(Faults, "drawn", staticmethod(harsh))
 
 
 def releases_what_vanished(patch: pytest.MonkeyPatch) -> None:
