@@ -74,7 +74,8 @@ def report(database: Database, *, as_json: bool, expected: Mapping[int, str] | N
         sys.stdout.write(f"excess: {each['account']} {each['dimension']}: {', '.join(causes)}\n")
     counted = ", ".join(f"{count} {name}" for name, count in found.counts.items())
     verdict = f"{len(found.violations)} violations" if found.violations else "every invariant holds"
-    sys.stdout.write(f"{verdict}: {counted}; newest seal {found.head}\n")
+    sealed = "nothing is sealed yet" if found.head == str(sealing.Head()) else f"newest seal {found.head}"
+    sys.stdout.write(f"{verdict}: {counted}; {sealed}\n")
     return 1 if found.violations else 0
 
 
