@@ -334,26 +334,32 @@ def is_tracked(metadata: Mapping[str, Any]) -> bool:
     return any(mark in marks for mark in TRACKING_MARKS)
 
 
+def read_object(raw: Mapping[str, Any], spec: type[APIModel], status: type[APIModel]) -> dict[str, Any]:
+    """Read what the records of all kinds but runs have, as the arguments of one: names, versions, spec and status.
+
+    A spec that cannot be read is None, and `invalid` says why; such a status is as good as none.
+    """
+    metadata = raw.get("metadata") or {}
+    found, invalid = _parsed(spec, raw.get("spec") or {})
+    written = _parsed(status, raw.get("status") or {})[0] or status()
+    return {
+        "namespace": metadata["namespace"],
+        "name": metadata["name"],
+        "uid": metadata["uid"],
+        "version": version_of(raw),
+        "generation": int(metadata.get("generation") or 0),
+        "spec": found,
+        "invalid": invalid,
+        "status": written,
+        "written": written,
+    }
+
+
 def parse_agent(raw: Mapping[str, Any]) -> AgentRecord:
     """Read an Agent."""
-    metadata = raw.get("metadata") or {}
-    raw_spec = raw.get("spec") or {}
-    spec, invalid = _parsed(AgentSpec, raw_spec)
-    status, _ = _parsed(AgentStatus, raw.get("status") or {})
-    status = status or AgentStatus()
-    return AgentRecord(
-        namespace=metadata["namespace"],
-        name=metadata["name"],
-        uid=metadata["uid"],
-        version=version_of(raw),
-        generation=int(metadata.get("generation") or 0),
-        labels=dict(metadata.get("labels") or {}),
-        spec=spec,
-        invalid=invalid,
-        hash=spec_hash(spec) if spec is not None else "",
-        status=status,
-        written=status,
-    )
+    found = read_object(raw, AgentSpec, AgentStatus)
+    labels, spec = dict(raw["metadata"].get("labels") or {}), found["spec"]
+    return AgentRecord(**found, labels=labels, hash=spec_hash(spec) if spec is not None else "")
 
 
 def spec_hash(spec: APIModel) -> str:
@@ -364,40 +370,12 @@ def spec_hash(spec: APIModel) -> str:
 
 def parse_quota(raw: Mapping[str, Any]) -> QuotaRecord:
     """Read a ResourceQuota."""
-    metadata = raw.get("metadata") or {}
-    spec, invalid = _parsed(ResourceQuotaSpec, raw.get("spec") or {})
-    status, _ = _parsed(ResourceQuotaStatus, raw.get("status") or {})
-    status = status or ResourceQuotaStatus()
-    return QuotaRecord(
-        namespace=metadata["namespace"],
-        name=metadata["name"],
-        uid=metadata["uid"],
-        version=version_of(raw),
-        generation=int(metadata.get("generation") or 0),
-        spec=spec,
-        invalid=invalid,
-        status=status,
-        written=status,
-    )
+    return QuotaRecord(**read_object(raw, ResourceQuotaSpec, ResourceQuotaStatus))
 
 
 def parse_provider(raw: Mapping[str, Any]) -> ProviderRecord:
     """Read a ModelProvider."""
-    metadata = raw.get("metadata") or {}
-    spec, invalid = _parsed(ModelProviderSpec, raw.get("spec") or {})
-    status, _ = _parsed(ModelProviderStatus, raw.get("status") or {})
-    status = status or ModelProviderStatus()
-    return ProviderRecord(
-        namespace=metadata["namespace"],
-        name=metadata["name"],
-        uid=metadata["uid"],
-        version=version_of(raw),
-        generation=int(metadata.get("generation") or 0),
-        spec=spec,
-        invalid=invalid,
-        status=status,
-        written=status,
-    )
+    return ProviderRecord(**read_object(raw, ModelProviderSpec, ModelProviderStatus))
 
 
 def parse_pod(raw: Mapping[str, Any]) -> Pod | None:

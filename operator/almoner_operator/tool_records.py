@@ -9,12 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
 from almoner_core.api.tool_provider import ToolProviderReason, ToolProviderSpec, ToolProviderStatus
 from almoner_core.contract import MeterTool
 from almoner_core.price_data import meter_tool
-from almoner_operator.records import explain, version_of
+from almoner_operator.records import read_object
 
 
 @dataclass(slots=True)
@@ -47,24 +45,4 @@ class ToolProviderRecord:
 
 def parse(raw: Mapping[str, Any]) -> ToolProviderRecord:
     """Read a ToolProvider."""
-    metadata = raw.get("metadata") or {}
-    spec, invalid = None, ""
-    try:
-        spec = ToolProviderSpec.model_validate(raw.get("spec") or {})
-    except ValidationError as error:
-        invalid = explain(error)
-    try:
-        status = ToolProviderStatus.model_validate(raw.get("status") or {})
-    except ValidationError:
-        status = ToolProviderStatus()
-    return ToolProviderRecord(
-        namespace=metadata["namespace"],
-        name=metadata["name"],
-        uid=metadata["uid"],
-        version=version_of(raw),
-        generation=int(metadata.get("generation") or 0),
-        spec=spec,
-        invalid=invalid,
-        status=status,
-        written=status,
-    )
+    return ToolProviderRecord(**read_object(raw, ToolProviderSpec, ToolProviderStatus))
