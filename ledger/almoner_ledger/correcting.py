@@ -10,7 +10,6 @@ from typing import Any, Final
 from almoner_core import wire
 from almoner_core.money import Money
 from almoner_core.wire import WireModel
-from almoner_ledger.database import Database
 from almoner_ledger.errors import LedgerError
 from almoner_ledger.store import Store, Verb, command
 from almoner_ledger.store.entries import read
@@ -77,8 +76,3 @@ def settle(
         f"(entry {answer.entry})\n"
     )
     return 0
-
-
-def store_of(database: Database) -> Store:
-    """Give the store on a database that is there already."""
-    return Store(database)

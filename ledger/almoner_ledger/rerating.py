@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -26,15 +26,28 @@ from almoner_core.usage import Outcome, ResourceType
 from almoner_ledger import schema
 from almoner_ledger.correcting import operation_id
 from almoner_ledger.errors import LedgerError
+from almoner_ledger.history import tables
+from almoner_ledger.history.asking import DAY_MS
 from almoner_ledger.price_lists import Prices
-from almoner_ledger.store import Store, Verb, charging, command
+from almoner_ledger.store import Store, Verb, command
 from almoner_ledger.store.entries import StoredEntry, read
+from almoner_ledger.windows import month_of
 
 PAGE_RECORDS: Final = 500
 TRANSACTION_RECORDS: Final = 200
 """At most so many corrections at once: others wait for the accounts that they lock."""
+SHOWN: Final = (
+    "provider",
+    "model",
+    "records",
+    "corrected",
+    "before_usd",
+    "after_usd",
+    "unknown",
+    "no_price",
+    "by_hand",
+)
 RATED: Final = (ResourceType.LLM.value, ResourceType.EMBEDDING.value)
-DAY_MS: Final = 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +137,7 @@ def _page(connection: Connection, period: Period, after: str) -> tuple[list[dict
             # An entry counts within its allotment's life: never after it was posted, never before the opening.
             records.c.posted_ms >= first,
             allotments.c.opened_ms < last,
-            records.c.month <= charging.month_of(last - 1),
+            records.c.month <= month_of(last - 1),
         )
         .order_by(records.c.id)
         .limit(PAGE_RECORDS)
@@ -245,29 +258,19 @@ def show(found: Rerated, output: str, *, dry_run: bool) -> int:
     return 1 if found.refusals else 0
 
 
-def _table(rows: Iterable[dict[str, Any]]) -> str:
-    header = ["PROVIDER", "MODEL", "RECORDS", "CORRECTED", "BEFORE USD", "AFTER USD", "UNKNOWN", "NO PRICE", "BY HAND"]
-    cells = [header]
-    cells += [
-        [
-            row["provider"],
-            row["model"],
-            str(row["records"]),
-            str(row["corrected"]),
-            str(Money(row["before_nanos"])),
-            str(Money(row["after_nanos"])),
-            f"{row['unknown_before']} -> {row['unknown_after']}",
-            str(row["without_price"]),
-            str(row["kept_by_hand"]),
-        ]
+def _table(rows: Sequence[dict[str, Any]]) -> str:
+    shown = [
+        {
+            "provider": row["provider"],
+            "model": row["model"],
+            "records": row["records"],
+            "corrected": row["corrected"],
+            "before_usd": Money(row["before_nanos"]),
+            "after_usd": Money(row["after_nanos"]),
+            "unknown": f"{row['unknown_before']} -> {row['unknown_after']}",
+            "no_price": row["without_price"],
+            "by_hand": row["kept_by_hand"],
+        }
         for row in rows
     ]
-    widths = [max(len(line[index]) for line in cells) for index in range(len(header))]
-    text = [
-        "  ".join(
-            cell.ljust(width) if index < 2 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in cells
-    ]
-    return "\n".join(text) + "\n"
+    return tables.table(shown, SHOWN, numbers=("unknown",))

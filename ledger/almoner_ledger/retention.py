@@ -24,8 +24,8 @@ from sqlalchemy.engine import Connection
 from almoner_ledger import schema, sealing
 from almoner_ledger.schema import USAGE_COLUMNS
 from almoner_ledger.store import Store
-from almoner_ledger.store.charging import month_of
 from almoner_ledger.store.queries import OPEN_STATES
+from almoner_ledger.windows import month_of
 
 KEEP_MONTHS_MIN: Final = 1
 WINDOW_KEY: Final = ("account_id", "dimension", "period", "starts_at")

@@ -37,8 +37,8 @@ from sqlalchemy.engine import Connection
 
 from almoner_ledger import schema
 from almoner_ledger.store import Store
-from almoner_ledger.store.charging import month_of
 from almoner_ledger.store.flushing import ENTRIES
+from almoner_ledger.windows import month_of
 
 log = logging.getLogger(__name__)
 

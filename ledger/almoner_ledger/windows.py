@@ -1,4 +1,4 @@
-"""Budget windows: where the calendar window that holds an instant begins and ends.
+"""Budget windows: where the calendar window that holds an instant begins and ends; and the numbers of days and months.
 
 PURE: no clock. The store passes the database's clock in, and never lets an account's window go backwards.
 """
@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 from almoner_core.api.resource_quota import BudgetPeriod
 
 HOUR_SECONDS = 3600
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +64,14 @@ def _first_instant(day: dt.date, tz: dt.tzinfo | None) -> int:
     # fold=0: in a gap the offset before the change applies, which names the instant of the change itself; where
     # midnight comes twice, the first.
     return int(dt.datetime(day.year, day.month, day.day, tzinfo=tz, fold=0).timestamp())
+
+
+def day_of(unix_ms: int) -> int:
+    """The day (UTC) of an instant, as YYYYMMDD."""
+    day = _EPOCH + dt.timedelta(milliseconds=unix_ms)
+    return (day.year * 100 + day.month) * 100 + day.day
+
+
+def month_of(unix_ms: int) -> int:
+    """The month (UTC) of an instant, as YYYYMM."""
+    return day_of(unix_ms) // 100

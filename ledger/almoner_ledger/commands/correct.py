@@ -23,6 +23,7 @@ def run(database: Database, arguments: argparse.Namespace) -> int:
     """Correct and say what changed."""
     from almoner_core.money import Money
     from almoner_ledger import correcting
+    from almoner_ledger.store import Store
 
-    store = correcting.store_of(database)
+    store = Store(database)
     return correcting.correct(store, arguments.record, Money.parse(arguments.cost), arguments.reason)

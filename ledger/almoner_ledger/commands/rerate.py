@@ -38,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(database: Database, arguments: argparse.Namespace) -> int:
     """Rate again and show the sums by model, before and after."""
-    from almoner_ledger import correcting, price_lists, rerating
+    from almoner_ledger import price_lists, rerating
+    from almoner_ledger.store import Store
 
     prices = (
         price_lists.public(arguments.named)
@@ -46,5 +47,5 @@ def run(database: Database, arguments: argparse.Namespace) -> int:
         else price_lists.read(arguments.prices.read_bytes())
     )
     period = rerating.Period(arguments.since, arguments.until, provider=arguments.provider, model=arguments.model)
-    found = rerating.rerate(correcting.store_of(database), period, prices, dry_run=arguments.dry_run)
+    found = rerating.rerate(Store(database), period, prices, dry_run=arguments.dry_run)
     return rerating.show(found, arguments.output, dry_run=arguments.dry_run)

@@ -25,9 +25,10 @@ def run(database: Database, arguments: argparse.Namespace) -> int:
     """Settle and say what changed."""
     from almoner_core.money import Money
     from almoner_ledger import correcting
+    from almoner_ledger.store import Store
 
     return correcting.settle(
-        correcting.store_of(database),
+        Store(database),
         arguments.allotment,
         Money.parse(arguments.cost),
         arguments.reason,

@@ -161,12 +161,6 @@ def _instant(field_name: str, text: str, *, is_end: bool = False) -> int:
     return moment
 
 
-def day_number(unix_ms: int) -> int:
-    """Give the day (UTC) of an instant as YYYYMMDD, as sums by day have it."""
-    day = (_EPOCH + dt.timedelta(milliseconds=unix_ms)).date()
-    return (day.year * 100 + day.month) * 100 + day.day
-
-
 def write_cursor(values: Iterable[Any]) -> str:
     """Make a cursor of a row's place in its order: integers and text."""
     return base64.urlsafe_b64encode(json.dumps([*values], separators=(",", ":")).encode()).decode().rstrip("=")

@@ -16,9 +16,10 @@ import sqlalchemy as sa
 
 from almoner_core.wire import UsageBy, UsageSource
 from almoner_ledger import schema
-from almoner_ledger.history.asking import DAY_MS, By, Filters, Question, Times, day_number
+from almoner_ledger.history.asking import DAY_MS, By, Filters, Question, Times
 from almoner_ledger.schema import COMPUTE_COLUMNS, USAGE_COLUMNS
 from almoner_ledger.store.entries import CORRECTION, WAS_UNKNOWN
+from almoner_ledger.windows import day_of, month_of
 
 Column = sa.ColumnElement[Any]
 
@@ -143,9 +144,9 @@ def of_rollups() -> Source:
 def _rollup_times(times: Times) -> list[Column]:
     found: list[Column] = []
     if times.since_ms is not None:
-        found.append(rollups.c.day >= day_number(times.since_ms))
+        found.append(rollups.c.day >= day_of(times.since_ms))
     if times.until_ms is not None:
-        found.append(rollups.c.day <= day_number(times.until_ms - 1))
+        found.append(rollups.c.day <= day_of(times.until_ms - 1))
     return found
 
 
@@ -187,7 +188,7 @@ def entry_times(times: Times) -> list[Column]:
         # Posted later than it counts, and counted no earlier than its allotment was opened: cheaper to see.
         found += [records.c.posted_ms >= times.since_ms, times.since_ms <= COUNTED_MS]
     if times.until_ms is not None:
-        month = day_number(times.until_ms - 1) // 100
+        month = month_of(times.until_ms - 1)
         found += [records.c.month <= month, times.until_ms > COUNTED_MS]
     return found
 

@@ -6,7 +6,7 @@ import csv
 import datetime as dt
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from almoner_core.money import Money
@@ -136,13 +136,17 @@ def _render(
         writer.writerow(names)
         writer.writerows([row[name] for name in names] for row in rows)
         return buffer.getvalue()
-    return _table([*rows, *([total] if total else [])], shown) + ("more was left out: raise --limit\n" if more else "")
+    return table([*rows, *([total] if total else [])], shown) + ("more was left out: raise --limit\n" if more else "")
 
 
-def _table(rows: Sequence[Row], columns: Sequence[str]) -> str:
+def table(rows: Sequence[Row], columns: Sequence[str], *, numbers: Collection[str] = ()) -> str:
+    """Line up rows under a header; integers, amounts and the columns `numbers` to the right."""
     cells = [[name.upper().replace("_", " ") for name in columns]]
     cells += [[_cell(row.get(name, "")) for name in columns] for row in rows]
-    right = [any(isinstance(row.get(name), int) for row in rows) or name.endswith("_usd") for name in columns]
+    right = [
+        name in numbers or name.endswith("_usd") or any(isinstance(row.get(name), int) for row in rows)
+        for name in columns
+    ]
     widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
     lines = [
         "  ".join(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from almoner_ledger.store.books import LARGEST_SUM, Books, RollupKey
 from almoner_ledger.store.entries import CORRECTION, WAS_KNOWN
 from almoner_ledger.store.granting import release
 from almoner_ledger.store.state import Allotment, Hold, Usage
+from almoner_ledger.windows import day_of, month_of
 
 UNACCOUNTED = "unaccounted"
 _NAMESPACE = uuid.UUID("1d0a5b0e-93a5-5a53-9d0c-0d1a3a1f7b55")
@@ -171,18 +171,6 @@ def entry(books: Books, allotment: Allotment, values: dict[str, Any]) -> dict[st
         "metadata": "{}",
         **values,
     }
-
-
-def month_of(unix_ms: int) -> int:
-    """The month (UTC) of an instant, as YYYYMM."""
-    day = dt.datetime.fromtimestamp(unix_ms / 1000, dt.UTC)
-    return day.year * 100 + day.month
-
-
-def day_of(unix_ms: int) -> int:
-    """The day (UTC) of an instant, as YYYYMMDD."""
-    day = dt.datetime.fromtimestamp(unix_ms / 1000, dt.UTC)
-    return (day.year * 100 + day.month) * 100 + day.day
 
 
 def effective_ms(allotment: Allotment, row: Mapping[str, Any]) -> int:

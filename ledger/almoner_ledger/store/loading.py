@@ -17,7 +17,6 @@ from almoner_ledger import schema
 from almoner_ledger.sequences import Sequences
 from almoner_ledger.store import alerts, corrections, rates
 from almoner_ledger.store.books import Books, StoredOperation, StoredRecord
-from almoner_ledger.store.charging import month_of
 from almoner_ledger.store.commands import WITH_RECORDS, Command, Verb
 from almoner_ledger.store.compute import siblings_to_load
 from almoner_ledger.store.state import (
@@ -31,6 +30,7 @@ from almoner_ledger.store.state import (
     quota_account_id,
     usage_values,
 )
+from almoner_ledger.windows import month_of
 
 # Looked up rather than called: an enum's call costs several times a dictionary's.
 DIMENSIONS: Final = {each.value: each for each in Dimension}

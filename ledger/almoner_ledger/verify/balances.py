@@ -8,11 +8,10 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from almoner_core.wire import Dimension
 from almoner_ledger import schema
-from almoner_ledger.schema import COMPUTE_COLUMNS, USAGE_COLUMNS
-from almoner_ledger.store.entries import WAS_UNKNOWN
-from almoner_ledger.verify.findings import Check, Violation, total
+from almoner_ledger.history.sources import entry_usage
+from almoner_ledger.schema import USAGE_COLUMNS
+from almoner_ledger.verify.findings import AMOUNTS, Check, Violation, total
 
 WINDOW_KEY: Final = ("account_id", "dimension", "period", "starts_at")
 
@@ -75,15 +74,9 @@ def windows_sum_holds(connection: Connection) -> Iterator[Violation]:
 def holds_sum_records(connection: Connection) -> Iterator[Violation]:
     """Invariant 3: what an allotment used of an account is the sum of its entries."""
     holds, records = schema.holds, schema.records
-    columns = {
-        Dimension.USD: sa.func.coalesce(records.c.cost_nanos, 0),
-        Dimension.TOKENS: records.c.total_tokens,
-        Dimension.TOOL_CALLS: records.c.tool_calls,
-        Dimension.REQUESTS: records.c.requests,
-    }
     posted = (
         sa.select(
-            records.c.allotment_id, *(total(column).label(dimension.value) for dimension, column in columns.items())
+            records.c.allotment_id, *(total(column).label(dimension.value) for dimension, column in AMOUNTS.items())
         )
         .group_by(records.c.allotment_id)
         .subquery()
@@ -94,7 +87,7 @@ def holds_sum_records(connection: Connection) -> Iterator[Violation]:
         .group_by(*(holds.c[name] for name in names))
         .subquery()
     )
-    of_dimension = sa.case(*((held.c.dimension == each.value, posted.c[each.value]) for each in columns), else_=0)
+    of_dimension = sa.case(*((held.c.dimension == each.value, posted.c[each.value]) for each in AMOUNTS), else_=0)
     amount = sa.func.coalesce(of_dimension, 0).label("posted")
     query = (
         sa.select(held, amount)
@@ -109,7 +102,7 @@ def holds_sum_records(connection: Connection) -> Iterator[Violation]:
 def totals_sum_records(connection: Connection) -> Iterator[Violation]:
     """Totals of attempts are sums of their entries."""
     records, allotments = schema.records, schema.allotments
-    entries = _entry_sums(records)
+    entries = (total(column).label(name) for name, column in entry_usage().items())
     posted = sa.select(records.c.allotment_id, *entries).group_by(records.c.allotment_id).subquery()
     wrong = sa.or_(*(allotments.c[name] != sa.func.coalesce(posted.c[name], 0) for name in USAGE_COLUMNS))
     query = (
@@ -143,26 +136,6 @@ def _by_agent(connection: Connection, table: sa.FromClause, name: str) -> dict[t
     keys = (table.c.namespace, table.c[name])
     query = sa.select(*keys, *(total(table.c[column]) for column in USAGE_COLUMNS)).group_by(*keys)
     return {(row[0], row[1]): tuple(row[2:]) for row in connection.execute(query)}
-
-
-def _entry_sums(records: sa.Table) -> list[Any]:
-    usage = records.c.kind == "usage"
-    special = {
-        "cost_nanos": records.c.cost_nanos,
-        "unaccounted_nanos": sa.case((records.c.kind == "unaccounted", records.c.cost_nanos), else_=0),
-        "unpriced": sa.case((records.c.cost_nanos.is_(None), 1), (records.c.digest == WAS_UNKNOWN, -1), else_=0),
-        **{
-            column: sa.case(
-                (sa.and_(records.c.resource_type == "compute", records.c.model == model), records.c.units), else_=0
-            )
-            for model, column in COMPUTE_COLUMNS.items()
-        },
-    }
-    # Of an attempt that vanished only the money is known: its other amounts are charged, but show in no total.
-    return [
-        total(special[name] if name in special else sa.case((usage, records.c[name]), else_=0)).label(name)
-        for name in USAGE_COLUMNS
-    ]
 
 
 CHECKS: Final[tuple[Check, ...]] = (

@@ -9,11 +9,11 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from almoner_core.wire import Dimension
 from almoner_ledger import schema
-from almoner_ledger.store.charging import UNACCOUNTED, month_of
+from almoner_ledger.store.charging import UNACCOUNTED
 from almoner_ledger.store.flushing import CHANGES
-from almoner_ledger.verify.findings import Check, Violation, total
+from almoner_ledger.verify.findings import AMOUNTS, Check, Violation, total
+from almoner_ledger.windows import month_of
 
 
 def opened_by_operations(connection: Connection) -> Iterator[Violation]:
@@ -88,19 +88,13 @@ def charged_is_entered(connection: Connection) -> Iterator[Violation]:
     for row in connection.execute(charged):
         key = (row.allotment_id, row.dimension)
         most[key] = max(row.charged, most.get(key, 0))
-    sums = {
-        Dimension.USD: records.c.cost_nanos,
-        Dimension.TOKENS: records.c.total_tokens,
-        Dimension.TOOL_CALLS: records.c.tool_calls,
-        Dimension.REQUESTS: records.c.requests,
-    }
     entered = (
-        sa.select(records.c.allotment_id, *(total(column).label(each.value) for each, column in sums.items()))
+        sa.select(records.c.allotment_id, *(total(column).label(each.value) for each, column in AMOUNTS.items()))
         .where(records.c.resource_type == UNACCOUNTED)
         .group_by(records.c.allotment_id)
     )
     for entry in connection.execute(entered).mappings():
-        for each in sums:
+        for each in AMOUNTS:
             amount = most.pop((entry["allotment_id"], each.value), 0)
             if amount != entry[each.value]:
                 found = f"{amount} {each.value} charged, entries sum to {entry[each.value]}"

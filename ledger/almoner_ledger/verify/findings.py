@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
+
+from almoner_core.wire import Dimension
+from almoner_ledger.schema import records
+
+AMOUNTS: Final[dict[Dimension, sa.Column[int]]] = {
+    Dimension.USD: records.c.cost_nanos,
+    Dimension.TOKENS: records.c.total_tokens,
+    Dimension.TOOL_CALLS: records.c.tool_calls,
+    Dimension.REQUESTS: records.c.requests,
+}
+"""What an entry posts to accounts, by dimension; an unknown cost is null, and no part of a sum."""
 
 
 @dataclass(frozen=True, slots=True)
