@@ -57,8 +57,7 @@ def start(tmp_path: Path, provider: ScriptedProvider) -> Iterator[Callable[..., 
 
     yield make
     for meter in meters:
-        if meter.child is not None and meter.child.running():
-            meter.kill()  # the ledger is gone already, and a last word to nobody takes its time
+        meter.discard()  # the ledger is gone already, and a last word to nobody takes its time
 
 
 def openai_client(meter: Meter, *, retries: int = 0) -> openai.OpenAI:

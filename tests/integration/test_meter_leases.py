@@ -57,8 +57,7 @@ def meter(tmp_path: Path, ledger: LedgerService, provider: ScriptedProvider) -> 
     made = Meter(folder, config)
     (folder / "token").write_text(meter_token(POD))
     yield made.start()
-    if made.child is not None and made.child.running():
-        made.kill()
+    made.discard()
 
 
 def call(meter: Meter) -> str | None:

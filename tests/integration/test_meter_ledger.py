@@ -60,8 +60,7 @@ def meter_for(tmp_path: Path, ledger: LedgerService) -> Iterator[Callable[..., M
 
     yield make
     for meter in meters:
-        if meter.child is not None and meter.child.running():
-            meter.kill()
+        meter.discard()
 
 
 def client(meter: Meter) -> openai.OpenAI:

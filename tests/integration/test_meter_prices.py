@@ -39,8 +39,7 @@ def start(tmp_path: Path, provider: ScriptedProvider) -> Iterator[Callable[..., 
 
     yield make
     for meter in meters:
-        if meter.child is not None and meter.child.running():
-            meter.kill()
+        meter.discard()
 
 
 def ask(meter: Meter, **more: Any) -> Any:

@@ -109,8 +109,7 @@ def meter_for(tmp_path: Path, ledger: Ledger, provider: ScriptedProvider) -> Ite
 
     yield make
     for meter in meters:
-        if meter.child is not None and meter.child.running():
-            meter.kill()
+        meter.discard()
 
 
 def call(meter: Meter, output: int = 30, retries: int = 0) -> Any:

@@ -86,8 +86,7 @@ def rich(tmp_path: Path, ledger: LedgerService, provider: ScriptedProvider) -> I
 
     yield make
     for each in made:
-        if each.meter.child is not None and each.meter.child.running():
-            each.meter.kill()
+        each.meter.discard()
 
 
 def test_before_its_first_call_exactly_one_need_is_kept(rich: Callable[..., Rich]) -> None:

@@ -44,8 +44,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Meter]]:
 
     yield make
     for meter in meters:
-        if meter.child is not None and meter.child.running():
-            meter.kill()
+        meter.discard()
 
 
 def call(meter: Meter, tool: str, **body: Any) -> tuple[int, Any]:
