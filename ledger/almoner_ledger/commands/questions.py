@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# Those of `history.asking`, written out: importing it would make every `--help` wait for pydantic. A test compares them
+# with each other.
 OF_USAGE = (
     "namespace",
     "agent",
