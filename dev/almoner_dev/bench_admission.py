@@ -218,25 +218,28 @@ async def _flood(kube: Kube, seen: _Seen, options: Options, stack: Running) -> d
     before, probes, attempts = await kube.writes(), set[tuple[str, str]](), seen.attempts
     seen.phases.clear()
     cpu, processor = stack.cpu_seconds(), Processor.now()
-    begun = time.monotonic()
+    begun, enough = time.monotonic(), asyncio.Event()
 
     async def probing() -> None:
+        # Told, not cancelled: a probe cancelled on its way runs all the same, and would be in no count.
         number = options.idle_probes
-        while True:
-            await asyncio.sleep(PROBE_SECONDS)
+        while not enough.is_set():
             probes.add(await _apply(kube, seen, load.probe(number)))
             number += 1
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(enough.wait(), PROBE_SECONDS)
 
     async with asyncio.TaskGroup() as group:
-        side = [group.create_task(probing()), group.create_task(_progress(seen, keys))]
+        group.create_task(probing())
+        progress = group.create_task(_progress(seen, keys))
         await kube.create_all(
             items,
             note=lambda index: seen.send(items[index][1]["metadata"]["namespace"], items[index][1]["metadata"]["name"]),
         )
         applied = time.monotonic()
         await _until(seen, lambda: keys <= seen.ended.keys(), options.timeout, "the flood of executions")
-        for task in side:
-            task.cancel()
+        enough.set()
+        progress.cancel()
     ended = max(seen.ended[key] for key in keys)
     await _until(seen, lambda: probes <= seen.ended.keys(), SETTLE_SECONDS, "the probes")
     elapsed = ended - begun
@@ -249,6 +252,7 @@ async def _flood(kube: Kube, seen: _Seen, options: Options, stack: Running) -> d
         "quota_bound_per_s": rounded(load.quota_bound_per_s()),
         "seconds": rounded(elapsed),
         "apply_seconds": rounded(applied - begun),
+        "probes": len(probes),
         "phases": seen.phases,
         "pods": seen.attempts - attempts,
         **_api_figures(writes, elapsed, number),
