@@ -9,15 +9,15 @@ A window whose use crossed nothing costs no statement. Boundary: who is told, an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from almoner_core.wire import FiredAlert
 from almoner_ledger import schema
+from almoner_ledger.store import bulk
 from almoner_ledger.store.state import Account, Window, WindowKey
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ def changed(books: Books, account: Account) -> None:
         del books.alert_marks[key]
 
 
-def flush(books: Books) -> None:
-    """Write what fired. Call it after the windows were written."""
+def flush(books: Books, writer: bulk.Writer) -> None:
+    """Write what fired, each once. Call it after the windows were written."""
     rows: list[dict[str, Any]] = []
     for key in sorted(books.windows):
         window = books.windows[key]
@@ -56,8 +56,7 @@ def flush(books: Books) -> None:
                 for percent in account.alert_thresholds
                 if reached(window.spent, window.limit, percent) and not reached(spent, limit, percent)
             ]
-    if rows:
-        _insert(books.connection, rows)
+    writer.insert_missing(schema.alerts, rows)
 
 
 def _row(books: Books, window: Window, percent: int) -> dict[str, Any]:
@@ -72,12 +71,6 @@ def _row(books: Books, window: Window, percent: int) -> dict[str, Any]:
         "spent": window.spent,
         "limit": window.limit,
     }
-
-
-def _insert(connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
-    """Insert what is not there yet; what fired before stays as it was."""
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    connection.execute(dialect.insert(schema.alerts).values(list(rows)).on_conflict_do_nothing())
 
 
 def fired(connection: Connection, windows: Iterable[Window]) -> Mapping[WindowKey, list[FiredAlert]]:

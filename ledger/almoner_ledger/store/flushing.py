@@ -19,30 +19,25 @@ ENTRIES = "entries"
 
 def flush(books: Books) -> None:
     """Write all changes; the last statements take the numbers of changes and entries, and write what bears them."""
+    writer = bulk.writer(books.connection)
     _flush_epoch(books)
-    bulk.insert(books.connection, schema.executions, books.new_executions)
-    _flush_accounts(books)
-    _flush_windows(books)
-    alerts.flush(books)
-    rates.flush(books)
-    _flush_allotments(books)
-    _flush_holds(books)
-    bulk.insert(books.connection, schema.operations, books.new_operations)
-    outputs = [books.outputs[key] for key in sorted(books.outputs)]
-    bulk.upsert(books.connection, schema.outputs, outputs, add=frozenset())
-    _flush_sums(books)
-    changed = _take_numbers(books, CHANGES, len(books.changed))
-    _flush_records(books, _take_numbers(books, ENTRIES, len(books.new_records)))
-    _flush_feed(books, changed)
+    writer.insert(schema.executions, books.new_executions)
+    _flush_accounts(books, writer)
+    _flush_windows(books, writer)
+    alerts.flush(books, writer)
+    rates.flush(books, writer)
+    _flush_allotments(books, writer)
+    _flush_holds(books, writer)
+    writer.insert(schema.operations, books.new_operations)
+    writer.upsert(schema.outputs, [books.outputs[key] for key in sorted(books.outputs)])
+    _flush_sums(books, writer)
+    changed = writer.take(CHANGES, len(books.changed))
+    entries = writer.take(ENTRIES, len(books.new_records))
+    _flush_records(books, writer, entries)
+    _flush_feed(books, writer, changed)
+    writer.send()
 
 
-# Made once, as it runs in every group.
-_TAKE = (
-    sa.update(schema.counters)
-    .where(schema.counters.c.name == sa.bindparam("counter"))
-    .values(value=schema.counters.c.value + sa.bindparam("count", type_=sa.BigInteger))
-    .returning(schema.counters.c.value)
-)
 # Made once: json.dumps with settings of its own makes an encoder a call.
 _json = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
@@ -52,12 +47,10 @@ def _flush_epoch(books: Books) -> None:
         books.connection.execute(sa.update(schema.epochs).values(epoch=books.epoch, holder=books.epoch_holder))
 
 
-def _flush_accounts(books: Books) -> None:
+def _flush_accounts(books: Books, writer: bulk.Writer) -> None:
     accounts = [books.accounts[key] for key in sorted(books.accounts)]
-    bulk.insert(books.connection, schema.accounts, [_account_row(each) for each in accounts if each.new])
-    bulk.update(
-        books.connection, schema.accounts, [_account_row(each) for each in accounts if each.dirty and not each.new]
-    )
+    writer.insert(schema.accounts, [_account_row(each) for each in accounts if each.new])
+    writer.update(schema.accounts, [_account_row(each) for each in accounts if each.dirty and not each.new])
 
 
 def _account_row(account: Account) -> dict[str, Any]:
@@ -81,7 +74,7 @@ def _account_row(account: Account) -> dict[str, Any]:
     }
 
 
-def _flush_windows(books: Books) -> None:
+def _flush_windows(books: Books, writer: bulk.Writer) -> None:
     windows = [books.windows[key] for key in sorted(books.windows)]
     for window in windows:
         if window.new or window.dirty:
@@ -89,10 +82,8 @@ def _flush_windows(books: Books) -> None:
             account = books.accounts[window.account_id]
             if account.kind == "quota":
                 books.changed.add(("account", account.id))
-    bulk.insert(books.connection, schema.windows, [_window_row(each) for each in windows if each.new])
-    bulk.update(
-        books.connection, schema.windows, [_window_row(each) for each in windows if each.dirty and not each.new]
-    )
+    writer.insert(schema.windows, [_window_row(each) for each in windows if each.new])
+    writer.update(schema.windows, [_window_row(each) for each in windows if each.dirty and not each.new])
 
 
 def _window_row(window: Window) -> dict[str, Any]:
@@ -111,15 +102,15 @@ def _window_row(window: Window) -> dict[str, Any]:
     }
 
 
-def _flush_allotments(books: Books) -> None:
+def _flush_allotments(books: Books, writer: bulk.Writer) -> None:
     allotments = [books.allotments[key] for key in sorted(books.allotments)]
-    bulk.insert(books.connection, schema.allotments, [_allotment_row(each) for each in allotments if each.new])
+    writer.insert(schema.allotments, [_allotment_row(each) for each in allotments if each.new])
     # Extensions and returns change no sums: rows of their own, with fewer columns.
     changed = [each for each in allotments if each.dirty and not each.new]
     summed = [each for each in changed if usage_values(each.usage) != each.stored[-len(USAGE_COLUMNS) :]]
     spared = {each.id for each in summed}
-    bulk.update(books.connection, schema.allotments, [_life_of(each) for each in changed if each.id not in spared])
-    bulk.update(books.connection, schema.allotments, [{**_life_of(each), **each.usage.to_row()} for each in summed])
+    writer.update(schema.allotments, [_life_of(each) for each in changed if each.id not in spared])
+    writer.update(schema.allotments, [{**_life_of(each), **each.usage.to_row()} for each in summed])
     for each in allotments:
         if each.new or (each.dirty and each.shown() != each.stored):
             books.changed.add(("execution", each.execution.uid))
@@ -168,10 +159,10 @@ def _life_of(allotment: Allotment) -> dict[str, Any]:
     }
 
 
-def _flush_holds(books: Books) -> None:
+def _flush_holds(books: Books, writer: bulk.Writer) -> None:
     holds = sorted(books.dirty_holds(), key=lambda hold: (hold.allotment_id, hold.window.key))
-    bulk.insert(books.connection, schema.holds, [_hold_row(each) for each in holds if each.new])
-    bulk.update(books.connection, schema.holds, [_hold_row(each) for each in holds if not each.new])
+    writer.insert(schema.holds, [_hold_row(each) for each in holds if each.new])
+    writer.update(schema.holds, [_hold_row(each) for each in holds if not each.new])
 
 
 def _hold_row(hold: Hold) -> dict[str, Any]:
@@ -190,35 +181,27 @@ def _hold_row(hold: Hold) -> dict[str, Any]:
     }
 
 
-def _flush_sums(books: Books) -> None:
+def _flush_sums(books: Books, writer: bulk.Writer) -> None:
     rollups = [
         {**dict(zip(schema.ROLLUP_KEY, key, strict=True)), "records": rollup.records, **rollup.usage.to_row()}
         for key, rollup in sorted(books.rollups.items())
     ]
-    bulk.upsert(books.connection, schema.rollups, rollups, add=frozenset({"records", *USAGE_COLUMNS}))
+    writer.upsert(schema.rollups, rollups, add=frozenset({"records", *USAGE_COLUMNS}))
     agents = [
         {"namespace": namespace, "name": name, **usage.to_row()}
         for (namespace, name), usage in sorted(books.agents.items())
     ]
-    bulk.upsert(books.connection, schema.agents, agents, add=frozenset(USAGE_COLUMNS))
+    writer.upsert(schema.agents, agents, add=frozenset(USAGE_COLUMNS))
 
 
-def _take_numbers(books: Books, counter: str, count: int) -> int:
-    """Take the next `count` numbers, and keep everybody else from taking any until COMMIT; gives the first."""
-    if not count:
-        return 0
-    last: int = books.connection.execute(_TAKE, {"counter": counter, "count": count}).scalar_one()
-    return last - count + 1
-
-
-def _flush_records(books: Books, first: int) -> None:
+def _flush_records(books: Books, writer: bulk.Writer, first: int) -> None:
     rows = [{**row, "number": first + index} for index, row in enumerate(books.new_records)]
-    bulk.insert(books.connection, schema.records, rows)
+    writer.insert(schema.records, rows, numbered=("number", ENTRIES))
 
 
-def _flush_feed(books: Books, first: int) -> None:
+def _flush_feed(books: Books, writer: bulk.Writer, first: int) -> None:
     rows = [
         {"kind": kind, "key": key, "changed": first + index, "changed_ms": books.now_ms}
         for index, (kind, key) in enumerate(sorted(books.changed))
     ]
-    bulk.upsert(books.connection, schema.feed, rows, add=frozenset())
+    writer.upsert(schema.feed, rows, numbered=("changed", CHANGES))

@@ -68,11 +68,11 @@ def _row_of(row: Any) -> BucketRow:
     return BucketRow((row.account_id, Dimension(row.dimension), row.per_seconds), bucket)
 
 
-def flush(books: Books) -> None:
+def flush(books: Books, writer: bulk.Writer) -> None:
     """Write the buckets that changed."""
     rows = [books.buckets[key] for key in sorted(books.buckets)]
-    bulk.insert(books.connection, schema.buckets, [_values(each) for each in rows if each.new])
-    bulk.update(books.connection, schema.buckets, [_values(each) for each in rows if each.dirty and not each.new])
+    writer.insert(schema.buckets, [_values(each) for each in rows if each.new])
+    writer.update(schema.buckets, [_values(each) for each in rows if each.dirty and not each.new])
 
 
 def _values(row: BucketRow) -> dict[str, Any]:
