@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    from almoner_core.contract import MeterModel
     from almoner_dev.controlplane import ControlPlane
+    from almoner_dev.scripted import ScriptedProvider
     from almoner_dev.simnode import SimulatedNode
     from almoner_dev.stack import Stack
     from tests.support.books import Books, Clock
     from tests.support.cluster import Cluster
+    from tests.support.ledger_double import LedgerDouble
+    from tests.support.meter import Meter
     from tests.support.metered import Metered, Team
 
 
@@ -127,3 +131,32 @@ def team(metered: Metered) -> Iterator[Team]:
         finally:
             made.kill()
         metered.audit()
+
+
+@pytest.fixture
+def provider() -> Iterator[ScriptedProvider]:
+    """A model's provider that answers every call with three words, for 10 tokens of input and 5 of output."""
+    from almoner_dev.scripted import Reply, ScriptedProvider, Usage
+
+    with ScriptedProvider([Reply(text="one two three", usage=Usage(input_tokens=10, output_tokens=5))]) as scripted:
+        yield scripted
+
+
+@pytest.fixture
+def start(tmp_path: Path, provider: ScriptedProvider) -> Iterator[Callable[..., Meter]]:
+    """Starts a meter between `provider` and the double of a ledger; all are stopped afterwards."""
+    from tests.support.meter import Meter, meter_config, provider_config
+
+    meters: list[Meter] = []
+
+    def make(ledger: LedgerDouble, model: MeterModel | None = None, *, ready: bool = True, **changes: Any) -> Meter:
+        models = {} if model is None else {"models": (model,)}
+        meter = Meter(tmp_path, meter_config(ledger.url, provider_config(provider.base_url, **models), **changes))
+        meters.append(meter)
+        if ready:
+            meter.start()
+        return meter
+
+    yield make
+    for meter in meters:
+        meter.discard()  # the ledger is gone already, and a last word to nobody takes its time

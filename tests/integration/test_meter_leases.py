@@ -13,7 +13,7 @@ import openai
 import pytest
 import sqlalchemy as sa
 
-from almoner_dev.scripted import Reply, ScriptedProvider, Usage
+from almoner_dev.scripted import ScriptedProvider
 from tests.support.ledger_service import LedgerService, meter_token, open_item
 from tests.support.meter import DOLLAR, MODEL, Meter, meter_config, provider_config
 from tests.support.polling import until
@@ -32,12 +32,6 @@ def ledger(tmp_path: Path) -> Iterator[LedgerService]:
         yield service.start()
     finally:
         service.close()
-
-
-@pytest.fixture
-def provider() -> Iterator[ScriptedProvider]:
-    with ScriptedProvider([Reply(text="one", usage=Usage(input_tokens=10, output_tokens=5))]) as scripted:
-        yield scripted
 
 
 @pytest.fixture

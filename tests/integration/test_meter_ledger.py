@@ -35,12 +35,6 @@ def ledger(tmp_path: Path) -> Iterator[LedgerService]:
 
 
 @pytest.fixture
-def provider() -> Iterator[ScriptedProvider]:
-    with ScriptedProvider([Reply(text="one two three", usage=Usage(input_tokens=10, output_tokens=5))]) as scripted:
-        yield scripted
-
-
-@pytest.fixture
 def meter_for(tmp_path: Path, ledger: LedgerService) -> Iterator[Callable[..., Meter]]:
     """Opens and binds an allotment as the operator would, and starts the meter of its pod."""
     meters: list[Meter] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -12,7 +11,7 @@ import pytest
 from almoner_core.contract import MeterModel
 from almoner_dev.scripted import Reply, ScriptedProvider, Usage
 from tests.support.ledger_double import LedgerDouble
-from tests.support.meter import CARD, DOLLAR, MODEL, Meter, meter_config, provider_config
+from tests.support.meter import CARD, DOLLAR, MODEL, Meter
 from tests.support.polling import until
 
 HALF = tuple(tier.model_copy(update={"input": tier.input // 2, "output": tier.output // 2}) for tier in CARD.tiers)
@@ -26,20 +25,6 @@ FULL = 10 * 1000 + 5 * 2000  # nano-dollars: what the scripted usage costs at li
 def provider() -> Iterator[ScriptedProvider]:
     with ScriptedProvider([]) as scripted:
         yield scripted
-
-
-@pytest.fixture
-def start(tmp_path: Path, provider: ScriptedProvider) -> Iterator[Callable[..., Meter]]:
-    meters: list[Meter] = []
-
-    def make(ledger: LedgerDouble, model: MeterModel) -> Meter:
-        meter = Meter(tmp_path, meter_config(ledger.url, provider_config(provider.base_url, models=(model,))))
-        meters.append(meter)
-        return meter.start()
-
-    yield make
-    for meter in meters:
-        meter.discard()
 
 
 def ask(meter: Meter, **more: Any) -> Any:

@@ -79,12 +79,6 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 
 @pytest.fixture
-def provider() -> Iterator[ScriptedProvider]:
-    with ScriptedProvider([Reply(usage=Usage(input_tokens=10, output_tokens=5))]) as scripted:
-        yield scripted
-
-
-@pytest.fixture
 def meter_for(tmp_path: Path, ledger: Ledger, provider: ScriptedProvider) -> Iterator[MeterFor]:
     """Opens and binds an allotment as the operator would, and starts the meter of its pod."""
     meters: list[Meter] = []
