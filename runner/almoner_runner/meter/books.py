@@ -333,6 +333,7 @@ class Books:
         most = POST_RECORDS_MAX
         while self.spool.pending:
             async with self._lock:
+                again = self._unanswered is not None
                 body = self._post_body(most)
                 batch = body["records"]
                 if not batch:
@@ -352,8 +353,10 @@ class Books:
                     raise
                 self._unanswered = None
                 self.spool.mark_posted(min(answer["last_sequence"], self.spool.sequence))
-                self._renew(sent, answer)
-                self._believe(answer)
+                if not again:
+                    # It may have been done before later exchanges: its lease runs from then, its `held` was so then.
+                    self._renew(sent, answer)
+                    self._believe(answer)
                 if answer.get("frozen"):
                     self.allotment.frozen = True
                 if answer["last_sequence"] < batch[-1]["sequence"]:
