@@ -21,7 +21,7 @@ import pytest
 
 from almoner_dev import processes
 from almoner_dev.scripted import Reply, ScriptedProvider, Usage
-from tests.support.calls import HI, MICRO, anthropic_client, openai_client, settled
+from tests.support.calls import HI, MICRO, anthropic_client, openai_client, refused, settled
 from tests.support.ledger_double import LedgerDouble
 from tests.support.meter import CARD, DOLLAR, KEY, MODEL, Meter, meter_config, provider_config
 from tests.support.polling import until
@@ -189,16 +189,12 @@ def test_cancel_starts_no_further_call(start: Callable[..., Meter], provider: Sc
         meter = start(ledger)
         ledger.cancel = True
 
-        def refused() -> bool:
-            try:
-                openai_client(meter).chat.completions.create(model=MODEL, messages=HI)
-            except openai.RateLimitError as error:
-                return "being stopped" in str(error)
-            return False
+        def is_refused() -> bool:
+            return refused(meter, openai.RateLimitError, "being stopped")
 
-        until(refused, 5, "the cancelled run's calls to be refused")
+        until(is_refused, 5, "the cancelled run's calls to be refused")
         before = len(provider.requests)
-        assert refused()
+        assert is_refused()
         assert len(provider.requests) == before
 
 

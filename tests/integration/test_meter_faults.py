@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from almoner_dev.scripted import Reply, ScriptedProvider, Usage
-from tests.support.calls import HI, MICRO, openai_client, settled
+from tests.support.calls import HI, MICRO, openai_client, refused, settled
 from tests.support.ledger_double import LedgerDouble
 from tests.support.meter import DOLLAR, MODEL, Meter
 from tests.support.polling import until
@@ -95,19 +95,15 @@ def test_without_its_lease_the_meter_starts_no_call(start: Callable[..., Meter],
         meter = start(ledger)
         ledger.away = True
 
-        def refused() -> bool:
-            try:
-                openai_client(meter).chat.completions.create(model=MODEL, messages=HI)
-            except openai.InternalServerError as error:
-                return "ledger" in str(error)
-            return False
+        def is_refused() -> bool:
+            return refused(meter, openai.InternalServerError, "ledger")
 
-        until(refused, 5, "calls to be refused without a lease")
+        until(is_refused, 5, "calls to be refused without a lease")
         before = len(provider.requests)
-        assert refused()
+        assert is_refused()
         assert len(provider.requests) == before
         ledger.away = False
-        until(lambda: not refused(), 5, "calls once the ledger is back")
+        until(lambda: not is_refused(), 5, "calls once the ledger is back")
 
 
 def test_the_probe_waits_for_the_allotment_and_the_input(start: Callable[..., Meter], tmp_path: Path) -> None:

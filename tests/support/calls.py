@@ -10,7 +10,7 @@ import httpx2
 import openai
 
 from tests.support.ledger_double import LedgerDouble
-from tests.support.meter import Meter
+from tests.support.meter import MODEL, Meter
 from tests.support.polling import until
 
 HI: Any = [{"role": "user", "content": "hi"}]
@@ -31,3 +31,12 @@ def settled(meter: Meter, ledger: LedgerDouble, calls: int) -> None:
     """Waits until the ledger has so many records, and nothing is in flight any more."""
     until(lambda: len(ledger.records) == calls, 10, f"{calls} records in the ledger")
     until(lambda: not any(meter.get("/usage")["in_flight"].values()), 5, "nothing in flight")
+
+
+def refused(meter: Meter, error: type[openai.APIStatusError], says: str) -> bool:
+    """Make a call; whether it is refused by such an error with these words. Raises whatever else the SDK raises."""
+    try:
+        openai_client(meter).chat.completions.create(model=MODEL, messages=HI)
+    except error as refusal:
+        return says in str(refusal)
+    return False

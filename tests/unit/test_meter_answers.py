@@ -28,7 +28,7 @@ class LateLedger(LedgerClient):
     """
 
     def __init__(self) -> None:
-        super().__init__("http://127.0.0.1:1", "a", Secret(None), None)  # type: ignore[arg-type]
+        super().__init__("http://127.0.0.1:1", "a", Secret(None), None)  # type: ignore[arg-type]  # no session: nobody asks it
         self.held = 100
         self.late: set[str] = set()
         self.unheard: set[str] = set()

@@ -17,7 +17,7 @@ class Nobody(LedgerClient):
     """A ledger that does not answer."""
 
     def __init__(self) -> None:
-        super().__init__("http://127.0.0.1:1", "a", Secret(None), None)  # type: ignore[arg-type]
+        super().__init__("http://127.0.0.1:1", "a", Secret(None), None)  # type: ignore[arg-type]  # no session: nobody asks it
 
     async def exchange(self, *_: Any, **__: Any) -> dict[str, Any]:
         raise LedgerUnreachableError("nobody answers")

@@ -136,14 +136,14 @@ def _listed(names: Sequence[str], numbered: Numbered | None = None) -> str:
     if numbered is not None:
         column, counter = numbered
         at = names.index(column)
-        listed[at] = f"(SELECT value FROM counters WHERE name = '{counter}') + {listed[at]}"  # noqa: S608
+        listed[at] = f"(SELECT value FROM counters WHERE name = '{counter}') + {listed[at]}"  # noqa: S608 - names of ours
     return ", ".join(listed)
 
 
 @functools.cache
 def _insert_text(table: sa.Table, names: tuple[str, ...], numbered: Numbered | None = None) -> str:
     return (
-        f'INSERT INTO "{table.name}" ({_listed(names)}) SELECT {_listed(names, numbered)} '  # noqa: S608
+        f'INSERT INTO "{table.name}" ({_listed(names)}) SELECT {_listed(names, numbered)} '  # noqa: S608 - names of ours
         f'FROM json_populate_recordset(NULL::"{table.name}", %s)'
     )
 
@@ -154,7 +154,7 @@ def _update_text(table: sa.Table, names: tuple[str, ...]) -> str:
     changed = ", ".join(f'"{name}" = new."{name}"' for name in names if name not in keys)
     same = " AND ".join(f'old."{key}" = new."{key}"' for key in keys)
     return (
-        f'UPDATE "{table.name}" AS old SET {changed} '  # noqa: S608
+        f'UPDATE "{table.name}" AS old SET {changed} '  # noqa: S608 - names of ours
         f'FROM json_populate_recordset(NULL::"{table.name}", %s) AS new WHERE {same}'
     )
 
@@ -168,7 +168,7 @@ def _upsert_text(table: sa.Table, names: tuple[str, ...], add: frozenset[str], n
         if name not in keys
     )
     return (
-        f'INSERT INTO "{table.name}" AS old ({_listed(names)}) SELECT {_listed(names, numbered)} '  # noqa: S608
+        f'INSERT INTO "{table.name}" AS old ({_listed(names)}) SELECT {_listed(names, numbered)} '  # noqa: S608 - names of ours
         f'FROM json_populate_recordset(NULL::"{table.name}", %s) ORDER BY {_listed(keys)} '
         f"ON CONFLICT ({_listed(keys)}) DO UPDATE SET {changed}"
     )
