@@ -1,16 +1,18 @@
 """Whether an Agent or a ModelProvider can be used, and what limits govern a run: pure functions over cached facts.
 
-Facts that are not known (a Secret that the operator may not look at) hold nothing back: the pod would say so itself.
-What is known to be missing becomes a reason and a message that names the field and the fix.
+What is missing becomes a reason and a message that names the field and the fix. What the operator could not look at
+(a Secret behind 403 or 503) is not taken for good: it becomes a reason of its own, and nothing runs with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import NamedTuple, TypeVar
 
 from almoner_core.api.agent import AgentReason, AgentSpec, AgentType, Limits, ModelChoice, Tool
+from almoner_core.api.base import SecretKeyReference
 from almoner_core.api.model_provider import ModelProviderSpec, ProviderReason, ProviderType
 from almoner_core.api.runner import Runner
 from almoner_core.api.tool_provider import ToolProviderSpec
@@ -26,10 +28,16 @@ Comparable = TypeVar("Comparable", int, Money)
 
 @dataclass(frozen=True, slots=True)
 class SecretFacts:
-    """What is known of a Secret: whether agents may read it; its keys, None where they are not known."""
+    """What is known of a Secret: whether agents may read it; its keys, None where they are not known.
+
+    `unknown` says why the operator could not look at it, with the HTTP status; nothing else is known then. `forbidden`:
+    since it has not the right to.
+    """
 
     agent_readable: bool = False
     keys: frozenset[str] | None = None
+    unknown: str = ""
+    forbidden: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +68,14 @@ class ToolProviderFacts:
 class AgentFacts:
     """What surrounds an agent in its namespace.
 
-    `agents` are the names of all Agents. `secrets` by name, None where Secrets are not known at all. `has_price` says
-    whether a model of a provider (by name) has a price. `budgeted`: a quota with an enforced budget can govern it.
+    `agents` are the names of all Agents. `secrets` by name, those that do not exist left out. `has_price` says whether
+    a model of a provider (by name) has a price. `budgeted`: a quota with an enforced budget can govern it.
     """
 
     providers: Mapping[str, ProviderFacts] = field(default_factory=dict)
     tool_providers: Mapping[str, ToolProviderFacts] = field(default_factory=dict)
     agents: Collection[str] = frozenset()
-    secrets: Mapping[str, SecretFacts] | None = None
+    secrets: Mapping[str, SecretFacts] = field(default_factory=dict)
     has_price: Callable[[str, str], bool] = lambda _provider, _model: True
     budgeted: bool = False
 
@@ -181,17 +189,45 @@ def runner_secrets_verdict(runner: Runner, facts: AgentFacts, path: str = "spec.
         if reference.name in taken:
             text = f"{where} holds a provider's key, which no agent may read"
             return AgentVerdict(AgentReason.SECRET_NOT_READABLE, text)
-        if facts.secrets is None:
-            continue
         secret = facts.secrets.get(reference.name)
-        if secret is None:
-            return AgentVerdict(AgentReason.SECRET_NOT_FOUND, f"{where} does not exist in this namespace")
-        if not secret.agent_readable:
+        if secret is not None and not secret.unknown and not secret.agent_readable:
             text = f'{where} lacks the label {LABEL_AGENT_READABLE}: "true"'
             return AgentVerdict(AgentReason.SECRET_NOT_READABLE, text)
-        if secret.keys is not None and reference.key not in secret.keys:
-            return AgentVerdict(AgentReason.SECRET_NOT_FOUND, f"{where} has no key {reference.key}")
+        problem = secret_problem(where, reference.key, secret)
+        if problem is not None:
+            return AgentVerdict(AgentReason(problem[0].value), problem[1])
     return None
+
+
+class SecretProblem(StrEnum):
+    """What is wrong with a Secret that somebody names; a reason of every kind that names one."""
+
+    NOT_FOUND = "SecretNotFound"
+    UNKNOWN = "SecretUnknown"
+    FORBIDDEN = "SecretForbidden"
+
+
+def secret_problem(where: str, key: str | None, secret: SecretFacts | None) -> tuple[SecretProblem, str] | None:
+    """Say what is wrong with a Secret (None: there is none), or with the key that is asked of it; None: nothing."""
+    if secret is None:
+        return SecretProblem.NOT_FOUND, f"{where} does not exist in this namespace"
+    if secret.forbidden:
+        return SecretProblem.FORBIDDEN, f"{where} may not be looked at ({secret.unknown}): grant the operator get"
+    if secret.unknown:
+        return SecretProblem.UNKNOWN, f"{where} cannot be looked at now ({secret.unknown}); looking again"
+    if key is not None and secret.keys is not None and key not in secret.keys:
+        return SecretProblem.NOT_FOUND, f"{where} has no key {key}"
+    return None
+
+
+def credentials_problem(
+    credentials: SecretKeyReference | None, secrets: Mapping[str, SecretFacts]
+) -> tuple[SecretProblem, str] | None:
+    """Say what is wrong with a provider's credentials; None: nothing."""
+    if credentials is None:
+        return None
+    where = f"spec.credentials: Secret {credentials.name}"
+    return secret_problem(where, credentials.key, secrets.get(credentials.name))
 
 
 def _deployment_verdict(spec: AgentSpec, facts: AgentFacts) -> AgentVerdict | None:
@@ -228,21 +264,16 @@ def is_bypassable(spec: ModelProviderSpec) -> bool:
     return spec.credentials is None
 
 
-def provider_verdict(spec: ModelProviderSpec, secrets: Mapping[str, SecretFacts] | None = None) -> ProviderVerdict:
-    """Judge a ModelProvider; `secrets` None where Secrets are not known."""
+def provider_verdict(spec: ModelProviderSpec, secrets: Mapping[str, SecretFacts]) -> ProviderVerdict:
+    """Judge a ModelProvider."""
     bypassable = is_bypassable(spec)
     credentials = spec.credentials
     if credentials is None and spec.type in _NEEDS_KEY:
         text = f"spec.credentials: a provider of type {spec.type} needs a key: name the Secret and its key"
         return ProviderVerdict(ProviderReason.CREDENTIALS_MISSING, text, bypassable)
-    if credentials is not None and secrets is not None:
-        secret = secrets.get(credentials.name)
-        where = f"spec.credentials: Secret {credentials.name}"
-        if secret is None:
-            text = f"{where} does not exist in this namespace"
-            return ProviderVerdict(ProviderReason.SECRET_NOT_FOUND, text, bypassable)
-        if secret.keys is not None and credentials.key not in secret.keys:
-            return ProviderVerdict(ProviderReason.SECRET_NOT_FOUND, f"{where} has no key {credentials.key}", bypassable)
+    problem = credentials_problem(credentials, secrets)
+    if problem is not None:
+        return ProviderVerdict(ProviderReason(problem[0].value), problem[1], bypassable)
     return ProviderVerdict(ProviderReason.READY, "the provider can be used", bypassable)
 
 

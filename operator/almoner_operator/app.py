@@ -20,7 +20,7 @@ from uuid import uuid4
 
 import kopf
 
-from almoner_operator import credentials, demand, metrics, sync
+from almoner_operator import credentials, deep_json, demand, metrics, sync
 from almoner_operator.accounts import Accounts
 from almoner_operator.admit import Admitter
 from almoner_operator.cache import Cache
@@ -195,6 +195,7 @@ class Operator:
 
     async def _watch(self, access: credentials.Credentials, cache: Cache) -> tuple[asyncio.Task[None], asyncio.Event]:
         """Start kopf's watches."""
+        deep_json.install()
         registry = kopf.OperatorRegistry()
         register_all(registry)
 

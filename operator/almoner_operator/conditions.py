@@ -302,11 +302,18 @@ def _short(message: str) -> str:
     return message if len(message) <= MESSAGE_CHARS_MAX else message[: MESSAGE_CHARS_MAX - 1] + "…"
 
 
+_NOT_KNOWN: Final = frozenset(
+    {AgentReason.SECRET_UNKNOWN, ProviderReason.SECRET_UNKNOWN, ToolProviderReason.SECRET_UNKNOWN}
+)
+"""Reasons with which Ready is Unknown."""
+
+
 def _kstatus(reason: str, message: str, *, good: bool, in_progress: bool) -> dict[str, _Wanted]:
     """Ready, Reconciling, Stalled of a kind that either is in order, will be, or needs a person."""
     stalled = not good and not in_progress
+    ready = _TRUE if good else _UNKNOWN if reason in _NOT_KNOWN else _FALSE
     return {
-        str(_READY): _Wanted(_TRUE if good else _FALSE, reason, message),
+        str(_READY): _Wanted(ready, reason, message),
         str(_REC): _Wanted(_TRUE if in_progress else _FALSE, reason, message if in_progress else ""),
         str(_ST): _Wanted(_TRUE if stalled else _FALSE, reason, message if stalled else ""),
     }
@@ -322,10 +329,12 @@ AGENT_IN_PROGRESS: Final = frozenset(
         AgentReason.TOOL_PROVIDER_NOT_READY,
         AgentReason.HANDOFF_NOT_FOUND,
         AgentReason.SECRET_NOT_FOUND,
+        AgentReason.SECRET_UNKNOWN,
     }
 )
 QUOTA_IN_PROGRESS: Final = frozenset({QuotaReason.LEDGER_UNAVAILABLE})
-PROVIDER_IN_PROGRESS: Final = frozenset({ProviderReason.SECRET_NOT_FOUND})
+PROVIDER_IN_PROGRESS: Final = frozenset({ProviderReason.SECRET_NOT_FOUND, ProviderReason.SECRET_UNKNOWN})
+TOOL_PROVIDER_IN_PROGRESS: Final = frozenset({ToolProviderReason.SECRET_NOT_FOUND, ToolProviderReason.SECRET_UNKNOWN})
 
 
 def agent_conditions(
@@ -366,7 +375,7 @@ def tool_provider_conditions(
         str(reason),
         message,
         good=reason is ToolProviderReason.READY,
-        in_progress=reason is ToolProviderReason.SECRET_NOT_FOUND,
+        in_progress=reason in TOOL_PROVIDER_IN_PROGRESS,
     )
     return _carry(wanted, _KSTATUS, generation, previous, now)
 

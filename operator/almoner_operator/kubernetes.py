@@ -21,6 +21,7 @@ from typing import Any, Final, Self
 import aiohttp
 
 from almoner_core.api.base import GROUP, VERSION
+from almoner_core.nesting import loads
 from almoner_operator import metrics
 from almoner_operator.credentials import Credentials
 from almoner_operator.errors import (
@@ -310,7 +311,7 @@ class KubernetesClient:
         ) as answer:
             content = await answer.read()
             if answer.status < 300:
-                decoded: dict[str, Any] = json.loads(content) if content else {}
+                decoded: dict[str, Any] = loads(content) if content else {}
                 return decoded
             raise _error(answer.status, content, answer.headers.get("Retry-After"))
 

@@ -2,7 +2,8 @@
 
 Role: what only the operator can see (a missing provider, a Secret that agents may not read, a model without a price)
 becomes a condition and an event. Secrets are not watched: their metadata is read when something that names them
-changed, and again every half minute while one is missing. What may not be read at all holds nothing back.
+changed, and again every half minute while one is missing or could not be looked at. Each object is judged by itself:
+one that takes long, or that cannot be judged at all, keeps nobody else waiting.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
 from almoner_core.api.agent import AgentReason, AgentSpec, ExecutionCounts
 from almoner_core.api.base import LocalObjectReference
@@ -33,6 +35,22 @@ log = logging.getLogger(__name__)
 
 AGAIN_SECONDS: Final = 30.0
 COUNTS_SECONDS: Final = 0.8
+AT_ONCE_MAX: Final = 16
+"""Objects judged at once: each may wait for the API server's word on a Secret."""
+_PROVIDER_AGAIN: Final = frozenset(
+    {ProviderReason.SECRET_NOT_FOUND, ProviderReason.SECRET_UNKNOWN, ProviderReason.SECRET_FORBIDDEN}
+)
+_TOOL_PROVIDER_AGAIN: Final = frozenset(
+    {ToolProviderReason.SECRET_NOT_FOUND, ToolProviderReason.SECRET_UNKNOWN, ToolProviderReason.SECRET_FORBIDDEN}
+)
+_AGENT_AGAIN: Final = frozenset(
+    {
+        AgentReason.SECRET_NOT_FOUND,
+        AgentReason.SECRET_NOT_READABLE,
+        AgentReason.SECRET_UNKNOWN,
+        AgentReason.SECRET_FORBIDDEN,
+    }
+)
 
 
 class Observer:
@@ -41,6 +59,7 @@ class Observer:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._wake = asyncio.Event()
+        self._not_judged: set[tuple[str, str, str]] = set()
 
     def wake(self) -> None:
         """Look soon at what changed."""
@@ -64,38 +83,64 @@ class Observer:
                 await asyncio.sleep(1)
 
     def _again(self) -> None:
-        """Look again at what misses a Secret, which nothing tells us of."""
+        """Look again at what misses a Secret, which nothing tells us of, and at what could not be judged."""
         cache = self._context.cache
+        changed = {
+            "ModelProvider": cache.providers_changed,
+            "ToolProvider": cache.tool_providers_changed,
+            "Agent": cache.agents_changed,
+        }
+        for kind, namespace, name in self._not_judged:
+            changed[kind].add((namespace, name))
+        self._not_judged.clear()
         for space in cache.spaces.values():
             for provider in space.providers.values():
-                if provider.reason is ProviderReason.SECRET_NOT_FOUND:
+                if provider.reason in _PROVIDER_AGAIN:
                     cache.providers_changed.add((space.name, provider.name))
             for source in space.tool_providers.values():
-                if source.reason is ToolProviderReason.SECRET_NOT_FOUND:
+                if source.reason in _TOOL_PROVIDER_AGAIN:
                     cache.tool_providers_changed.add((space.name, source.name))
             for agent in space.agents.values():
-                if agent.reason in (AgentReason.SECRET_NOT_FOUND, AgentReason.SECRET_NOT_READABLE):
+                if agent.reason in _AGENT_AGAIN:
                     cache.agents_changed.add((space.name, agent.name))
 
     async def judge(self) -> None:
         """Judge everything that changed since the last time: providers first, since agents depend on them."""
         cache = self._context.cache
         providers, cache.providers_changed = cache.providers_changed, set()
-        for namespace, name in providers:
-            provider = cache.space(namespace).providers.get(name)
-            if provider is not None:
-                await self._judge_provider(provider)
+        await self._each("ModelProvider", providers, self._judge_named_provider)
         sources, cache.tool_providers_changed = cache.tool_providers_changed, set()
-        for namespace, name in sources:
-            source = cache.space(namespace).tool_providers.get(name)
-            if source is not None:
-                await self._judge_tool_provider(source)
+        await self._each("ToolProvider", sources, self._judge_named_tool_provider)
         agents, cache.agents_changed = cache.agents_changed, set()
-        for namespace, name in agents:
-            space = cache.space(namespace)
-            agent = space.agents.get(name)
-            if agent is not None:
-                await self._judge_agent(space, agent)
+        await self._each("Agent", agents, self._judge_named_agent)
+
+    async def _each(
+        self, kind: str, names: set[tuple[str, str]], judge: Callable[[Space, str], Coroutine[Any, Any, None]]
+    ) -> None:
+        """Judge several objects, each by itself. One that raises is tried again with the next look."""
+        slots = asyncio.Semaphore(AT_ONCE_MAX)
+
+        async def one(namespace: str, name: str) -> None:
+            async with slots:
+                try:
+                    await judge(self._context.cache.space(namespace), name)
+                except Exception:
+                    log.exception("%s %s/%s cannot be judged", kind, namespace, name)
+                    self._not_judged.add((kind, namespace, name))
+
+        await asyncio.gather(*(one(namespace, name) for namespace, name in names))
+
+    async def _judge_named_provider(self, space: Space, name: str) -> None:
+        if (record := space.providers.get(name)) is not None:
+            await self._judge_provider(record)
+
+    async def _judge_named_tool_provider(self, space: Space, name: str) -> None:
+        if (record := space.tool_providers.get(name)) is not None:
+            await self._judge_tool_provider(record)
+
+    async def _judge_named_agent(self, space: Space, name: str) -> None:
+        if (record := space.agents.get(name)) is not None:
+            await self._judge_agent(space, record)
 
     async def _judge_provider(self, record: ProviderRecord) -> None:
         context, before = self._context, (record.reason, record.message)

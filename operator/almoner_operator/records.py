@@ -57,14 +57,28 @@ def version_of(raw: Mapping[str, Any]) -> int:
     return int(text) if text.isdigit() else 0
 
 
-def parse_time(value: str | None) -> datetime | None:
+def parse_time(value: object) -> datetime | None:
     """Read a Kubernetes time, None where there is none."""
-    if not value:
+    if not isinstance(value, str) or not value:
         return None
     try:
-        return datetime.fromisoformat(value)
+        found = datetime.fromisoformat(value)
     except ValueError:
         return None
+    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+
+
+def mapping(value: object) -> Mapping[str, Any]:
+    """Return a JSON object as it is; an empty one for whatever else an object stored without a schema holds there."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def explain(error: ValidationError | ValueError) -> str:
@@ -266,16 +280,16 @@ def parse_run(kind: str, raw: Mapping[str, Any]) -> Run | Finished:
     metadata = raw.get("metadata") or {}
     key = WorkloadKey(kind, metadata["namespace"], metadata["name"], metadata["uid"])
     created = parse_time(metadata.get("creationTimestamp")) or datetime.now(UTC)
-    raw_spec, raw_status = raw.get("spec") or {}, raw.get("status") or {}
-    if raw_status.get("phase") in _TERMINAL:
+    raw_spec, raw_status = mapping(raw.get("spec")), mapping(raw.get("status"))
+    if _text(raw_status.get("phase")) in _TERMINAL:
         return Finished(
             key=key,
             version=version_of(raw),
-            phase=raw_status["phase"],
-            agent=(raw_spec.get("agentRef") or {}).get("name"),
+            phase=str(raw_status["phase"]),
+            agent=_text(mapping(raw_spec.get("agentRef")).get("name")),
             created=created,
             completed=parse_time(raw_status.get("completionTime")),
-            ttl_seconds=raw_spec.get("ttlSecondsAfterFinished"),
+            ttl_seconds=_whole(raw_spec.get("ttlSecondsAfterFinished")),
             tracked=is_tracked(metadata),
             cost=cost_mark(raw_status),
         )
@@ -324,7 +338,7 @@ def stop_intent(status: RunStatus) -> StopCause | None:
 
 def cost_mark(raw_status: Mapping[str, Any]) -> str:
     """Give what tells a usage that was written from a later one."""
-    usage = raw_status.get("usage") or {}
+    usage = mapping(raw_status.get("usage"))
     return f"{usage.get('cost', '0.00')}/{usage.get('requests', 0)}"
 
 
@@ -340,8 +354,8 @@ def read_object(raw: Mapping[str, Any], spec: type[APIModel], status: type[APIMo
     A spec that cannot be read is None, and `invalid` says why; such a status is as good as none.
     """
     metadata = raw.get("metadata") or {}
-    found, invalid = _parsed(spec, raw.get("spec") or {})
-    written = _parsed(status, raw.get("status") or {})[0] or status()
+    found, invalid = _parsed(spec, mapping(raw.get("spec")))
+    written = _parsed(status, mapping(raw.get("status")))[0] or status()
     return {
         "namespace": metadata["namespace"],
         "name": metadata["name"],
@@ -433,3 +447,5 @@ def _parsed(model: type[Parsed], raw: Mapping[str, Any]) -> tuple[Parsed | None,
         return model.model_validate(raw), ""
     except ValidationError as error:
         return None, explain(error)
+    except RecursionError:
+        return None, "spec: nested too deeply to be read"

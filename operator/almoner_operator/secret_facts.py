@@ -1,11 +1,12 @@
 """What is known of Secrets: whether they exist and whether agents may read them. Never what is in them.
 
 Role: reads a Secret's metadata, asked for as metadata alone, so that no key ever reaches this process. Remembered for a
-few seconds. Where the operator may not look at Secrets at all, nothing is known, and nothing is held back for it.
+few seconds. Where the operator cannot look, the fact says so, with the HTTP status, and whoever names the Secret waits.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from almoner_operator.kubernetes import SECRETS, KubernetesClient
 log = logging.getLogger(__name__)
 
 FRESH_SECONDS: Final = 5.0
+LOOK_SECONDS: Final = 5.0
+"""A Secret that takes longer is unknown for now: others wait to be judged."""
 REMEMBERED_MAX: Final = 4096
 
 
@@ -40,29 +43,33 @@ class Secrets:
     def __init__(self, client: KubernetesClient) -> None:
         self._client = client
         self._known: dict[tuple[str, str], tuple[float, SecretFacts | None]] = {}
-        self._blind = False
 
-    async def facts(self, namespace: str, names: Sequence[str]) -> dict[str, SecretFacts] | None:
-        """Give what is known of Secrets by name, without those that do not exist; None where nothing can be known."""
+    async def facts(self, namespace: str, names: Sequence[str]) -> dict[str, SecretFacts]:
+        """Give what is known of Secrets by name, without those that do not exist."""
         facts: dict[str, SecretFacts] = {}
         for name in names:
             known = self._known.get((namespace, name))
             if known is None or time.monotonic() - known[0] > FRESH_SECONDS:
-                try:
-                    metadata = await self._client.get_metadata(SECRETS, namespace, name)
-                except ForbiddenError:
-                    if not self._blind:
-                        log.warning("Secrets may not be looked at: a missing one shows when a pod does not start")
-                    self._blind = True
-                    return None
-                except ApiError as error:
-                    log.warning("Secret %s/%s cannot be looked at now: %s", namespace, name, error)
-                    return None
-                labels = (metadata or {}).get("labels") or {}
-                fact = SecretFacts(labels.get(LABEL_AGENT_READABLE) == "true") if metadata is not None else None
+                fact = await self._look(namespace, name)
                 if len(self._known) >= REMEMBERED_MAX:
                     self._known.clear()
                 known = self._known[namespace, name] = (time.monotonic(), fact)
             if known[1] is not None:
                 facts[name] = known[1]
         return facts
+
+    async def _look(self, namespace: str, name: str) -> SecretFacts | None:
+        """Look at a Secret; None where there is none."""
+        try:
+            async with asyncio.timeout(LOOK_SECONDS):
+                metadata = await self._client.get_metadata(SECRETS, namespace, name)
+        except ForbiddenError as error:
+            return SecretFacts(unknown=f"{error.status} {error.reason}", forbidden=True)
+        except ApiError as error:
+            log.warning("Secret %s/%s cannot be looked at now: %s", namespace, name, error)
+            return SecretFacts(unknown=f"{error.status} {error.reason}" if error.status else error.reason)
+        except TimeoutError:
+            return SecretFacts(unknown=f"no answer within {LOOK_SECONDS:.0f} seconds")
+        if metadata is None:
+            return None
+        return SecretFacts((metadata.get("labels") or {}).get(LABEL_AGENT_READABLE) == "true")

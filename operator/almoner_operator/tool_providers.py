@@ -55,16 +55,13 @@ def touched(cache: Cache, space: Space, name: str) -> None:
     cache.wake()
 
 
-def verdict(spec: ToolProviderSpec, secrets: Mapping[str, SecretFacts] | None = None) -> tuple[ToolProviderReason, str]:
-    """Judge a ToolProvider; `secrets` None where Secrets are not known."""
-    credentials = spec.credentials
-    if credentials is not None and secrets is not None:
-        where = f"spec.credentials: Secret {credentials.name}"
-        secret = secrets.get(credentials.name)
-        if secret is None:
-            return ToolProviderReason.SECRET_NOT_FOUND, f"{where} does not exist in this namespace"
-        if secret.keys is not None and credentials.key not in secret.keys:
-            return ToolProviderReason.SECRET_NOT_FOUND, f"{where} has no key {credentials.key}"
+def verdict(spec: ToolProviderSpec, secrets: Mapping[str, SecretFacts]) -> tuple[ToolProviderReason, str]:
+    """Judge a ToolProvider."""
+    from almoner_operator.agents import credentials_problem  # noqa: PLC0415 - agents is above this
+
+    problem = credentials_problem(spec.credentials, secrets)
+    if problem is not None:
+        return ToolProviderReason(problem[0].value), problem[1]
     return ToolProviderReason.READY, "the provider can be used"
 
 

@@ -144,7 +144,18 @@ VERDICTS: dict[str, tuple[AgentSpec, AgentFacts, AgentReason, str]] = {
         AgentReason.SECRET_NOT_READABLE,
         "holds a provider's key",
     ),
-    "secrets not known": (spec(**env_from("anything")), facts(secrets=None), AgentReason.READY, ""),
+    "secret cannot be looked at": (
+        spec(**env_from("hidden")),
+        facts(secrets={"hidden": SecretFacts(unknown="503 ServiceUnavailable")}),
+        AgentReason.SECRET_UNKNOWN,
+        "Secret hidden cannot be looked at now (503 ServiceUnavailable)",
+    ),
+    "secret may not be looked at": (
+        spec(**env_from("hidden")),
+        facts(secrets={"hidden": SecretFacts(unknown="403 Forbidden", forbidden=True)}),
+        AgentReason.SECRET_FORBIDDEN,
+        "Secret hidden may not be looked at (403 Forbidden)",
+    ),
     "a variable that leads to the meter": (
         spec(runner={"env": [{"name": "OPENAI_API_KEY", "value": "x"}]}),
         facts(),
@@ -208,17 +219,23 @@ def test_every_reason_of_an_agent_is_met() -> None:
 @pytest.mark.parametrize(
     ("provider", "secrets", "reason", "bypassable"),
     [
-        (provider_spec(), None, ProviderReason.READY, False),
+        (provider_spec(), {"main-key": SecretFacts(unknown="500 x")}, ProviderReason.SECRET_UNKNOWN, False),
+        (
+            provider_spec(),
+            {"main-key": SecretFacts(unknown="403 x", forbidden=True)},
+            ProviderReason.SECRET_FORBIDDEN,
+            False,
+        ),
         (provider_spec(), {"main-key": SecretFacts()}, ProviderReason.READY, False),
         (provider_spec(), {}, ProviderReason.SECRET_NOT_FOUND, False),
         (provider_spec(), {"main-key": SecretFacts(keys=frozenset())}, ProviderReason.SECRET_NOT_FOUND, False),
         (provider_spec(credentials=None), {}, ProviderReason.READY, True),
-        (provider_spec(type="OpenAI", credentials=None), None, ProviderReason.CREDENTIALS_MISSING, True),
-        (provider_spec(type="Anthropic", credentials=None), None, ProviderReason.CREDENTIALS_MISSING, True),
+        (provider_spec(type="OpenAI", credentials=None), {}, ProviderReason.CREDENTIALS_MISSING, True),
+        (provider_spec(type="Anthropic", credentials=None), {}, ProviderReason.CREDENTIALS_MISSING, True),
     ],
 )
 def test_a_provider_is_ready_or_says_what_it_lacks(
-    provider: ModelProviderSpec, secrets: dict[str, SecretFacts] | None, reason: ProviderReason, bypassable: bool
+    provider: ModelProviderSpec, secrets: dict[str, SecretFacts], reason: ProviderReason, bypassable: bool
 ) -> None:
     verdict = provider_verdict(provider, secrets)
     assert (verdict.reason, verdict.bypassable) == (reason, bypassable)

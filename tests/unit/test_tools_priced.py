@@ -182,7 +182,8 @@ def test_a_tool_providers_key_is_no_agents() -> None:
 @pytest.mark.parametrize(
     ("secrets", "reason"),
     [
-        (None, ToolProviderReason.READY),
+        ({"serper-key": SecretFacts(unknown="timeout")}, ToolProviderReason.SECRET_UNKNOWN),
+        ({"serper-key": SecretFacts(unknown="403 x", forbidden=True)}, ToolProviderReason.SECRET_FORBIDDEN),
         ({}, ToolProviderReason.SECRET_NOT_FOUND),
         ({"serper-key": SecretFacts(keys=frozenset({"other"}))}, ToolProviderReason.SECRET_NOT_FOUND),
         ({"serper-key": SecretFacts(keys=frozenset({"api-key"}))}, ToolProviderReason.READY),

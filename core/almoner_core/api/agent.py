@@ -75,6 +75,10 @@ class AgentReason(StrEnum):
     """A Secret that the runner's environment names does not exist, or lacks the key."""
     SECRET_NOT_READABLE = "SecretNotReadable"  # noqa: S105 - likewise
     """A Secret lacks the label almoner.dev/agent-readable, or is one that a provider uses."""
+    SECRET_UNKNOWN = "SecretUnknown"  # noqa: S105 - likewise
+    """The operator could not look at a Secret; the message has the HTTP status. It looks again every half minute."""
+    SECRET_FORBIDDEN = "SecretForbidden"  # noqa: S105 - likewise
+    """The operator has not the right to look at a Secret, so nothing that names it may run."""
     UNSAFE_DEPLOYMENT = "UnsafeDeployment"
     """A RealDeployment without a hard budget or a safety policy, or on a provider that can be walked past."""
     INVALID_SPEC = "InvalidSpec"

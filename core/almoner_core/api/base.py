@@ -10,8 +10,10 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
+
+from almoner_core.nesting import bounded
 
 GROUP: Final = "almoner.dev"
 VERSION: Final = "v1alpha1"
@@ -28,10 +30,12 @@ ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=DNS_SUBD
 OwnerName = Annotated[str, Field(min_length=1, max_length=128, pattern=OWNER_PATTERN)]
 ModelName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][-A-Za-z0-9_.:/@]*$")]
 ShortText = Annotated[str, Field(max_length=1024)]
-# A JSON value of any shape, kept as it is (x-kubernetes-preserve-unknown-fields in the CRD). The bounds are those of
-# its outermost level, which is all that a schema can bound of it.
+# A JSON value of any shape, kept as it is (x-kubernetes-preserve-unknown-fields in the CRD). The schema's bounds are
+# those of its outermost level: a structural schema cannot recurse, and CEL cannot see into an open value. So depth and
+# size are bounded when the object is read, and its condition says which field is too deep or too large.
 AnyJSON = Annotated[
     Any,
+    AfterValidator(bounded),
     Field(
         json_schema_extra={
             "x-kubernetes-preserve-unknown-fields": True,
@@ -44,6 +48,7 @@ AnyJSON = Annotated[
 # A JSON object of any shape, likewise.
 AnyObject = Annotated[
     dict[str, Any],
+    AfterValidator(bounded),
     Field(json_schema_extra={"type": "object", "x-kubernetes-preserve-unknown-fields": True, "maxProperties": 1024}),
 ]
 Timestamp = datetime

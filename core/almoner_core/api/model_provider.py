@@ -27,6 +27,10 @@ class ProviderReason(StrEnum):
     """The provider can be used."""
     SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105 - a reason, not a password
     """The Secret or its key does not exist."""
+    SECRET_UNKNOWN = "SecretUnknown"  # noqa: S105 - likewise
+    """The operator could not look at a Secret; the message has the HTTP status. It looks again every half minute."""
+    SECRET_FORBIDDEN = "SecretForbidden"  # noqa: S105 - likewise
+    """The operator has not the right to look at a Secret, so nothing that names it may run."""
     CREDENTIALS_MISSING = "CredentialsMissing"
     """The provider's type needs credentials and the spec has none."""
     NO_CREDENTIALS = "NoCredentials"
