@@ -79,25 +79,61 @@ def fresh(alerts: Iterable[QuotaAlert], previous: Iterable[QuotaAlert]) -> list[
     return [alert for alert in alerts if identity(alert) not in told]
 
 
+def holds(alert: QuotaAlert, account: Account | None) -> bool:
+    """Whether a threshold that fired is reached now: a limit may have been raised, or a cost corrected, since then.
+
+    Until the ledger has told of the account, what fired is believed.
+    """
+    return account is None or account.limit is None or account.spent * 100 >= alert.percent * account.limit
+
+
 def note(alert: QuotaAlert, account: Account | None) -> str:
-    """Say an alert for people."""
-    of = f" of {Money(account.limit)} USD" if account is not None and account.limit is not None else ""
+    """Say an alert for people, with the numbers as they are now."""
     whose = f" of owner {alert.subject}" if alert.subject else ""
-    text = f"{alert.percent} % of the budget{of}{whose} is spent"
+    threshold = f"{alert.percent} % of the budget{whose}"
+    if not holds(alert, account):
+        return f"{threshold} was reached at {_time(alert.time)}; now {_spent(account)}"
+    text = f"{threshold} is reached"
+    if said := _spent(account):
+        text += f": {said}"
     if alert.reset_time is not None:
-        text += f"; resets at {alert.reset_time.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+        text += f"; resets at {_time(alert.reset_time)}"
     return text
+
+
+def _spent(account: Account | None) -> str:
+    if account is None or account.limit is None:
+        return ""
+    return f"{Money(account.spent)} of {Money(account.limit)} USD is spent"
+
+
+def _time(moment: datetime) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def condition(
     alerts: Iterable[QuotaAlert], accounts: Mapping[str, Account], thresholds: Iterable[int]
 ) -> tuple[bool, BudgetAlertReason, str] | None:
-    """Give the condition BudgetAlert (whether it holds, reason, message); None where there is nothing to watch."""
-    highest = max(alerts, key=lambda alert: (alert.percent, alert.time), default=None)
-    if highest is not None:
-        text = note(highest, accounts.get(highest.subject or ""))
-        return True, BudgetAlertReason.THRESHOLD_REACHED, text
-    least = min(thresholds, default=None)
-    if least is None:
+    """Give the condition BudgetAlert (whether it holds, reason, message); None where there is nothing to watch.
+
+    It is about now: of what fired in this window, only what is still reached and still asked for counts.
+    """
+    asked = set(thresholds)
+    if not asked:
         return None
-    return False, BudgetAlertReason.BELOW_THRESHOLDS, f"less than {least} % of the budget is spent"
+    fired = [alert for alert in alerts if alert.percent in asked]
+    reached = [alert for alert in fired if holds(alert, accounts.get(alert.subject or ""))]
+    highest = max(reached, key=_rank, default=None)
+    if highest is not None:
+        return True, BudgetAlertReason.THRESHOLD_REACHED, note(highest, accounts.get(highest.subject or ""))
+    text = f"less than {min(asked)} % of the budget is spent"
+    past = max(fired, key=_rank, default=None)
+    if past is not None:
+        text = note(past, accounts.get(past.subject or ""))
+    elif said := _spent(accounts.get("")):
+        text += f": {said.removesuffix(' is spent')}"
+    return False, BudgetAlertReason.BELOW_THRESHOLDS, text
+
+
+def _rank(alert: QuotaAlert) -> tuple[int, datetime]:
+    return alert.percent, alert.time

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from almoner_core.api.execution import AttemptOutcome, FailureReason, Retry
 from almoner_core.contract import AGENT_CONTAINER, METER_CONTAINER, AgentExitCode
+from almoner_core.text import short
 from almoner_operator.scheduling.model import StopCause
 
 MESSAGE_CHARS_MAX: Final = 1024
@@ -164,7 +165,7 @@ def classify(
             return stopped
         reason, message = _disruption(pod) or (FailureReason.RUNNER_FAILED, "")
         text = message or _startup_message(pod) or "the pod failed before the agent started"
-        return AttemptEnd(AttemptOutcome.FAILED, reason, _short(text), started=started, finished=now)
+        return AttemptEnd(AttemptOutcome.FAILED, reason, short(text, MESSAGE_CHARS_MAX), started=started, finished=now)
     deletion = _time(_metadata(pod).get("deletionTimestamp"))
     if deletion is not None:
         if now < deletion + timedelta(seconds=LOST_AFTER_SECONDS):
@@ -200,7 +201,7 @@ def _agent_ended(
         reason, message = FailureReason.NODE_LOST, "the pod was deleted before the agent ended"
     else:
         reason, message = _own_failure(pod, ended, exit_code)
-    return AttemptEnd(AttemptOutcome.FAILED, reason, _short(message), exit_code, started, finished)
+    return AttemptEnd(AttemptOutcome.FAILED, reason, short(message, MESSAGE_CHARS_MAX), exit_code, started, finished)
 
 
 def _own_failure(pod: Mapping[str, Any], ended: Mapping[str, Any], exit_code: int) -> tuple[FailureReason, str]:
@@ -280,7 +281,7 @@ def _not_started(pod: Mapping[str, Any], now: datetime, deadline_seconds: int) -
         return None
     why = _startup_message(pod)
     text = f"the agent did not start within {deadline_seconds} s" + (f": {why}" if why else "")
-    return AttemptEnd(AttemptOutcome.FAILED, FailureReason.START_TIMEOUT, _short(text), finished=now)
+    return AttemptEnd(AttemptOutcome.FAILED, FailureReason.START_TIMEOUT, short(text, MESSAGE_CHARS_MAX), finished=now)
 
 
 def _startup_message(pod: Mapping[str, Any]) -> str:
@@ -379,7 +380,3 @@ def _last_line(text: Any) -> str:
 
 def _join(*parts: Any) -> str:
     return ": ".join(str(part) for part in parts if part)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= MESSAGE_CHARS_MAX else text[: MESSAGE_CHARS_MAX - 1] + "…"

@@ -27,6 +27,7 @@ from almoner_core.api.execution import (
 from almoner_core.api.model_provider import ProviderReason
 from almoner_core.api.resource_quota import BudgetAlertReason, QuotaReason
 from almoner_core.api.tool_provider import ToolProviderReason
+from almoner_core.text import short
 
 MESSAGE_CHARS_MAX: Final = 1024
 BYPASSABLE: Final = "Bypassable"
@@ -290,16 +291,12 @@ def _carry(
                 observed_generation=generation,
                 last_transition_time=old.last_transition_time if old is not None and kept else now,
                 reason=want.reason,
-                message=_short(want.message),
+                message=short(want.message, MESSAGE_CHARS_MAX),
             )
         )
     ours = set(order)
     result.extend(condition for condition in previous if condition.type not in ours)
     return result
-
-
-def _short(message: str) -> str:
-    return message if len(message) <= MESSAGE_CHARS_MAX else message[: MESSAGE_CHARS_MAX - 1] + "…"
 
 
 _NOT_KNOWN: Final = frozenset(

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from almoner_core.api.base import API_VERSION
+from almoner_core.text import EVENT_NOTE_BYTES_MAX, short_bytes
 from almoner_operator import metrics
 from almoner_operator.errors import ApiError
 from almoner_operator.kubernetes import EVENTS, KubernetesClient
@@ -28,7 +29,7 @@ REMEMBERED_MAX: Final = 4096
 QUEUE_MAX: Final = 256
 RATE: Final = 5.0
 BURST: Final = 50.0
-NOTE_CHARS_MAX: Final = 1000
+NAME_CHARS_MAX: Final = 200
 
 
 class EventRecorder:
@@ -71,7 +72,7 @@ class EventRecorder:
         body = self._body(kind, namespace, name, uid, reason, note, warning=warning)
         if once:
             digest = hashlib.sha256(f"{uid}/{once}".encode()).hexdigest()[:16]
-            body["metadata"]["name"] = f"{name[:200]}.{digest}"
+            body["metadata"]["name"] = _named(name, digest)
         self._queue.append((namespace, body))
         self._something.set()
 
@@ -81,13 +82,13 @@ class EventRecorder:
         return {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
-            "metadata": {"name": f"{name[:200]}.{uuid.uuid4().hex[:16]}", "namespace": namespace},
+            "metadata": {"name": _named(name, uuid.uuid4().hex[:16]), "namespace": namespace},
             "eventTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
             "reportingController": "almoner.dev/operator",
             "reportingInstance": self._instance,
             "action": reason,
             "reason": reason,
-            "note": note[:NOTE_CHARS_MAX],
+            "note": short_bytes(note, EVENT_NOTE_BYTES_MAX),
             "type": "Warning" if warning else "Normal",
             "regarding": {"apiVersion": API_VERSION, "kind": kind, "namespace": namespace, "name": name, "uid": uid},
         }
@@ -108,3 +109,8 @@ class EventRecorder:
                 except ApiError as error:
                     log.debug("event not sent: %s", error)
                     metrics.EVENTS_DROPPED.inc()
+
+
+def _named(name: str, suffix: str) -> str:
+    """Name an event of an object: where the name is cut, not before a dot or at a dash, which names may not have."""
+    return f"{name[:NAME_CHARS_MAX].rstrip('-.')}.{suffix}"

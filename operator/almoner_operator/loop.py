@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from almoner_core.api.execution import WaitReason
+from almoner_core.text import short
 from almoner_operator import metrics, outcome
 from almoner_operator.accounts import Accounts
 from almoner_operator.admit import Admitter
@@ -175,7 +176,7 @@ class Loop:
         first = queue is None or run.status.phase is None
         same = (
             queue is not None
-            and queue.waiting_for == (wait.message[:1024] or None)
+            and queue.waiting_for == (short(wait.message, outcome.MESSAGE_CHARS_MAX) or None)
             and queue.next_change_time == wait.next_change
             and self._reason_said(run) == wait.reason
             and run.status.observed_generation == run.generation

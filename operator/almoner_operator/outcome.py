@@ -18,17 +18,19 @@ from almoner_core.api.execution import (
     QueueStatus,
     WaitReason,
 )
-from almoner_core.api.training_job import Metric, Progress, TrainingJobStatus
+from almoner_core.api.training_job import Metric, Progress, TrainingJobSpec, TrainingJobStatus
 from almoner_core.api.usage import ComputeUsage, TokenUsage, Usage
 from almoner_core.contract import STATUS_OUTPUT_CHARS_MAX
 from almoner_core.money import Money
+from almoner_core.text import short
 from almoner_core.wire import ExecutionTotals, UsageTotals
 from almoner_operator.attempts import AttemptEnd, retry_at
 from almoner_operator.conditions import Standing, conditions_for
-from almoner_operator.records import Run, RunStatus
+from almoner_operator.records import Run, RunSpec, RunStatus
 from almoner_operator.scheduling.model import StopCause, Wait
 
 MESSAGE_CHARS_MAX: Final = 1024
+PROGRESS_CHARS_MAX: Final = 256
 ATTEMPTS_MAX: Final = 101
 START_BACKOFF_SECONDS: Final = 15
 START_BACKOFF_SECONDS_MAX: Final = 600
@@ -46,7 +48,7 @@ def stand(run: Run, standing: Standing, now: datetime, **changes: Any) -> RunSta
             "observed_generation": run.generation,
             "phase": standing.phase,
             "owner": run.owner,
-            "message": standing.message[:MESSAGE_CHARS_MAX] or None,
+            "message": short(standing.message, MESSAGE_CHARS_MAX) or None,
             "conditions": conditions_for(
                 standing, generation=run.generation, previous=run.status.conditions, now=now.replace(microsecond=0)
             ),
@@ -66,7 +68,10 @@ def waiting(run: Run, wait: Wait, quotas: Sequence[str], now: datetime) -> RunSt
     )
     since = run.status.queue.since if run.status.queue and run.status.queue.since else moment(now)
     queue = QueueStatus(
-        position=wait.position, waiting_for=wait.message[:1024] or None, since=since, next_change_time=wait.next_change
+        position=wait.position,
+        waiting_for=short(wait.message, MESSAGE_CHARS_MAX) or None,
+        since=since,
+        next_change_time=wait.next_change,
     )
     return stand(run, standing, now, queue=queue, quotas=list(quotas)[:64])
 
@@ -111,7 +116,7 @@ def ended(run: Run, end: AttemptEnd, now: datetime) -> RunStatus:
         run,
         outcome=end.outcome,
         reason=str(end.reason) if end.reason else _stop_reason(run, end),
-        message=_said(run, end)[:MESSAGE_CHARS_MAX] or None,
+        message=short(_said(run, end), MESSAGE_CHARS_MAX) or None,
         exit_code=end.exit_code,
         start_time=end.started or run.status.attempts[-1].start_time,
         finish_time=moment(finished),
@@ -133,7 +138,9 @@ def ended(run: Run, end: AttemptEnd, now: datetime) -> RunStatus:
     else:
         wait = Wait(WaitReason.QUEUED, end.message or f"attempt {attempts[-1].number} was stopped; it queues again")
     standing = Standing(ExecutionPhase.QUEUED, wait.message, wait=wait.reason, admitted=True)
-    queue = QueueStatus(waiting_for=wait.message[:1024], since=moment(now), next_change_time=wait.next_change)
+    queue = QueueStatus(
+        waiting_for=short(wait.message, MESSAGE_CHARS_MAX), since=moment(now), next_change_time=wait.next_change
+    )
     return stand(run, standing, now, attempts=attempts, queue=queue, start_time=start)
 
 
@@ -164,7 +171,9 @@ def unadmitted(run: Run, wait: Wait, now: datetime) -> RunStatus:
     """The attempt came to nothing before a pod existed: as if it had not been admitted."""
     attempts = run.status.attempts[:-1]
     standing = Standing(ExecutionPhase.QUEUED, wait.message, wait=wait.reason, admitted=bool(attempts))
-    queue = QueueStatus(waiting_for=wait.message[:1024], since=moment(now), next_change_time=wait.next_change)
+    queue = QueueStatus(
+        waiting_for=short(wait.message, MESSAGE_CHARS_MAX), since=moment(now), next_change_time=wait.next_change
+    )
     return stand(run, standing, now, attempts=attempts, queue=queue)
 
 
@@ -173,7 +182,12 @@ def stopping(run: Run, cause: StopCause, message: str, now: datetime) -> RunStat
     standing = Standing(
         run.status.phase or ExecutionPhase.RUNNING, message or f"stopping: {cause.value}", admitted=True
     )
-    return stand(run, standing, now, attempts=changed_attempt(run, reason=cause.value, message=message[:1024] or None))
+    return stand(
+        run,
+        standing,
+        now,
+        attempts=changed_attempt(run, reason=cause.value, message=short(message, MESSAGE_CHARS_MAX) or None),
+    )
 
 
 def cancelled_before(run: Run, now: datetime) -> RunStatus:
@@ -267,8 +281,16 @@ def _compute_of(totals: UsageTotals) -> ComputeUsage | None:
     )
 
 
-def with_totals(status: RunStatus, totals: ExecutionTotals, now: datetime) -> RunStatus:
-    """Give the status with usage, output and progress as the ledger has them."""
+def planned_steps(spec: RunSpec | None) -> int | None:
+    """Give how many steps (or episodes) the whole run is to have; None where its spec does not say."""
+    return (spec.steps or spec.episodes) if isinstance(spec, TrainingJobSpec) else None
+
+
+def with_totals(status: RunStatus, totals: ExecutionTotals, now: datetime, *, planned: int | None = None) -> RunStatus:
+    """Give the status with usage, output and progress as the ledger has them.
+
+    `planned`: the steps of the whole run, for a trainer that reports its step alone.
+    """
     changes: dict[str, Any] = {}
     usage = usage_of(totals.totals)
     if usage != status.usage:
@@ -281,7 +303,7 @@ def with_totals(status: RunStatus, totals: ExecutionTotals, now: datetime) -> Ru
         truncated = (totals.output_bytes or 0) > len(totals.output[:STATUS_OUTPUT_CHARS_MAX].encode())
         changes["output_truncated"] = truncated or None
     if isinstance(status, TrainingJobStatus) and totals.progress is not None:
-        changes.update(_progress(status, totals.progress, now))
+        changes.update(_progress(status, totals.progress, planned, now))
     return status.model_copy(update=changes) if changes else status
 
 
@@ -295,11 +317,11 @@ def _with_usage(attempt: Attempt, totals: ExecutionTotals) -> Attempt:
     return attempt if attempt.usage == usage else attempt.model_copy(update={"usage": usage})
 
 
-def _progress(status: TrainingJobStatus, told: dict[str, Any], now: datetime) -> dict[str, Any]:
+def _progress(status: TrainingJobStatus, told: dict[str, Any], planned: int | None, now: datetime) -> dict[str, Any]:
     """Read what the trainer reported. It is somebody else's data: what does not fit is left out."""
     try:
         step = max(0, int(told.get("step") or 0))
-        total = int(told["total"]) if told.get("total") else None
+        total = int(told["total"]) if told.get("total") else planned
     except (TypeError, ValueError):
         return {}
     before = status.progress
@@ -308,7 +330,7 @@ def _progress(status: TrainingJobStatus, told: dict[str, Any], now: datetime) ->
         for name, value in sorted((told.get("metrics") or {}).items())[:32]
         if str(name)
     ]
-    message = str(told["message"])[:256] if told.get("message") else None
+    message = short(str(told["message"]), PROGRESS_CHARS_MAX) if told.get("message") else None
     if before is not None and (before.step, before.total, before.message) == (step, total, message):
         return {"metrics": metrics} if metrics != status.metrics else {}
     progress = Progress(

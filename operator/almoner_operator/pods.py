@@ -329,7 +329,11 @@ def _agent(request: PodRequest, settings: RunnerSettings) -> Json:
 def _agent_env(request: PodRequest, *, ours: bool) -> list[Json]:
     """Addresses of the meter and placeholder keys, then the user's own variables."""
     address = f"http://$({contract.ENV_METER_ADDRESS})"
-    before: dict[str, str] = {"HOME": contract.SCRATCH_DIR, "TMPDIR": contract.SCRATCH_DIR}
+    before: dict[str, str] = {
+        "HOME": contract.SCRATCH_DIR,
+        "TMPDIR": contract.SCRATCH_DIR,
+        "PYTHONUNBUFFERED": "1",  # what it prints is in the log at once, also of a run that is killed
+    }
     plain = {
         contract.ENV_METER_ADDRESS: contract.METER_ADDRESS,
         contract.ENV_EXECUTION: f"{request.namespace}/{request.name}",

@@ -68,7 +68,7 @@ class Settler:
                     await self._last_totals(run, attempt.number)
             run.status = outcome.ended(run, end, now())
             if run.totals is not None:
-                run.status = outcome.with_totals(run.status, run.totals, now())
+                run.status = outcome.with_totals(run.status, run.totals, now(), planned=outcome.planned_steps(run.spec))
             run.end, run.early, run.stop, run.timed_out = None, None, None, False
             run.pod_missing_since = None
             run.backoff_until = outcome.backoff_of(run)
@@ -214,7 +214,7 @@ class Settler:
         if run.settling:
             return
         before = run.status
-        run.status = outcome.with_totals(before, totals, now())
+        run.status = outcome.with_totals(before, totals, now(), planned=outcome.planned_steps(run.spec))
         if run.status is not before:
             context.writer.mark(run_target(run), Rank.STATUS, delay=COALESCE_SECONDS)
 
@@ -232,7 +232,9 @@ class Settler:
             status = status_type.model_validate(raw.get("status") or {})
         except ValidationError:
             return
-        patch = difference(status, outcome.with_totals(status, totals, now()))
+        spec = raw.get("spec") or {}
+        planned = spec.get("steps") or spec.get("episodes")
+        patch = difference(status, outcome.with_totals(status, totals, now(), planned=planned))
         if patch:
             await client.patch_status(resource, done.key.namespace, done.key.name, uid=done.key.uid, status=patch)
         done.cost = _mark(totals)

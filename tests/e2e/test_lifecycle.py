@@ -140,7 +140,7 @@ steps = task["steps"]
 for step in range(1, steps + 1):
     loss = 1.0 / (step * task["hyperparameters"]["rate"])
     status, _ = post(os.environ["ALMONER_METER_URL"] + "/progress",
-                     {"step": step, "total": steps, "message": f"step {step}",
+                     {"step": step, "message": f"step {step}",
                       "metrics": {"loss": f"{loss:.4f}", "accuracy": "0.5"}})
     assert status == 202, status
     time.sleep(0.15)

@@ -40,13 +40,16 @@ def bare_plane() -> Iterator[ControlPlane]:
 
 @pytest.fixture(scope="module")
 def simulated(bare_plane: ControlPlane) -> Iterator[SimulatedNode]:
-    """Runs pods as their agent's name says: `run-<ms>`, `fail-<code>`, `nowhere`, `forever`, else at once."""
+    """Runs pods as their agent's name says: `run-<ms>`, `fail-<code>`, `nowhere`, `forever`, else at once.
+
+    `fail-1` has much to say, in Chinese.
+    """
     from almoner_dev.simnode import Fate, SimulatedNode
 
     def plan(pod: Mapping[str, Any]) -> Fate:
         kind, _, value = str(pod["metadata"]["labels"].get("almoner.dev/agent", "")).partition("-")
         if kind == "fail":
-            return Fate(0.2, exit_code=int(value), message="it broke")
+            return Fate(0.2, exit_code=int(value), message="坏" * 1000 if value == "1" else "it broke")
         if kind == "run":
             return Fate(int(value) / 1000)
         if kind in ("nowhere", "unstarted"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+from kubernetes import client
+
 from almoner_dev.simnode import SimulatedNode
 from almoner_dev.stack import Stack
 from tests.support.cluster import Cluster, open_allotments, verify_ledger
@@ -196,6 +198,25 @@ def test_a_failed_attempt_is_retried_after_its_backoff_then_final(cluster: Clust
     assert cluster.condition("Execution", "one", "Failed")["reason"] == "AgentFailed"
     assert len(cluster.pods_of("one")) == 2
     verify_ledger(stack)
+
+
+def test_the_event_of_a_failure_is_there_however_long_it_is_in_bytes(cluster: Cluster) -> None:
+    """C30: the API server takes 1,024 bytes of a note; and it refuses a name that is cut before a dot."""
+    cluster.world()
+    cluster.agent("fail-1")
+    cluster.wait_ready("Agent", "fail-1")
+    name = f"{'e' * 199}.long"
+    cluster.execution(name, agent="fail-1", retry={"limit": 0})
+    cluster.wait_phase(name, "Failed")
+
+    def notes() -> list[str]:
+        events = client.EventsV1Api(cluster.api).list_namespaced_event(cluster.namespace).items
+        return [each.note for each in events if each.reason == "AgentFailed" and each.regarding.name == name]
+
+    (note,) = cluster.wait(notes, "the event")
+    assert note.startswith("exit code 1: 坏坏")
+    assert note.endswith("坏…")
+    assert 1024 - 3 < len(note.encode()) <= 1024
 
 
 def test_what_must_not_be_retried_is_not(cluster: Cluster) -> None:

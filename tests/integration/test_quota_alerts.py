@@ -72,11 +72,15 @@ def test_a_threshold_is_told_once_also_by_the_next_operator(cluster: Cluster, st
     wait_fired(cluster, "team", (None, 50))
     assert condition(cluster, "team") == ("True", "ThresholdReached")
     message = cluster.condition("ResourceQuota", "team", "BudgetAlert")["message"]
-    assert message == "50 % of the budget of 1.00 USD is spent"
+    assert message == "50 % of the budget is reached: 0.60 of 1.00 USD is spent"
     cluster.wait(lambda: told(cluster, "team") == [message], "the event")
     assert counted(stack, cluster, "team") == {"50": 1.0}
     # A limit that is raised, and lowered to what fires the next one.
     cluster.patch("ResourceQuota", "team", {"budget": {"amount": "100.00"}})
+    cluster.wait(lambda: condition(cluster, "team") == ("False", "BelowThresholds"), "the condition to say what is so")
+    said = cluster.condition("ResourceQuota", "team", "BudgetAlert")["message"]
+    assert said.startswith("50 % of the budget was reached at 20")
+    assert said.endswith("; now 0.60 of 100.00 USD is spent")
     cluster.patch("ResourceQuota", "team", {"budget": {"amount": "1.00"}})
     cluster.wait_ready("ResourceQuota", "team")
     stack.restart_operator()
@@ -112,5 +116,5 @@ def test_each_owner_has_alerts_of_its_own(cluster: Cluster, spender: Spender) ->
     wait_fired(cluster, "each", ("ann", 50), ("ann", 80), ("bob", 50))
     cluster.wait(lambda: len(told(cluster, "each")) == 3, "an event each")
     assert [note for note in told(cluster, "each") if "owner bob" in note] == [
-        "50 % of the budget of 1.00 USD of owner bob is spent"
+        "50 % of the budget of owner bob is reached: 0.60 of 1.00 USD is spent"
     ]

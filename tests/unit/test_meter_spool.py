@@ -159,6 +159,13 @@ def test_progress_is_checked(report: Any, message: str) -> None:
         progress.check(report)
 
 
+def test_a_report_with_half_a_character_is_sent_all_the_same() -> None:
+    """JSON can bring a lone surrogate, which UTF-8 has no bytes for."""
+    told = progress.check(json.loads('{"step": 1, "message": "\\ud83d!", "metrics": {"l\\ud83d": "\\ud83d"}}'))
+    assert told == {"step": 1, "message": "?!", "metrics": {"l?": "?"}}
+    assert progress.check({"message": "m" * 300})["message"] == "m" * 255 + "…"
+
+
 def test_an_output_with_two_names_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "output").write_text("x")
     (tmp_path / "other").hardlink_to(tmp_path / "output")
@@ -175,6 +182,13 @@ def test_a_large_output_is_cut(tmp_path: Path) -> None:
     assert found is not None
     assert found.truncated
     assert len(found.content) == OUTPUT_BYTES_MAX
+
+
+def test_a_large_output_is_not_cut_within_a_character(tmp_path: Path) -> None:
+    assert OUTPUT_BYTES_MAX % 3
+    (tmp_path / "output").write_text("字" * (OUTPUT_BYTES_MAX // 3 + 10), encoding="utf-8")
+    found = files.read_output(tmp_path / "output")
+    assert found == files.Output("字" * (OUTPUT_BYTES_MAX // 3), truncated=True)
 
 
 def test_the_input_is_written_readable_for_the_agent(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from almoner_core.api.execution import (
     QueueStatus,
     WaitReason,
 )
-from almoner_core.api.training_job import TrainingJobStatus
+from almoner_core.api.training_job import TrainingJobSpec, TrainingJobStatus
 from almoner_core.money import Money
 from almoner_core.wire import AccountKey, AccountState, AllotmentState, Dimension, ExecutionTotals, UsageTotals
 from almoner_operator import outcome
@@ -267,16 +267,22 @@ def test_totals_become_usage_and_nothing_used_is_nothing_new() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "percent"),
+    ("told", "spec", "percent"),
     [
-        ({"step": 5, "total": 10, "metrics": {"loss": "0.5"}}, 50),
-        ({"step": 20, "total": 10}, 100),
-        ({"step": "x"}, None),
-        ({"step": 3}, None),
-        ({}, None),
+        ({"step": 5, "total": 10, "metrics": {"loss": "0.5"}}, {}, 50),
+        ({"step": 20, "total": 10}, {}, 100),
+        ({"step": "x"}, {}, None),
+        ({"step": 3}, {}, None),
+        ({}, {}, None),
+        ({"step": 5}, {"steps": 20}, 25),
+        ({"step": 5}, {"episodes": 10}, 50),
+        ({"step": 5, "total": 10}, {"steps": 20}, 50),
+        ({"step": 30}, {"steps": 20}, 100),
+        ({"step": "x"}, {"steps": 20}, None),
     ],
 )
-def test_progress_is_somebody_elses_data(told: Json, percent: int | None) -> None:
+def test_progress_is_somebody_elses_data(told: Json, spec: Json, percent: int | None) -> None:
+    job = TrainingJobSpec.model_validate({"agentRef": {"name": "a"}, **spec})
     totals = ExecutionTotals(
         kind="TrainingJob",
         namespace="ns",
@@ -287,7 +293,7 @@ def test_progress_is_somebody_elses_data(told: Json, percent: int | None) -> Non
         states={},
         progress=told,
     )
-    status = outcome.with_totals(TrainingJobStatus(), totals, NOW)
+    status = outcome.with_totals(TrainingJobStatus(), totals, NOW, planned=outcome.planned_steps(job))
     assert isinstance(status, TrainingJobStatus)
     assert (status.progress.percent if status.progress else None) == percent
 

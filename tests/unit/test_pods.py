@@ -70,6 +70,7 @@ def test_the_agent_gets_no_key_no_token_and_no_spool() -> None:
     assert pod["spec"]["enableServiceLinks"] is False
     assert pod["spec"]["shareProcessNamespace"] is False
     assert "ALMONER_METER_CONFIG" not in env(agent)
+    assert env(agent)["PYTHONUNBUFFERED"] == "1", "what an agent prints is in its log at once"
     assert "the-secret" not in json.dumps(agent)
 
 
@@ -156,6 +157,7 @@ def test_a_users_variables_may_come_from_secrets_and_config_maps() -> None:
                 {"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
                 {"name": "B", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "k"}}},
                 {"name": "HOME", "value": "/elsewhere"},
+                {"name": "PYTHONUNBUFFERED", "value": ""},
             ]
         }
     )
@@ -166,6 +168,7 @@ def test_a_users_variables_may_come_from_secrets_and_config_maps() -> None:
         "B": {"configMapKeyRef": {"name": "c", "key": "k"}},
     }
     assert [each["value"] for each in agent["env"] if each["name"] == "HOME"] == ["/elsewhere"]
+    assert [each["value"] for each in agent["env"] if each["name"] == "PYTHONUNBUFFERED"] == [""]
 
 
 def test_the_meter_is_told_all_it_needs() -> None:

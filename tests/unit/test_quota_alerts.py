@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+
+import pytest
 
 from almoner_core.api.resource_quota import BudgetAlertReason, QuotaAlert
 from almoner_operator import alerts
@@ -61,17 +64,85 @@ def test_the_same_threshold_in_another_window_is_another_firing() -> None:
 def test_the_condition_names_the_highest() -> None:
     accounts = {"": account(50, 80), "ann": account(100)}
     fired = [alert(50), alert(80), alert(100, subject="ann")]
+    accounts["ann"] = replace(accounts["ann"], spent=10 * DOLLAR)
     assert alerts.condition(fired, accounts, [50, 80, 100]) == (
         True,
         BudgetAlertReason.THRESHOLD_REACHED,
-        "100 % of the budget of 10.00 USD of owner ann is spent; resets at 2026-03-05T00:00:00Z",
-    )
-    assert alerts.condition([], accounts, [80, 50]) == (
-        False,
-        BudgetAlertReason.BELOW_THRESHOLDS,
-        "less than 50 % of the budget is spent",
+        "100 % of the budget of owner ann is reached: 10.00 of 10.00 USD is spent; resets at 2026-03-05T00:00:00Z",
     )
     assert alerts.condition([], accounts, []) is None
+
+
+@pytest.mark.parametrize(
+    ("now", "thresholds", "expected"),
+    [
+        pytest.param(
+            account(50),
+            [50, 80],
+            (True, "50 % of the budget is reached: 8.00 of 10.00 USD is spent; resets at 2026-03-05T00:00:00Z"),
+            id="it stands",
+        ),
+        pytest.param(
+            replace(account(50), spent=9 * DOLLAR),
+            [50, 80],
+            (True, "50 % of the budget is reached: 9.00 of 10.00 USD is spent; resets at 2026-03-05T00:00:00Z"),
+            id="more is spent",
+        ),
+        pytest.param(
+            replace(account(50), limit=12 * DOLLAR),
+            [50, 80],
+            (True, "50 % of the budget is reached: 8.00 of 12.00 USD is spent; resets at 2026-03-05T00:00:00Z"),
+            id="the limit was raised a little",
+        ),
+        pytest.param(
+            replace(account(50), limit=100 * DOLLAR),
+            [50, 80],
+            (False, "50 % of the budget was reached at 2026-03-04T12:00:00Z; now 8.00 of 100.00 USD is spent"),
+            id="the limit was raised far",
+        ),
+        pytest.param(
+            replace(account(50), spent=4 * DOLLAR),
+            [50, 80],
+            (False, "50 % of the budget was reached at 2026-03-04T12:00:00Z; now 4.00 of 10.00 USD is spent"),
+            id="a cost was corrected",
+        ),
+        pytest.param(
+            replace(account(50, 80), limit=12 * DOLLAR),
+            [50, 80],
+            (True, "50 % of the budget is reached: 8.00 of 12.00 USD is spent; resets at 2026-03-05T00:00:00Z"),
+            id="the higher of two is not reached any more",
+        ),
+        pytest.param(
+            replace(account(resets_at=MIDNIGHT + timedelta(days=1)), spent=0),
+            [50, 80],
+            (False, "less than 50 % of the budget is spent: 0.00 of 10.00 USD"),
+            id="another window has begun",
+        ),
+        pytest.param(
+            account(50),
+            [90],
+            (False, "less than 90 % of the budget is spent: 8.00 of 10.00 USD"),
+            id="the threshold is not asked for any more",
+        ),
+        pytest.param(
+            None,
+            [50],
+            (True, "50 % of the budget is reached; resets at 2026-03-05T00:00:00Z"),
+            id="the operator has started, and the ledger has told nothing yet",
+        ),
+    ],
+)
+def test_the_condition_states_todays_numbers(
+    now: Account | None, thresholds: list[int], expected: tuple[bool, str]
+) -> None:
+    """50 % had fired at noon."""
+    accounts = {"": now} if now is not None else {}
+    fired = alerts.standing([alert(50)], accounts, NOW)
+    found = alerts.condition(fired, accounts, thresholds)
+    assert found is not None
+    holds, reason, message = found
+    assert (holds, message) == expected
+    assert (reason is BudgetAlertReason.THRESHOLD_REACHED) == holds
 
 
 def test_the_status_is_bounded() -> None:

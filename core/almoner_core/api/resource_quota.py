@@ -73,9 +73,10 @@ class BudgetAlertReason(StrEnum):
     """Reasons of a ResourceQuota's BudgetAlert condition, which is there where the budget has thresholds."""
 
     THRESHOLD_REACHED = "ThresholdReached"
-    """So much of the budget is spent in this window that a threshold fired; the message names the highest."""
+    """So much of the budget is spent that a threshold is reached; the message names the highest, with the numbers as
+    they are now."""
     BELOW_THRESHOLDS = "BelowThresholds"
-    """No threshold has fired in this window."""
+    """No threshold is reached: none fired in this window, or the limit was raised since then, or a cost corrected."""
 
 
 class Scope(APIModel):

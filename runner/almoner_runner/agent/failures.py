@@ -10,8 +10,10 @@ import re
 from typing import Any, Final
 
 from almoner_core.contract import AgentExitCode
+from almoner_core.text import LOG_TAIL_BYTES_MAX, short, short_bytes
 
 MESSAGE_CHARS_MAX: Final = 900
+LINE_BYTES_MAX: Final = LOG_TAIL_BYTES_MAX - 64  # of a longer one the kubelet would keep the end alone
 UNEXPECTED_EXIT_CODE: Final = 1
 _STATUS_PAYMENT_REQUIRED: Final = 402
 _STATUS_TOO_MANY_REQUESTS: Final = 429
@@ -38,8 +40,7 @@ class AgentFailure(Exception):  # noqa: N818 - it is the end of a run, not a fau
 
 def one_line(text: str, chars_max: int = MESSAGE_CHARS_MAX) -> str:
     """Fold whitespace and cut, so that the text fits one line of a log."""
-    folded = " ".join(text.split())
-    return folded if len(folded) <= chars_max else folded[: chars_max - 1] + "…"
+    return short_bytes(short(" ".join(text.split()), chars_max), LINE_BYTES_MAX)
 
 
 def invalid_input(message: str) -> AgentFailure:

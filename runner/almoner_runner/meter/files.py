@@ -6,6 +6,7 @@ without waiting, and is read only if it is a regular file with one name.
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from dataclasses import dataclass
@@ -13,8 +14,10 @@ from pathlib import Path
 from typing import Final
 
 from almoner_core.environment import OUTPUT_BYTES_MAX, TERMINATION_MESSAGE_BYTES_MAX
+from almoner_core.text import short_bytes, whole
 
 INPUT_BYTES_MAX: Final = 1024 * 1024
+ERROR_BYTES_MAX: Final = 640  # as JSON, were every byte escaped, still within a termination message
 
 
 class OutputError(ValueError):
@@ -68,9 +71,15 @@ def read_output(path: Path) -> Output | None:
             raise OutputError("the output has more than one link")
         data = file.read(OUTPUT_BYTES_MAX + 1)
     truncated = len(data) > OUTPUT_BYTES_MAX
-    return Output(data[:OUTPUT_BYTES_MAX].decode("utf-8", "replace"), truncated)
+    return Output(whole(data[:OUTPUT_BYTES_MAX]) if truncated else data.decode("utf-8", "replace"), truncated)
 
 
 def write_last_word(path: Path, message: bytes) -> None:
     """Write the termination message, cut to what Kubernetes keeps. Raises OSError."""
     path.write_bytes(message[:TERMINATION_MESSAGE_BYTES_MAX])
+
+
+def write_error(path: Path, message: str) -> None:
+    """Write why the meter gave up as its last word, as whole JSON. Raises OSError."""
+    word = {"error": short_bytes(message, ERROR_BYTES_MAX)}
+    write_last_word(path, json.dumps(word, ensure_ascii=False).encode())

@@ -25,7 +25,7 @@ from almoner_core import environment as names
 from almoner_runner.meter.app import BODY_BYTES_MAX, App
 from almoner_runner.meter.books import Books, BooksClosedError
 from almoner_runner.meter.config import Config, ConfigError, parse
-from almoner_runner.meter.files import OutputError, read_input, read_output, write_input, write_last_word
+from almoner_runner.meter.files import OutputError, read_input, read_output, write_error, write_input, write_last_word
 from almoner_runner.meter.forward import Forwarder
 from almoner_runner.meter.health import Health
 from almoner_runner.meter.holds import IN_FLIGHT_MAX, Holds
@@ -260,7 +260,7 @@ class Meter:
     def _fail(self, message: str) -> int:
         logger.error("%s", message)
         with contextlib.suppress(OSError):
-            write_last_word(self.settings.termination_log, json.dumps({"error": message[:1024]}).encode())
+            write_error(self.settings.termination_log, message)
         return EXIT_CLOSED
 
 
