@@ -12,7 +12,8 @@ import asyncio
 import json
 import logging
 import secrets
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from almoner_core import wire
@@ -29,6 +30,7 @@ from almoner_core.api.training_job import TrainingJobSpec
 from almoner_core.contract import EXTRA_FIRST_NEED
 from almoner_core.identity import allotment_id, operation_id, pod_name
 from almoner_operator import demand, failpoints, metrics, outcome, providers, rates, tool_providers
+from almoner_operator.admitted import Admitted
 from almoner_operator.agents import AgentFacts, ProviderFacts, ToolProviderFacts, runner_secrets_verdict
 from almoner_operator.attempts import AttemptEnd, remaining_seconds
 from almoner_operator.compute import MachineTime
@@ -71,12 +73,19 @@ class _NotAdmittedError(Exception):
         self.quota = quota
 
 
+class _ChangedError(Exception):
+    """What it asks for is not what was decided on: the Agent or a price changed meanwhile. It is decided again."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """All that an attempt needs, worked out before anything is written."""
+    """All that an attempt needs, worked out once, before anything is written."""
 
     attempt: Attempt
     pinned: PinnedAgent | None
+    agent: AgentSpec | None
+    demand: demand.Demand
+    admitted: Admitted
     pod: dict[str, Any]
 
 
@@ -92,6 +101,8 @@ class Admitter:
         context = self._context
         try:
             await self._admit(run, admission)
+        except _ChangedError:
+            metrics.ADMISSION_FAILURES.labels("Changed").inc()
         except _NotAdmittedError as error:
             metrics.ADMISSION_FAILURES.labels(str(error.reason)).inc()
             context.cache.hold(run, error.reason, error.message, seconds=error.seconds, quota=error.quota)
@@ -104,6 +115,8 @@ class Admitter:
             context.cache.hold(run, WaitReason.QUEUED, f"the API server: {error.message}", seconds=BUSY_SECONDS)
         finally:
             run.admitting = False
+            if run.attempt is None:
+                run.admitted = None
             context.cache.touch(run, review=True)
 
     async def resume(self, run: Run) -> None:
@@ -113,10 +126,14 @@ class Admitter:
             return
         run.admitting = True
         try:
-            spec = await self._pinned_spec(run, run.status.agent)
-            plan = _Plan(attempt, run.status.agent, self._pod(run, spec, attempt.number))
             log.info("finishing the admission of %s/%s, attempt %d", run.key.namespace, run.key.name, attempt.number)
-            await self._start(run, plan)
+            pod = context.cache.pods.get(run.key.uid, {}).get(attempt.number)
+            if pod is not None and not pod.raw.get("gone"):
+                await self._bind(run, attempt, pod.uid)
+                return
+            spec = await self._pinned_spec(run, run.status.agent)
+            first_need = run.admitted.first_need if run.admitted is not None else {}
+            await self._start(run, attempt, self._pod(run, spec, attempt.number, first_need))
         except (PodError, PinLostError) as error:
             run.end = AttemptEnd(AttemptOutcome.FAILED, FailureReason.RUNNER_FAILED, str(error), finished=now())
         except (ApiError, LedgerError) as error:
@@ -129,11 +146,13 @@ class Admitter:
 
     async def _admit(self, run: Run, admission: Admission) -> None:
         context = self._context
-        plan = await self._plan(run)
+        plan = await self._plan(run, admission)
+        run.admitted = plan.admitted
         plan = await self._open(run, admission, plan)
         failpoints.hit(failpoints.AFTER_OPEN)
         before = run.status
         run.status = outcome.admitted(run, plan.attempt, plan.pinned, admission.quotas, now())
+        run.pinned = plan.agent if plan.pinned is not None else None
         run.hold, run.stop, run.timed_out, run.backoff_until = None, None, False, None
         run.next_attempt = plan.attempt.number + 1
         try:
@@ -151,12 +170,12 @@ class Admitter:
         metrics.ADMISSIONS.inc()
         failpoints.hit(failpoints.AFTER_STATUS)
         try:
-            await self._start(run, plan)
+            await self._start(run, plan.attempt, plan.pod)
         except (ApiError, LedgerError) as error:
             # The attempt stands in the status: the review finishes it as after a crash.
             log.warning("the pod of %s/%s is not there yet: %s", run.key.namespace, run.key.name, error)
 
-    async def _plan(self, run: Run) -> _Plan:
+    async def _plan(self, run: Run, admission: Admission) -> _Plan:
         assert run.spec is not None
         await self._check_input(run)
         number = run.next_attempt
@@ -169,15 +188,36 @@ class Admitter:
                 )
             pinned = await self._context.pins.pin(agent)
         spec = await self._pinned_spec(run, pinned)
+        if run.status.agent is not None:
+            run.pinned = spec
         await self._check_secrets(run, spec)
-        return _Plan(self._attempt(run, number), pinned, self._pod(run, spec, number))
+        asked = self._demand(run, spec)
+        decided = admission.workload
+        if asked.requests != decided.requests or asked.need > decided.need:
+            raise _ChangedError
+        runner = self._context.settings.runner
+        admitted = Admitted.assumed(admission).completed(
+            grace_seconds=demand.grace_seconds(run, spec, runner),
+            timeout_seconds=demand.limits_of(run, spec).timeout_seconds,
+            first_need=asked.first.need,
+        )
+        attempt = self._attempt(run, number, admitted)
+        pod = self._pod(run, spec, number, admitted.first_need)
+        return _Plan(attempt, pinned, spec, asked, admitted, pod)
 
-    def _attempt(self, run: Run, number: int) -> Attempt:
+    def _demand(self, run: Run, agent: AgentSpec | None) -> demand.Demand:
+        settings, space = self._context.settings, self._context.cache.space(run.key.namespace)
+        ahead = demand.ahead(run, agent, settings.runner, settings.compute)
+        return demand.demand_of(run, agent, space.providers, settings.runner.meter_requests, ahead)
+
+    @staticmethod
+    def _attempt(run: Run, number: int, admitted: Admitted) -> Attempt:
         return Attempt(
             number=number,
             pod=pod_name(run.key.name, run.key.uid, number),
             allotment=allotment_id(run.key.uid, number),
             admitted_time=outcome.moment(now()),
+            admission=admitted.to_status(),
         )
 
     async def _pinned_spec(self, run: Run, pinned: PinnedAgent | None) -> AgentSpec | None:
@@ -211,15 +251,14 @@ class Admitter:
         if verdict is not None:
             raise _NotAdmittedError(WaitReason.AGENT_NOT_READY, verdict.message, REFUSED_SECONDS)
 
-    def _pod(self, run: Run, agent: AgentSpec | None, number: int) -> dict[str, Any]:
+    def _pod(self, run: Run, agent: AgentSpec | None, number: int, first_need: Mapping[str, int]) -> dict[str, Any]:
         assert run.spec is not None
         space = self._context.cache.space(run.key.namespace)
         limits = demand.limits_of(run, agent)
         used = sum(_seconds(attempt) for attempt in run.status.attempts if attempt.number != number)
         given, given_from, extra = _input(run)
-        need = {name: amount for name, amount in demand.first_call(run, agent, space.providers).need.items() if amount}
-        if need:
-            extra = {**extra, EXTRA_FIRST_NEED: need}
+        if first_need:
+            extra = {**extra, EXTRA_FIRST_NEED: dict(first_need)}
         return build_pod(
             PodRequest(
                 kind=run.key.kind,
@@ -247,9 +286,7 @@ class Admitter:
         """Open the allotment. A number whose allotment is void already is passed over, and never used again."""
         context = self._context
         space = context.cache.space(run.key.namespace)
-        spec = await self._pinned_spec(run, plan.pinned)
-        ahead = demand.ahead(run, spec, context.settings.runner, context.settings.compute)
-        first = demand.first_call(run, spec, space.providers, ahead)
+        spec, first, ahead = plan.agent, plan.demand.first, plan.demand.ahead
         limits = demand.limits_of(run, spec)
         own = wire_amounts(
             usd=limits.max_cost.nanos if limits.max_cost is not None else None,
@@ -295,14 +332,18 @@ class Admitter:
             except LedgerError as error:
                 if error.code not in (wire.ErrorCode.WRONG_STATE, wire.ErrorCode.OPERATION_CONFLICT):
                     raise _refused(error) from error
-            run.next_attempt = attempt.number + 1
-            plan = _Plan(self._attempt(run, run.next_attempt), plan.pinned, self._pod(run, spec, run.next_attempt))
+            number = run.next_attempt = attempt.number + 1
+            plan = replace(
+                plan,
+                attempt=self._attempt(run, number, plan.admitted),
+                pod=self._pod(run, spec, number, plan.admitted.first_need),
+            )
         raise _NotAdmittedError(WaitReason.QUEUED, "the ledger refuses every attempt's allotment", REFUSED_SECONDS)
 
-    async def _start(self, run: Run, plan: _Plan) -> None:
+    async def _start(self, run: Run, attempt: Attempt, pod: dict[str, Any]) -> None:
         """Create the pod and bind it. Raises ApiError or LedgerError where that can be tried again."""
         try:
-            pod_uid = await self._create_pod(run, plan)
+            pod_uid = await self._create_pod(run, attempt, pod)
         except InvalidError as error:
             run.end = AttemptEnd(
                 AttemptOutcome.FAILED,
@@ -312,18 +353,22 @@ class Admitter:
             )
             return
         except ForbiddenError as error:
-            await self._unadmit(run, plan, f"the cluster refuses the pod: {error.message}")
+            await self._unadmit(run, attempt, f"the cluster refuses the pod: {error.message}")
             return
         except NotFoundError as error:
-            await self._unadmit(run, plan, f"the namespace is going away: {error.message}")
+            await self._unadmit(run, attempt, f"the namespace is going away: {error.message}")
             return
         failpoints.hit(failpoints.AFTER_POD)
-        assert plan.attempt.allotment is not None
+        await self._bind(run, attempt, pod_uid)
+
+    async def _bind(self, run: Run, attempt: Attempt, pod_uid: str) -> None:
+        """Make the pod known to the ledger: until then its meter can spend nothing. Raises ApiError or LedgerError."""
+        assert attempt.allotment is not None
         try:
             await self._context.ledger.bind(
                 wire.BindAllotment(
-                    operation_id=operation_id("bind", plan.attempt.allotment, pod_uid),
-                    allotment=plan.attempt.allotment,
+                    operation_id=operation_id("bind", attempt.allotment, pod_uid),
+                    allotment=attempt.allotment,
                     pod_uid=pod_uid,
                 )
             )
@@ -332,20 +377,20 @@ class Admitter:
         except LedgerError as error:
             # Void, or bound to another pod: this pod can never spend. End it; the run queues again.
             log.warning("the pod of %s/%s cannot be bound: %s", run.key.namespace, run.key.name, error)
-            await self._context.client.delete(PODS, run.key.namespace, plan.attempt.pod, uid=pod_uid, grace_seconds=0)
-            await self._unadmit(run, plan, f"the ledger refuses the pod: {error.message}")
+            await self._context.client.delete(PODS, run.key.namespace, attempt.pod, uid=pod_uid, grace_seconds=0)
+            await self._unadmit(run, attempt, f"the ledger refuses the pod: {error.message}")
             return
-        run.bound = plan.attempt.number
+        run.bound = attempt.number
         failpoints.hit(failpoints.AFTER_BIND)
-        if run.attempt is not None and run.attempt.number == plan.attempt.number:
+        if run.attempt is not None and run.attempt.number == attempt.number:
             # Known from now on; written with the next change, since nothing depends on it before.
             run.status = run.status.model_copy(update={"attempts": outcome.changed_attempt(run, pod_uid=pod_uid)})
 
-    async def _create_pod(self, run: Run, plan: _Plan) -> str:
+    async def _create_pod(self, run: Run, attempt: Attempt, pod: dict[str, Any]) -> str:
         """Create the attempt's pod, or find that it exists, and give its uid."""
-        client, name = self._context.client, plan.attempt.pod
+        client, name = self._context.client, attempt.pod
         try:
-            return str((await client.create(PODS, run.key.namespace, plan.pod))["uid"])
+            return str((await client.create(PODS, run.key.namespace, pod))["uid"])
         except AlreadyExistsError:
             found = await client.get_metadata(PODS, run.key.namespace, name)
         owners = (found or {}).get("ownerReferences") or []
@@ -355,13 +400,13 @@ class Admitter:
 
     # -- undoing -------------------------------------------------------------------------------------
 
-    async def _unadmit(self, run: Run, plan: _Plan, message: str) -> None:
+    async def _unadmit(self, run: Run, attempt: Attempt, message: str) -> None:
         """Take the attempt back: no pod of it runs."""
-        await self._void(plan.attempt, "no pod")
-        if run.attempt is None or run.attempt.number != plan.attempt.number:
+        await self._void(attempt, "no pod")
+        if run.attempt is None or run.attempt.number != attempt.number:
             return
         run.status = outcome.unadmitted(run, Wait(WaitReason.WAITING_FOR_QUOTA, message), now())
-        run.next_attempt = plan.attempt.number + 1
+        run.next_attempt = attempt.number + 1
         self._context.cache.hold(run, WaitReason.WAITING_FOR_QUOTA, message, seconds=REFUSED_SECONDS)
         self._context.cache.count_run(run)
         self._context.writer.mark(run_target(run), Rank.STATUS)

@@ -405,10 +405,15 @@ class Cache:
             return None
         attempt = run.attempt
         reserved = attempt is not None or run.admitting
-        record = space.agents.get(run.agent_name or "")
-        agent = record.spec if record is not None else None
-        ahead = self._ahead(run, agent) if self._ahead is not None and not reserved else 0
-        first = demand.first_call(run, agent, space.providers, ahead) if not reserved else None
+        agent = self._agent_spec(space, run)
+        if not reserved:
+            ahead = self._ahead(run, agent) if self._ahead is not None else 0
+            asked = demand.demand_of(run, agent, space.providers, self._meter, ahead)
+            requests, need = asked.requests, asked.need
+        elif run.admitted is not None:
+            requests, need = run.admitted.requests, 0
+        else:  # Admitted by a version that did not write down with what.
+            requests, need = demand.requests(run, agent, self._meter), 0
         return Workload(
             key=run.key,
             owner=run.owner,
@@ -417,9 +422,9 @@ class Cache:
             since=run.status.queue.since if run.status.queue and run.status.queue.since else run.created,
             priority=run.spec.priority,
             preemptible=run.spec.preemptible,
-            requests=demand.requests(run, agent, self._meter),
+            requests=requests,
             max_cost=demand.max_cost(run, agent),
-            need=first.need.get("usd", 0) + ahead if first is not None else 0,
+            need=need,
             state=WorkloadState.RESERVED if reserved else WorkloadState.WAITING,
             suspend=run.spec.suspend,
             cancel=run.spec.cancel,
@@ -427,7 +432,16 @@ class Cache:
             hold=run.hold,
             admitted=attempt.admitted_time if attempt is not None else None,
             stopping=run.stop,
+            quotas=_quotas_held(run) if reserved else (),
         )
+
+    @staticmethod
+    def _agent_spec(space: Space, run: Run) -> AgentSpec | None:
+        """What the next attempt runs: the pinned spec where there is one, else the Agent as it is now."""
+        if run.pinned is not None:
+            return run.pinned
+        record = space.agents.get(run.agent_name or "")
+        return record.spec if record is not None else None
 
     def _quotas(self, space: Space) -> Iterator[Quota]:
         by_quota: dict[str, dict[tuple[str, Dimension], Account]] = {}
@@ -469,6 +483,11 @@ class Cache:
         until = datetime.now(UTC) + timedelta(seconds=seconds) if seconds is not None else None
         run.hold = Hold(reason=reason, message=message, until=until, quota=quota)
         self.touch(run)
+
+
+def _quotas_held(run: Run) -> tuple[str, ...]:
+    """Names of the quotas that govern the attempt under way: those of its admission, whatever selects it now."""
+    return run.admitted.quotas if run.admitted is not None else tuple(run.status.quotas)
 
 
 def _uses(agent: AgentRecord, provider: str) -> bool:

@@ -21,7 +21,7 @@ from almoner_core import wire
 from almoner_core.compute import Machine
 from almoner_core.identity import allotment_id, compute_allotment_id, operation_id
 from almoner_core.money import Money
-from almoner_operator import demand, failpoints
+from almoner_operator import failpoints
 from almoner_operator.attempts import has_terminated
 from almoner_operator.context import Context
 from almoner_operator.errors import LeadershipLostError, LedgerError, LedgerUnavailableError
@@ -172,14 +172,13 @@ class MachineTime:
         pod = self._context.cache.pods.get(run.key.uid, {}).get(attempt.number)
         if pod is not None or attempt.start_time is None:
             return await self.finish(attempt.allotment, pod)
-        # It vanished while no operator looked: it had what its spec asks for.
-        record = self._context.cache.space(run.key.namespace).agents.get(run.agent_name or "")
-        agent, runner = record.spec if record is not None else None, self._context.settings.runner
-        asked = demand.requests(run, agent, runner.meter_requests)
+        # It vanished while no operator looked: it had what it was admitted with.
+        admitted = run.admitted
+        if admitted is None:  # Of an older version: nothing is known of what it had.
+            return await self.finish(attempt.allotment, None)
+        asked = admitted.requests
         known = PodTime(
-            Machine(asked.cpu, asked.memory, asked.gpu),
-            demand.grace_seconds(run, agent, runner),
-            unix_seconds(attempt.start_time),
+            Machine(asked.cpu, asked.memory, asked.gpu), admitted.grace_seconds, unix_seconds(attempt.start_time)
         )
         return await self.finish(attempt.allotment, None, known=known)
 

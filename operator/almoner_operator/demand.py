@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from almoner_core.api.agent import AgentSpec, Limits
@@ -29,6 +30,27 @@ UNKNOWN_INPUT_BYTES: Final = 2048
 """Taken for an input that the operator does not read (a ConfigMap's); the meter bounds the real call."""
 _cards: dict[tuple[str, str, str, int, str], PriceCard | None] = {}
 _CARDS_MAX: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What an attempt asks for: machines, money ahead for its machine time, and its first call."""
+
+    requests: Requests
+    ahead: int
+    first: FirstCall
+
+    @property
+    def need(self) -> int:
+        """What the first allotment must be able to hold, in nano-dollars."""
+        return self.first.need.get("usd", 0) + self.ahead
+
+
+def demand_of(
+    run: Run, agent: AgentSpec | None, providers: Mapping[str, ProviderRecord], meter: Requests, ahead_nanos: int
+) -> Demand:
+    """Work out what an attempt asks for: the same for the decision, the ledger's allotment and the meter."""
+    return Demand(requests(run, agent, meter), ahead_nanos, first_call(run, agent, providers, ahead_nanos))
 
 
 def limits_of(run: Run, agent: AgentSpec | None) -> Limits:

@@ -317,8 +317,9 @@ class Lifecycle:
 
     def _overdue(self, run: Run, started: datetime | None, moment: datetime) -> bool:
         """Whether the seconds of running over all attempts have run out."""
-        agent = self._context.cache.space(run.key.namespace).agents.get(run.agent_name or "")
-        timeout = demand.limits_of(run, agent.spec if agent is not None else None).timeout_seconds
+        admitted = run.admitted
+        # An attempt of an older version: the run's own limit, which cannot change; the pod has a deadline besides.
+        timeout = admitted.timeout_seconds if admitted is not None else demand.limits_of(run, None).timeout_seconds
         if timeout is None or started is None:
             return False
         used = sum(

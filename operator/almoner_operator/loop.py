@@ -18,6 +18,7 @@ from almoner_core.text import short
 from almoner_operator import metrics, outcome
 from almoner_operator.accounts import Accounts
 from almoner_operator.admit import Admitter
+from almoner_operator.admitted import Admitted
 from almoner_operator.context import Context, now, run_target
 from almoner_operator.lifecycle import Lifecycle
 from almoner_operator.limiter import Rank
@@ -117,6 +118,7 @@ class Loop:
             if run is None or run.admitting or run.settling or run.attempt is not None or run.spec is None:
                 continue
             run.admitting = True
+            run.admitted = Admitted.assumed(admission)
             cache.touch(run)
             self._admitting += 1
             task = self._context.spawn(

@@ -118,6 +118,7 @@ def ended(run: Run, end: AttemptEnd, now: datetime) -> RunStatus:
         reason=str(end.reason) if end.reason else _stop_reason(run, end),
         message=short(_said(run, end), MESSAGE_CHARS_MAX) or None,
         exit_code=end.exit_code,
+        admission=None,
         start_time=end.started or run.status.attempts[-1].start_time,
         finish_time=moment(finished),
     )

@@ -33,6 +33,7 @@ from almoner_core.api.runner import Runner
 from almoner_core.api.training_job import TrainingJobSpec, TrainingJobStatus
 from almoner_core.contract import LABEL_ATTEMPT, LABEL_EXECUTION_UID
 from almoner_core.wire import AllotmentState, ExecutionTotals
+from almoner_operator.admitted import Admitted
 from almoner_operator.attempts import AttemptEnd
 from almoner_operator.scheduling.model import EXECUTION, Hold, StopCause, WorkloadKey
 
@@ -108,6 +109,10 @@ class Run:
     """Argo CD or Flux would create it again."""
     hold: Hold | None = None
     next_attempt: int = 1
+    admitted: Admitted | None = None
+    """What the attempt that is under way (or is being admitted) was admitted with; no other value counts for it."""
+    pinned: AgentSpec | None = None
+    """The Agent's spec that `status.agent` pins, once it was read: what a further attempt will ask for."""
     stop: StopCause | None = None
     """Why its pod was told to stop."""
     timed_out: bool = False
@@ -309,6 +314,7 @@ def parse_run(kind: str, raw: Mapping[str, Any]) -> Run | Finished:
         written=status,
         tracked=is_tracked(metadata),
         next_attempt=(status.attempts[-1].number if status.attempts else 0) + 1,
+        admitted=Admitted.of_status(status.attempts, status.quotas),
         stop=stop_intent(status),
     )
 

@@ -108,7 +108,15 @@ class Site:
 
     @staticmethod
     def raw_run() -> Json:
-        attempt = {"number": 1, "pod": "pod", "podUID": "pod-uid", "allotment": ALLOTMENT, "outcome": "Running"}
+        admission = {"cpuMilli": 1000, "graceSeconds": 5}
+        attempt = {
+            "number": 1,
+            "pod": "pod",
+            "podUID": "pod-uid",
+            "allotment": ALLOTMENT,
+            "outcome": "Running",
+            "admission": admission,
+        }
         return {
             "metadata": {"name": "run", "namespace": "team", "uid": UID, "resourceVersion": "1", "generation": 1},
             "spec": {"agentRef": {"name": "agent"}, "input": {"text": "hi"}},
@@ -298,16 +306,16 @@ async def test_a_pod_that_vanished_is_charged_until_it_was_given_up_at_most_what
     assert (site.held, site.books.state().excess) == (0, 0)
 
 
-async def test_a_pod_that_vanished_while_no_operator_looked_had_what_its_spec_asks_for(site: Site) -> None:
+async def test_a_pod_that_vanished_while_no_operator_looked_had_what_it_was_admitted_with(site: Site) -> None:
     await site.at(12)
     await site.takes_over()
     site.cache.pods.clear()
     attempt = site.run.status.attempts[-1].model_copy(update={"start_time": _datetime(START)})
     site.run.status = site.run.status.model_copy(update={"attempts": [attempt]})
     assert await site.ends(20)
-    # No Agent is known, so the meter's own 50m are what is left to charge.
+    # No Agent is known any more: what it was admitted with is in its status.
     assert site.charged == [(0, 10), (10, 20)]
-    assert site.books.state().spent == 10 * DOLLAR + 10 * DOLLAR * 50 // 1000
+    assert site.books.state().spent == 20 * DOLLAR
 
 
 def _datetime(seconds: int) -> Any:

@@ -20,6 +20,7 @@ from almoner_core.api.base import (
 )
 from almoner_core.api.meta import AGE, Column, Kind, Rule, condition_reason, immutable, validated
 from almoner_core.api.usage import Usage
+from almoner_core.money import Money
 
 
 class ExecutionPhase(StrEnum):
@@ -274,6 +275,20 @@ class AttemptOutcome(StrEnum):
     SUSPENDED = "Suspended"
 
 
+class AttemptAdmission(APIModel):
+    """What an attempt was admitted with: it counts until the attempt has ended, whatever changes meanwhile."""
+
+    cpu_milli: int = Field(default=0, ge=0, description="Requested cpu in millicores, the meter's included.")
+    memory: int = Field(default=0, ge=0, description="Requested memory in bytes, the meter's included.")
+    gpu: int = Field(default=0, ge=0, description="Requested GPUs.")
+    grace_seconds: int = Field(default=0, ge=0, description="Seconds that its pod may take to end.")
+    timeout_seconds: int | None = Field(
+        default=None, ge=0, description="Most seconds of running, over all attempts; absent: not limited."
+    )
+    first_cost: Money | None = Field(default=None, description="US dollars that were set aside for its first call.")
+    first_tokens: int | None = Field(default=None, ge=0, description="Tokens that its first call may need.")
+
+
 class Attempt(APIModel):
     """One try at running the execution, in one pod."""
 
@@ -289,6 +304,9 @@ class Attempt(APIModel):
     message: str | None = Field(default=None, max_length=1024, description="What a person needs to know.")
     exit_code: int | None = Field(default=None, description="Exit code of the agent container.")
     usage: Usage | None = Field(default=None, description="What the attempt used.")
+    admission: AttemptAdmission | None = Field(
+        default=None, description="What it was admitted with; while it is under way."
+    )
 
 
 class ExecutionStatus(APIModel):
