@@ -2,6 +2,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
+# What Python prints into a pipe or a log comes at once.
+export PYTHONUNBUFFERED := 1
 
 # The first that runs and is new enough: a version manager's shim may be on the path and refuse to run.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
@@ -12,7 +14,7 @@ STAMP := $(VENV)/.installed
 TESTS ?= tests/unit tests/integration tests/e2e tests/performance
 PYTEST_FLAGS ?=
 
-.PHONY: help setup demo demo-down test test-unit verify generate lint types layers bench clean
+.PHONY: help setup demo demo-down demo-env test test-unit verify generate lint types layers bench clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +30,9 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP) ## Run the main job on a real control plane (KEEP=1 leaves it running)
 	@$(PY) -m almoner_dev demo $(if $(KEEP),--keep)
+
+demo-env: $(STAMP) ## Print the exports that lead to it (source <(make -s demo-env))
+	@$(PY) -m almoner_dev demo --env
 
 demo-down: $(STAMP) ## Stop what `make demo KEEP=1` left running
 	@$(PY) -m almoner_dev demo --down

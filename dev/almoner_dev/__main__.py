@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import pkgutil
 import signal
 import sys
@@ -56,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a subcommand and returns its exit code: 1 for errors that are explained, 130 when interrupted."""
     options = parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _terminate)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # Whoever reads a pipe sees each line at once, as on a terminal.
     try:
         code: int = options.run(options)
     except (BinariesMissing, ProcessError, StateError) as error:

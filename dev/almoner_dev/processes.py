@@ -156,16 +156,17 @@ def start(
 ) -> Child:
     """Starts a program in a session of its own, its output appended to a log file.
 
-    `env` replaces the environment as a whole (None: inherited). `user` and `group` are numeric ids to
-    change to, for root only. Unless `detached`, the kernel sends `death_signal` when this process dies,
-    however it dies. Raises ProcessError when the program cannot be executed.
+    `env` replaces the environment as a whole (None: inherited), but for PYTHONUNBUFFERED, which is set where absent.
+    `user` and `group` are numeric ids to change to, for root only. Unless `detached`, the kernel sends `death_signal`
+    when this process dies, however it dies. Raises ProcessError when the program cannot be executed.
     """
     log_path.parent.mkdir(parents=True, exist_ok=True)
     arguments = tuple(str(part) for part in argv)
     options: dict[str, Any] = {
         "stdin": subprocess.DEVNULL,
         "stderr": subprocess.STDOUT,
-        "env": dict(env) if env is not None else None,
+        # What a Python program prints is in its log at once, also when it is killed.
+        "env": {"PYTHONUNBUFFERED": "1", **(os.environ if env is None else env)},
         "cwd": cwd,
         # Not the terminal's foreground group: ^C reaches this process alone, which then stops its
         # children in the right order.

@@ -17,7 +17,18 @@ from almoner_dev.demo import report, view
 from almoner_dev.demo.cluster import Cluster
 from almoner_dev.demo.manifests import NAMESPACE, expected_phases, load
 from almoner_dev.demo.observe import Picture
-from almoner_dev.demo.servers import ENVIRONMENT, Servers, look_around, preflight, step, stop_left_over
+from almoner_dev.demo.servers import (
+    ENVIRONMENT,
+    ENVIRONMENT_ONCE,
+    Servers,
+    exports,
+    kept,
+    look_around,
+    note_kept,
+    preflight,
+    step,
+    stop_left_over,
+)
 from almoner_dev.state import Environment
 
 WORK_SECONDS_MAX: Final = 300.0
@@ -26,11 +37,20 @@ POLL_SECONDS: Final = 0.4
 LOG_WIDTH: Final = 140
 
 
+class KeptError(RuntimeError):
+    """A kept demo is in the way, or there is none; the message says what to do."""
+
+
 def run(*, keep: bool) -> int:
-    """Run the demo; gives the exit code. Errors that are for people are raised as their own types."""
+    """Run the demo; gives the exit code. Errors that are for people are raised as their own types.
+
+    One that is kept takes the place of the one kept before only where a person says so; one that is not runs beside it.
+    """
     began = time.monotonic()
-    environment = Environment(ENVIRONMENT)
+    environment = Environment(ENVIRONMENT if keep else ENVIRONMENT_ONCE)
     with environment.exclusive():
+        if kept(environment):
+            _ask_before_destroying(environment)
         if stopped := stop_left_over(environment):
             print(f"stopped what an earlier demo left running: {', '.join(stopped)}")
         preflight()
@@ -38,7 +58,9 @@ def run(*, keep: bool) -> int:
         with servers:
             passed = _work(servers)
             print(f"\nThe whole demo took {time.monotonic() - began:.0f} s.")
-            _tell_how_to_look_around(servers, keep=keep)
+            if keep:
+                note_kept(environment, servers)
+            _tell_how_to_look_around(environment, keep=keep)
         if not keep:
             environment.remove()
             if passed:
@@ -46,6 +68,26 @@ def run(*, keep: bool) -> int:
             else:
                 print(f"logs and data are in {servers.folder}")
     return 0 if passed else 1
+
+
+def _ask_before_destroying(environment: Environment) -> None:
+    """Ask a person whether the kept demo may go. Raises KeptError where there is none to ask, or the answer is no."""
+    running = [each.name for each in environment.processes() if each.running()]
+    state = f"{len(running)} processes run" if running else "its processes have ended"
+    what = f"an earlier `make demo KEEP=1` was kept in {environment.facts().get('folder')} ({state})"
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise KeptError(
+            f"{what}. `make demo-down` stops it and deletes its ledger and objects; "
+            "`make demo-env` says how to reach it; `make demo` without KEEP=1 runs beside it."
+        )
+    print(f"{what}.")
+    try:
+        answer = input("Stop it, and delete its ledger and objects? [y/N] ")
+    except EOFError:
+        print()
+        answer = ""
+    if answer.strip().lower() not in {"y", "yes"}:
+        raise KeptError("nothing was changed. `make demo-env` says how to reach the demo that is there.")
 
 
 def down() -> int:
@@ -57,6 +99,15 @@ def down() -> int:
             return 0
         stopped = stop_left_over(environment)
     print(f"stopped {', '.join(stopped) or 'nothing: all had ended'}")
+    return 0
+
+
+def show_exports() -> int:
+    """Print, in the shell's words, how to reach the kept demo. Raises KeptError where there is none."""
+    environment = Environment(ENVIRONMENT)
+    if not kept(environment):
+        raise KeptError("no demo is kept: `make demo KEEP=1` makes one")
+    print("\n".join(exports(environment)))
     return 0
 
 
@@ -109,10 +160,11 @@ def _audit(servers: Servers, cluster: Cluster) -> tuple[Picture, audits.Audit]:
     return end, found
 
 
-def _tell_how_to_look_around(servers: Servers, *, keep: bool) -> None:
+def _tell_how_to_look_around(environment: Environment, *, keep: bool) -> None:
     if not keep:
         print("To look around afterwards, run it with KEEP=1 (python -m almoner_dev demo --keep).")
         return
     print("Everything goes on running (the operator's credentials last a day). To look around:\n")
-    print(look_around(servers))
-    print("\nmake demo-down (python -m almoner_dev demo --down) stops it.")
+    print(look_around(environment))
+    print('\neval "$(make -s demo-env)" does the exports in any shell; docs/start.md goes on from here.')
+    print("make demo-down (python -m almoner_dev demo --down) stops it.")

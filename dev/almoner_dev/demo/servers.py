@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+import shlex
 import shutil
 import sys
 import tempfile
@@ -24,8 +25,12 @@ from almoner_dev.node import ProcessNode
 from almoner_dev.processes import Child
 from almoner_dev.stack import Stack
 from almoner_dev.state import Environment
+from almoner_ledger.cli import ENV_DATABASE
 
 ENVIRONMENT: Final = "demo"
+"""The record of a demo that was kept."""
+ENVIRONMENT_ONCE: Final = "demo-once"
+"""The record of one that ends with its command: what it left behind when it was killed."""
 MODEL_SLOTS: Final = 2
 # What a small machine costs to rent, in US dollars; charged often, so that it is seen to grow.
 MACHINE_PRICES: Final = {
@@ -60,6 +65,11 @@ def preflight() -> None:
     print(f"    {found.source}")
     with step("weights of the local model"):
         weights()
+
+
+def kept(environment: Environment) -> bool:
+    """Whether a demo was left running on purpose, whatever became of its processes since."""
+    return environment.exists() and bool(environment.facts().get("kept"))
 
 
 def stop_left_over(environment: Environment) -> list[str]:
@@ -172,17 +182,36 @@ class Servers:
             self._environment.stop()
 
 
-def look_around(servers: Servers) -> str:
-    """Say how to look at what is left running."""
-    lines = [f"export KUBECONFIG={servers.kubeconfig}"]
+def note_kept(environment: Environment, servers: Servers) -> None:
+    """Record that it was left running on purpose, and what `exports` needs."""
     found = servers.control_plane.binaries
-    if shutil.which("kubectl") is None and found is not None and (found.directory / "kubectl").exists():
-        lines.append(f'export PATH={found.directory}:"$PATH"')
-    costs = f"{Path(sys.executable).parent / 'almoner'} ledger costs"
-    lines += [
+    kubectl = shutil.which("kubectl") is None and found is not None and (found.directory / "kubectl").exists()
+    environment.note(
+        kept=True,
+        database=servers.stack.database,
+        path=[str(Path(sys.executable).parent), *([str(found.directory)] if found is not None and kubectl else [])],
+    )
+
+
+def exports(environment: Environment) -> list[str]:
+    """Give the lines that lead a shell to a kept demo: to its cluster, its ledger, and the commands."""
+    facts = environment.facts()
+    path = ":".join(shlex.quote(folder) for folder in facts["path"])
+    return [
+        f"export KUBECONFIG={shlex.quote(facts['kubeconfig'])}",
+        f"export {ENV_DATABASE}={shlex.quote(facts['database'])}",
+        f'export PATH={path}:"$PATH"',
+    ]
+
+
+def look_around(environment: Environment) -> str:
+    """Say how to look at what is left running."""
+    lines = [
+        *exports(environment),
         "kubectl get executions,trainingjobs,agents -n demo",
         "kubectl get aq -n demo",
         "kubectl describe execution red-haiku -n demo",
-        *(f"{costs} --by {dimension} --database {servers.stack.database}" for dimension in ("agent", "resource_type")),
+        "almoner ledger costs --by agent",
+        "almoner ledger costs --by resource_type",
     ]
     return "\n".join(f"    {line}" for line in lines)
