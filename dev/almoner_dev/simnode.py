@@ -16,7 +16,7 @@ import ssl
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -41,6 +41,10 @@ class Fate:
     message: str = ""
     schedule: bool = True
     """False: no node takes it."""
+    clock: float = 0.0
+    """By so many seconds this pod's node is ahead of everybody else's clock."""
+    injected: bool = False
+    """Another main container, which ends only when the pod is deleted."""
 
 
 class SimulatedNode:
@@ -153,7 +157,8 @@ class SimulatedNode:
             return
         if self._bind and not (pod.get("spec") or {}).get("nodeName"):
             await self._bind_pod(pod)
-        started = datetime.now(UTC)
+        ahead = timedelta(seconds=fate.clock)
+        started = datetime.now(UTC) + ahead
         if not deleted.is_set():
             await self._status(pod, _status("Running", started))
             self.started.append(f"{pod['metadata']['namespace']}/{pod['metadata']['name']}")
@@ -164,7 +169,14 @@ class SimulatedNode:
         except TimeoutError:
             code, message = fate.exit_code, fate.message
         phase = "Succeeded" if code == 0 else "Failed"
-        await self._status(pod, _status(phase, started, datetime.now(UTC), code, message))
+        status = _status(phase, started, datetime.now(UTC) + ahead, code, message)
+        if fate.injected:
+            goes_on = _status("Running", started)
+            other = {**goes_on["containerStatuses"][0], "name": "istio-proxy"}
+            goes_on["containerStatuses"] = [*status["containerStatuses"], other]
+            await self._status(pod, goes_on)
+            await deleted.wait()
+        await self._status(pod, status)
         if deleted.is_set():
             await self._remove(pod)
         else:

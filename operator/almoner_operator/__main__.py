@@ -6,21 +6,24 @@ import argparse
 import asyncio
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from almoner_core.compute import ComputePrices
+from almoner_core.quantity import millicores, whole
 from almoner_operator.context import OperatorSettings
 from almoner_operator.credentials import CredentialsError
 from almoner_operator.logs import configure
 from almoner_operator.machines import ComputeSettings
-from almoner_operator.pods import RunnerSettings
+from almoner_operator.pods import NO_MESH, RunnerSettings
 from almoner_operator.scheduling.model import RequireBudget
 from almoner_operator.scheduling.model import Settings as SchedulingSettings
 
 log = logging.getLogger("almoner_operator")
 
+_ANNOTATION = re.compile(r"([a-z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 
@@ -48,8 +51,7 @@ def parser() -> argparse.ArgumentParser:
     option("--runner-service-account", "ALMONER_RUNNER_SERVICE_ACCOUNT", "service account of runner pods", "default")
     option("--image-pull-policy", "ALMONER_IMAGE_PULL_POLICY", "of runner pods", "IfNotPresent")
     option("--image-pull-secrets", "ALMONER_IMAGE_PULL_SECRETS", "of runner pods, separated by commas", "")
-    option("--meter-cpu", "ALMONER_METER_CPU", "what a meter reserves", "50m")
-    option("--meter-memory", "ALMONER_METER_MEMORY", "what a meter reserves", "96Mi")
+    _pod_options(option)
     _compute_options(option)
     option("--namespaces", "ALMONER_NAMESPACES", "namespaces to serve, separated by commas; all where empty", "")
     option("--own-namespace", "ALMONER_OWN_NAMESPACE", "where the Lease of the election lies", "almoner-system")
@@ -77,6 +79,26 @@ def parser() -> argparse.ArgumentParser:
     option("--log-level", "ALMONER_LOG_LEVEL", "debug, info, warning or error", "info")
     option("--log-format", "ALMONER_LOG_FORMAT", "of log lines", "json", choices=["json", "text"])
     return made
+
+
+def _pod_options(option: Callable[..., None]) -> None:
+    """Add how runner pods look."""
+    option("--meter-cpu", "ALMONER_METER_CPU", "what a meter reserves", "50m")
+    option("--meter-memory", "ALMONER_METER_MEMORY", "what a meter reserves", "96Mi")
+    option(
+        "--meter-cpu-limit",
+        "ALMONER_METER_CPU_LIMIT",
+        "most cpu that a meter may use; needed where a core ResourceQuota counts limits.cpu; none where empty",
+        "",
+    )
+    option("--meter-memory-limit", "ALMONER_METER_MEMORY_LIMIT", "most memory that a meter may use", "256Mi")
+    option(
+        "--runner-annotations",
+        "ALMONER_RUNNER_ANNOTATIONS",
+        "annotations of runner pods, as name=value separated by commas; these keep a service mesh's sidecar out, which "
+        "would start after the meter that needs its network",
+        ",".join(f"{name}={value}" for name, value in NO_MESH),
+    )
 
 
 def _compute_options(option: Callable[..., None]) -> None:
@@ -110,6 +132,7 @@ def settings_of(arguments: argparse.Namespace) -> OperatorSettings:
         )
     except ValueError as error:
         parser().error(f"--compute-price-*: {error}")
+    _quantities(arguments)
     return OperatorSettings(
         ledger_url=arguments.ledger_url,
         runner=RunnerSettings(
@@ -120,6 +143,9 @@ def settings_of(arguments: argparse.Namespace) -> OperatorSettings:
             service_account=arguments.runner_service_account,
             meter_cpu=arguments.meter_cpu,
             meter_memory=arguments.meter_memory,
+            meter_cpu_limit=arguments.meter_cpu_limit,
+            meter_memory_limit=arguments.meter_memory_limit,
+            annotations=_annotations(arguments.runner_annotations),
         ),
         compute=ComputeSettings(prices=prices, interval_seconds=max(1, arguments.compute_interval_seconds)),
         scheduling=SchedulingSettings(require_budget=RequireBudget(arguments.require_budget)),
@@ -136,6 +162,33 @@ def settings_of(arguments: argparse.Namespace) -> OperatorSettings:
         api_rate=arguments.api_rate,
         api_concurrent=arguments.api_concurrent,
     )
+
+
+def _annotations(text: str) -> tuple[tuple[str, str], ...]:
+    """Read name=value pairs. Raises SystemExit naming what is none."""
+    pairs = []
+    for part in _list(text):
+        name, equals, value = part.partition("=")
+        if not equals or _ANNOTATION.fullmatch(name) is None:
+            parser().error(f"--runner-annotations: {part!r} is not name=value")
+        pairs.append((name, value))
+    return tuple(pairs)
+
+
+def _quantities(arguments: argparse.Namespace) -> None:
+    """Refuse a quantity that is none, at the start: no pod could be made of it. Raises SystemExit."""
+    for name, read in (
+        ("meter_cpu", millicores),
+        ("meter_memory", whole),
+        ("meter_cpu_limit", millicores),
+        ("meter_memory_limit", whole),
+    ):
+        text = getattr(arguments, name)
+        try:
+            if text:
+                read(text)
+        except ValueError as error:
+            parser().error(f"--{name.replace('_', '-')}: {error}")
 
 
 def _list(text: str) -> tuple[str, ...]:

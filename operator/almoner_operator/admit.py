@@ -49,7 +49,7 @@ from almoner_operator.limiter import Rank
 from almoner_operator.pins import PinLostError
 from almoner_operator.pods import PodError, PodRequest, build_pod
 from almoner_operator.records import Run, runner_of
-from almoner_operator.refusals import explain
+from almoner_operator.refusals import explain, pod_refusal
 from almoner_operator.scheduling.model import Admission, Wait
 from almoner_operator.secret_facts import secrets_of
 
@@ -353,7 +353,8 @@ class Admitter:
             )
             return
         except ForbiddenError as error:
-            await self._unadmit(run, attempt, f"the cluster refuses the pod: {error.message}")
+            reason, message, seconds = pod_refusal(error.message)
+            await self._unadmit(run, attempt, message, reason=reason, seconds=seconds)
             return
         except NotFoundError as error:
             await self._unadmit(run, attempt, f"the namespace is going away: {error.message}")
@@ -400,14 +401,22 @@ class Admitter:
 
     # -- undoing -------------------------------------------------------------------------------------
 
-    async def _unadmit(self, run: Run, attempt: Attempt, message: str) -> None:
+    async def _unadmit(
+        self,
+        run: Run,
+        attempt: Attempt,
+        message: str,
+        *,
+        reason: WaitReason = WaitReason.WAITING_FOR_QUOTA,
+        seconds: float = REFUSED_SECONDS,
+    ) -> None:
         """Take the attempt back: no pod of it runs."""
         await self._void(attempt, "no pod")
         if run.attempt is None or run.attempt.number != attempt.number:
             return
-        run.status = outcome.unadmitted(run, Wait(WaitReason.WAITING_FOR_QUOTA, message), now())
+        run.status = outcome.unadmitted(run, Wait(reason, message), now())
         run.next_attempt = attempt.number + 1
-        self._context.cache.hold(run, WaitReason.WAITING_FOR_QUOTA, message, seconds=REFUSED_SECONDS)
+        self._context.cache.hold(run, reason, message, seconds=seconds)
         self._context.cache.count_run(run)
         self._context.writer.mark(run_target(run), Rank.STATUS)
 

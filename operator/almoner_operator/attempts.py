@@ -8,6 +8,7 @@ memory on its node did not fail by itself.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -16,9 +17,14 @@ from typing import Any, Final
 from almoner_core.api.execution import AttemptOutcome, FailureReason, Retry
 from almoner_core.contract import AGENT_CONTAINER, METER_CONTAINER, AgentExitCode
 from almoner_core.text import short
+from almoner_operator.clocks import LATENCY_SECONDS
 from almoner_operator.scheduling.model import StopCause
 
 MESSAGE_CHARS_MAX: Final = 1024
+NO_LEDGER: Final = "it could not reach the ledger"
+MESH_HINT: Final = (
+    "does the network let the pod reach it before its main containers run? A service mesh's sidecar starts after them"
+)
 LOST_AFTER_SECONDS: Final = 120
 """So long after its grace period a pod that does not end counts as lost: more than a lease and the longest call."""
 
@@ -100,6 +106,28 @@ def started_at(pod: Mapping[str, Any]) -> datetime | None:
     if part.get("reason") in _NOT_STARTED:
         return None
     return _time(part.get("startedAt"))
+
+
+def has_agent_ended(pod: Mapping[str, Any]) -> bool:
+    """Whether the agent container has terminated: how the attempt ends is decided, though its pod may go on."""
+    return "terminated" in (_container(pod, AGENT_CONTAINER).get("state") or {})
+
+
+def agent_ended_at(pod: Mapping[str, Any]) -> datetime | None:
+    """When the agent container ended; None while it has not, or where the node does not say when."""
+    ended = (_container(pod, AGENT_CONTAINER).get("state") or {}).get("terminated") or {}
+    return _time(ended.get("finishedAt"))
+
+
+def outlived(pod: Mapping[str, Any]) -> bool:
+    """Whether the agent has ended and another main container has not: one that something injected into the pod.
+
+    The kubelet ends sidecars of its own kind by itself, the meter among them, but waits for every main container.
+    """
+    others = [
+        each for each in _statuses(pod.get("status") or {}, "containerStatuses") if each["name"] != AGENT_CONTAINER
+    ]
+    return has_agent_ended(pod) and any("terminated" not in (each.get("state") or {}) for each in others)
 
 
 def has_terminated(pod: Mapping[str, Any] | None) -> bool:
@@ -185,9 +213,10 @@ def _agent_ended(
     started, finished = started_at(pod), _time(ended.get("finishedAt")) or now
     asked = _asked_to_stop(pod)
     natural = asked is None or finished < asked
-    if (intent is not None or timed_out) and _finally_deleted(pod):
-        # The last deletion overwrites when the first was asked for; we did ask, and that is what ended it.
-        natural = False
+    if (intent is not None or timed_out) and asked is not None:
+        # We did ask. The last deletion overwrites when; and two clocks never quite agree on what came first.
+        close = exit_code != 0 and finished >= asked - timedelta(seconds=LATENCY_SECONDS)
+        natural = natural and not close and not _finally_deleted(pod)
     if not natural:
         stopped = _stopped(intent, timed_out=timed_out, finished=finished, started=started, exit_code=exit_code)
         if stopped is not None:
@@ -294,14 +323,26 @@ def _startup_message(pod: Mapping[str, Any]) -> str:
         container = _container(pod, name)
         last = (container.get("lastState") or {}).get("terminated")
         if name == METER_CONTAINER and last is not None:
-            said = _last_line(last.get("message"))
-            return f"the meter exited with code {last.get('exitCode')}" + (f": {said}" if said else "")
+            return f"the meter exited with code {last.get('exitCode')}: {_meter_error(last.get('message'))}"
         waiting = (container.get("state") or {}).get("waiting")
         if waiting and waiting.get("reason") not in (None, "PodInitializing", "ContainerCreating"):
             return f"{name}: {_join(waiting.get('reason'), waiting.get('message'))}"
         if name == METER_CONTAINER and container.get("state", {}).get("running") and not container.get("started"):
-            return "the meter has not loaded its allotment"
+            return f"the meter has not loaded its allotment from the ledger: {MESH_HINT}"
     return ""
+
+
+def _meter_error(message: Any) -> str:
+    """What a meter said before it had started. Killed by its start-up probe it may say nothing: it wants the ledger."""
+    said = _last_line(message)
+    if said.startswith("{"):
+        try:
+            told = json.loads(said)
+        except ValueError:
+            told = {}
+        said = str(told.get("error") or "") if isinstance(told, dict) else ""
+    said = said or NO_LEDGER
+    return f"{said} ({MESH_HINT})" if NO_LEDGER in said else said
 
 
 # --- what follows -----------------------------------------------------------------------------------------------------

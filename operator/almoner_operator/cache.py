@@ -19,7 +19,7 @@ from typing import Any, Final
 from almoner_core.api.agent import AgentReason, AgentSpec, AgentType
 from almoner_core.api.execution import ExecutionPhase, WaitReason
 from almoner_core.wire import AccountState, Dimension
-from almoner_operator import demand
+from almoner_operator import clocks, demand
 from almoner_operator.alerts import account_of
 from almoner_operator.counts import Counts
 from almoner_operator.outcome import backoff_of
@@ -272,13 +272,15 @@ class Cache:
         """Note that whether a provider can be used changed."""
         self._provider_touched(self.space(namespace), name)
 
-    def observe_pod(self, event: str | None, raw: Mapping[str, Any]) -> None:
-        """Take in a runner pod."""
+    def observe_pod(self, event: str | None, raw: Mapping[str, Any], moment: datetime | None = None) -> None:
+        """Take in a runner pod, seen at `moment` (now)."""
         pod = parse_pod(raw)
         if pod is None:
             return
         attempts = self.pods.setdefault(pod.run_uid, {})
         known = attempts.get(pod.attempt)
+        seen = known.times if known is not None and known.uid == pod.uid else None
+        pod.raw["status"], pod.times = clocks.correct(pod.raw, seen, moment or datetime.now(UTC))
         if event == DELETED:
             if known is not None and known.uid == pod.uid:
                 # What it said last still tells how the attempt ended.

@@ -20,12 +20,22 @@ from almoner_core.api.execution import TERMINAL_PHASES, AttemptOutcome, Executio
 from almoner_core.identity import pod_name
 from almoner_operator import demand, outcome, windows
 from almoner_operator.admit import Admitter
-from almoner_operator.attempts import REASONS, AttemptEnd, classify, has_terminated, started_at
+from almoner_operator.attempts import (
+    REASONS,
+    AttemptEnd,
+    agent_ended_at,
+    classify,
+    has_agent_ended,
+    has_terminated,
+    outlived,
+    started_at,
+)
 from almoner_operator.compute import MachineTime
 from almoner_operator.context import Context, now, run_target
 from almoner_operator.errors import ApiError
 from almoner_operator.kubernetes import BY_KIND, PODS
 from almoner_operator.limiter import Rank
+from almoner_operator.machines import pod_time
 from almoner_operator.records import Finished, Pod, Run, parse_time
 from almoner_operator.scheduling.model import Rejection, Stop, StopCause, WorkloadKey
 from almoner_operator.settle import Settler
@@ -184,7 +194,9 @@ class Lifecycle:
         started = started_at(pod.raw)
         attempt = run.attempt
         assert attempt is not None
-        timed_out = run.timed_out or (pod.deleting and self._overdue(run, started, moment))
+        timed_out = run.timed_out or (
+            pod.deleting and self._overdue(run, _started(run, pod), agent_ended_at(pod.raw) or moment)
+        )
         gone = bool(pod.raw.get("gone"))
         ended = gone or has_terminated(pod.raw)
         end = classify(
@@ -216,8 +228,17 @@ class Lifecycle:
             run.status = outcome.running(run, pod.uid, started, moment)
             self._context.cache.count_run(run)
             self._context.writer.mark(run_target(run), Rank.STATUS, delay=COALESCE_SECONDS / 3)
-        if run.stop is not None and not pod.deleting:
+        if not pod.deleting and (run.stop is not None or self._lingers(pod, moment)):
             self._delete_pod(pod)
+
+    def _lingers(self, pod: Pod, moment: datetime) -> bool:
+        """Whether an injected container keeps a pod alive whose agent ended before its meter's grace period."""
+        ended = agent_ended_at(pod.raw)
+        return outlived(pod.raw) and (ended is None or moment >= ended + timedelta(seconds=self._meter_grace))
+
+    @property
+    def _meter_grace(self) -> int:
+        return self._context.settings.runner.meter_grace_seconds
 
     # -- stopping ------------------------------------------------------------------------------------
 
@@ -226,6 +247,9 @@ class Lifecycle:
         run = self._context.cache.runs.get(decided.key.uid)
         if run is None or run.stop is not None or run.attempt is None or run.settling or run.admitting:
             return
+        pod = self._context.cache.pods.get(run.key.uid, {}).get(run.attempt.number)
+        if pod is not None and has_agent_ended(pod.raw):
+            return  # How it ended stands; its pod is about to end.
         run.stop = decided.cause
         run.status = outcome.stopping(run, decided.cause, decided.message, now())
         self._context.events.tell(*run.key, reason=decided.cause.value, note=decided.message)
@@ -249,8 +273,12 @@ class Lifecycle:
         self._context.spawn(self._delete(pod), f"delete pod {pod.namespace}/{pod.name}")
 
     async def _delete(self, pod: Pod) -> None:
+        grace = None
+        if has_agent_ended(pod.raw):
+            # All that is left of its grace period: it is over so long after the agent has ended.
+            grace = max(1, pod_time(pod.raw).grace_seconds - self._meter_grace)
         try:
-            if not await self._context.client.delete(PODS, pod.namespace, pod.name, uid=pod.uid):
+            if not await self._context.client.delete(PODS, pod.namespace, pod.name, uid=pod.uid, grace_seconds=grace):
                 pod.raw["gone"] = True
                 self._context.cache.review.add(pod.run_uid)
                 self._context.cache.wake()
@@ -310,13 +338,13 @@ class Lifecycle:
         pod = self._context.cache.pods.get(run.key.uid, {}).get(attempt.number) if attempt is not None else None
         if pod is None or run.timed_out or pod.raw.get("gone"):
             return
-        if self._overdue(run, started_at(pod.raw), moment):
+        if not has_agent_ended(pod.raw) and self._overdue(run, _started(run, pod), moment):
             run.timed_out = True
             log.info("%s/%s ran out of time", run.key.namespace, run.key.name)
             self._delete_pod(pod)
 
-    def _overdue(self, run: Run, started: datetime | None, moment: datetime) -> bool:
-        """Whether the seconds of running over all attempts have run out."""
+    def _overdue(self, run: Run, started: datetime | None, until: datetime) -> bool:
+        """Whether the seconds of running over all attempts had run out."""
         admitted = run.admitted
         # An attempt of an older version: the run's own limit, which cannot change; the pod has a deadline besides.
         timeout = admitted.timeout_seconds if admitted is not None else demand.limits_of(run, None).timeout_seconds
@@ -327,7 +355,7 @@ class Lifecycle:
             for earlier in run.status.attempts[:-1]
             if earlier.start_time is not None and earlier.finish_time is not None
         )
-        return used + (moment - started).total_seconds() >= timeout
+        return used + (until - started).total_seconds() >= timeout
 
     def _note_expiry(self, uid: str) -> None:
         done = self._context.cache.finished.get(uid)
@@ -439,3 +467,8 @@ class Lifecycle:
             self._review_orphans()
         elif all(pod.raw.get("gone") for pod in self._context.cache.pods[uid].values()):
             self._context.cache.drop_pods(uid)
+
+
+def _started(run: Run, pod: Pod) -> datetime | None:
+    """When the agent started: what was written when that was seen holds for whoever takes over."""
+    return run.status.attempts[-1].start_time or started_at(pod.raw)

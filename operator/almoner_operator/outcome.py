@@ -119,7 +119,8 @@ def ended(run: Run, end: AttemptEnd, now: datetime) -> RunStatus:
         message=short(_said(run, end), MESSAGE_CHARS_MAX) or None,
         exit_code=end.exit_code,
         admission=None,
-        start_time=end.started or run.status.attempts[-1].start_time,
+        # Who saw it start knows best when that was.
+        start_time=run.status.attempts[-1].start_time or end.started,
         finish_time=moment(finished),
     )
     start = run.status.start_time or end.started
@@ -175,7 +176,8 @@ def unadmitted(run: Run, wait: Wait, now: datetime) -> RunStatus:
     queue = QueueStatus(
         waiting_for=short(wait.message, MESSAGE_CHARS_MAX), since=moment(now), next_change_time=wait.next_change
     )
-    return stand(run, standing, now, attempts=attempts, queue=queue)
+    # What was pinned for an attempt that never was is pinned anew: its Agent may have to change first.
+    return stand(run, standing, now, attempts=attempts, queue=queue, agent=run.status.agent if attempts else None)
 
 
 def stopping(run: Run, cause: StopCause, message: str, now: datetime) -> RunStatus:

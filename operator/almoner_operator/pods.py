@@ -45,6 +45,10 @@ _PROBE_PERIOD_SECONDS: Final = 1
 _NOT_LABEL: Final = re.compile(r"[^-A-Za-z0-9_.]")
 
 
+# A mesh's classic sidecar starts after the meter, which then waits for a network that only comes after it.
+NO_MESH: Final = (("sidecar.istio.io/inject", "false"), ("linkerd.io/inject", "disabled"))
+
+
 class PodError(ValueError):
     """The pod cannot be built from this spec; the message names the field and the fix."""
 
@@ -63,7 +67,11 @@ class RunnerSettings:
     agent_command: tuple[str, ...] = ("almoner-agent",)
     meter_cpu: str = "50m"
     meter_memory: str = "96Mi"
+    meter_cpu_limit: str = ""
+    """None where empty. A core ResourceQuota on limits.cpu lets no pod in without one."""
     meter_memory_limit: str = "256Mi"
+    annotations: tuple[tuple[str, str], ...] = NO_MESH
+    """What runner pods carry besides their own."""
     meter_start_seconds: int = 60
     """Seconds in which the meter must have loaded its allotment, else it is restarted."""
     meter_grace_seconds: int = 5
@@ -155,7 +163,7 @@ def build_pod(request: PodRequest, settings: RunnerSettings) -> Json:
             "name": pod_name(request.name, request.uid, request.attempt),
             "namespace": request.namespace,
             "labels": _labels(request),
-            "annotations": {contract.ANNOTATION_NAME: request.name},
+            "annotations": {**dict(settings.annotations), contract.ANNOTATION_NAME: request.name},
             "ownerReferences": [
                 {
                     "apiVersion": API_VERSION,
@@ -275,7 +283,10 @@ def _meter(request: PodRequest, settings: RunnerSettings) -> Json:
         "volumeMounts": mounts,
         "resources": {
             "requests": {"cpu": settings.meter_cpu, "memory": settings.meter_memory},
-            "limits": {"memory": settings.meter_memory_limit},
+            "limits": {
+                **({"cpu": settings.meter_cpu_limit} if settings.meter_cpu_limit else {}),
+                "memory": settings.meter_memory_limit,
+            },
         },
         "startupProbe": {
             **probe,

@@ -267,7 +267,9 @@ class Pod:
     run_uid: str
     attempt: int
     raw: dict[str, Any]
-    """metadata, a little of spec, and status, as the pure layers read them."""
+    """metadata, a little of spec, and status, as the pure layers read them; its node's times are corrected."""
+    times: dict[str, str] = field(default_factory=dict)
+    """The corrections of its node's times: see clocks.py."""
 
     @property
     def labels(self) -> dict[str, str]:

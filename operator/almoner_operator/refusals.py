@@ -5,10 +5,44 @@ PURE: no I/O and no clock. The words are those of the scheduler, which usually s
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
+from typing import Final
 
+from almoner_core.api.execution import WaitReason
+from almoner_core.contract import AGENT_CONTAINER, METER_CONTAINER
 from almoner_core.money import Money
 from almoner_core.wire import Dimension, Refusal
+
+FULL_SECONDS: Final = 15.0
+SHAPE_SECONDS: Final = 300.0
+"""Somebody has to change something first."""
+_METER_SETTINGS: Final = {
+    "limits.cpu": "--meter-cpu-limit (ALMONER_METER_CPU_LIMIT)",
+    "limits.memory": "--meter-memory-limit (ALMONER_METER_MEMORY_LIMIT)",
+}
+# "must specify limits.cpu for: meter,agent; limits.memory for: agent"
+_LACKING: Final = re.compile(r"((?:limits|requests)\.(?:cpu|memory)) for: ([a-z0-9.,-]+)")
+
+
+def pod_refusal(message: str) -> tuple[WaitReason, str, float]:
+    """Say what it waits for whose pod the API server forbids, in words, and how many seconds until it is tried again.
+
+    A core ResourceQuota that is used up has room again some day. Any other refusal is of what the pod is.
+    """
+    text = f"the cluster refuses the pod: {message}"
+    if "exceeded quota" in message:
+        return WaitReason.WAITING_FOR_QUOTA, text, FULL_SECONDS
+    fixes = []
+    for resource, containers in _LACKING.findall(message):
+        for container in containers.split(","):
+            if container == METER_CONTAINER and resource in _METER_SETTINGS:
+                fixes.append(f"set the operator's {_METER_SETTINGS[resource]}")
+            elif container == AGENT_CONTAINER:
+                fixes.append(f"set runner.resources.{resource} of the Agent")
+    if fixes:
+        text += f": {', and '.join(fixes)}"
+    return WaitReason.POD_REFUSED, text, SHAPE_SECONDS
 
 
 def explain(refusal: Refusal, now: datetime) -> str:

@@ -43,6 +43,8 @@ def simulated(bare_plane: ControlPlane) -> Iterator[SimulatedNode]:
     """Runs pods as their agent's name says: `run-<ms>`, `fail-<code>`, `nowhere`, `forever`, else at once.
 
     `fail-1` has much to say, in Chinese.
+    `ahead-<s>` and `behind-<s>` run until they are deleted, on a node whose clock is off; `injected` ends, but for a
+    container that goes on.
     """
     from almoner_dev.simnode import Fate, SimulatedNode
 
@@ -54,6 +56,10 @@ def simulated(bare_plane: ControlPlane) -> Iterator[SimulatedNode]:
             return Fate(int(value) / 1000)
         if kind in ("nowhere", "unstarted"):
             return Fate(schedule=False)
+        if kind in ("ahead", "behind"):
+            return Fate(None, clock=float(value) if kind == "ahead" else -float(value))
+        if kind == "injected":
+            return Fate(0.2, injected=True)
         return Fate(None if kind == "forever" else 0.0)
 
     with SimulatedNode(bare_plane, plan=plan) as node:

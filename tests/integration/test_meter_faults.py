@@ -131,6 +131,17 @@ def test_a_superseded_meter_ends_and_says_why(start: Callable[..., Meter]) -> No
         assert not (meter.folder / "input" / "input").exists()
 
 
+def test_a_meter_that_is_ended_before_it_reached_the_ledger_says_so(start: Callable[..., Meter]) -> None:
+    """As its start-up probe does it; in a service mesh whose sidecar starts after it, say."""
+    with LedgerDouble({"usd": DOLLAR}) as ledger:
+        meter = start(ledger, ready=False)
+    child = meter.spawn()
+    until(lambda: "activate: POST activate" in meter.log, 10, "a try that fails")
+    assert child.stop() == 0
+    assert "could not reach the ledger" in meter.last_word["error"]
+    assert meter.last_word["final"] is False
+
+
 # --- the end ----------------------------------------------------------------------------------------------------------
 
 

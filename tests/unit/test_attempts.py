@@ -291,6 +291,33 @@ ENDS: dict[str, tuple[Any, dict[str, Any], AttemptOutcome, FailureReason | None,
         FailureReason.START_TIMEOUT,
         "the meter exited with code 3: ledger refused: wrong_state",
     ),
+    "the meter was killed while it waited for the ledger": (
+        pod(
+            WAITING,
+            {
+                "state": {"running": {}},
+                "started": False,
+                "lastState": {
+                    "terminated": {
+                        "exitCode": 0,
+                        "message": '{"allotment":"a","error":"the meter did not start: it could not reach the ledger"}',
+                    }
+                },
+            },
+            phase="Pending",
+        ),
+        {"start_deadline_seconds": 30},
+        FAILED,
+        FailureReason.START_TIMEOUT,
+        "could not reach the ledger (does the network let the pod reach it before its main containers run?",
+    ),
+    "the meter was killed and said nothing": (
+        pod(WAITING, {"state": {}, "lastState": {"terminated": {"exitCode": 137}}}, phase="Pending"),
+        {"start_deadline_seconds": 30},
+        FAILED,
+        FailureReason.START_TIMEOUT,
+        "the meter exited with code 137: it could not reach the ledger",
+    ),
     "the pod failed before the agent started": (
         pod(WAITING, phase="Failed"),
         {},

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from almoner_core.api.agent import AgentSpec
 from almoner_core.api.base import ConfigMapKeyReference
 from almoner_core.api.runner import Runner
-from almoner_core.contract import Dialect, MeterConfig
+from almoner_core.contract import ANNOTATION_NAME, Dialect, MeterConfig
 from almoner_dev.node.env import expand
 from almoner_operator.pods import PodError, PodRequest, build_pod, label_value
 from tests.support.pods import SETTINGS, agent_spec, provider, request
@@ -100,6 +100,22 @@ def test_the_meter_is_a_native_sidecar_that_holds_back_the_agent() -> None:
     assert meter["startupProbe"]["httpGet"] == {"path": "/healthz", "port": 8791}
     assert meter["startupProbe"]["failureThreshold"] * meter["startupProbe"]["periodSeconds"] == 60
     assert meter["lifecycle"]["preStop"]["httpGet"] == {"path": "/prestop", "port": 8791}
+
+
+def test_a_meter_has_a_cpu_limit_where_that_is_set() -> None:
+    meter, _ = containers(build_pod(request(), SETTINGS))
+    assert "cpu" not in meter["resources"]["limits"]
+    meter, _ = containers(build_pod(request(), replace(SETTINGS, meter_cpu_limit="500m", meter_memory_limit="1Gi")))
+    assert meter["resources"]["limits"] == {"cpu": "500m", "memory": "1Gi"}
+
+
+def test_service_meshes_are_asked_to_stay_away_unless_settings_say_otherwise() -> None:
+    annotations = build_pod(request(), SETTINGS)["metadata"]["annotations"]
+    assert annotations["sidecar.istio.io/inject"] == "false"
+    assert annotations["linkerd.io/inject"] == "disabled"
+    own = replace(SETTINGS, annotations=(("team", "a"), (ANNOTATION_NAME, "of somebody else")))
+    annotations = build_pod(request(), own)["metadata"]["annotations"]
+    assert annotations == {"team": "a", ANNOTATION_NAME: "hello"}
 
 
 def test_only_who_has_the_token_makes_the_meter_drain() -> None:

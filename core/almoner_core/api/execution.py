@@ -77,6 +77,9 @@ class WaitReason(StrEnum):
     """A ResourceQuota that selects the execution is not in force yet, or asks for what this version cannot enforce."""
     INPUT_NOT_FOUND = "InputNotFound"
     """The ConfigMap or key that holds the input does not exist (yet)."""
+    POD_REFUSED = "PodRefused"
+    """The cluster refuses the pod for what it is, and waiting does not help: a core ResourceQuota wants a limit that a
+    container lacks, a LimitRange or a policy does not let it in. The message says what is to be set."""
     BACKOFF = "Backoff"
     """A failed attempt is retried after a while."""
     LEDGER_UNAVAILABLE = "LedgerUnavailable"

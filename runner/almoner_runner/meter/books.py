@@ -57,6 +57,7 @@ class Books:
         self.active = False
         self.cancelled = False
         self.stopped: str | None = None
+        self.lacking = "it could not reach the ledger"  # why it is not active yet
         self._mute = False
         self.max_per_request: dict[str, int] = {}
         self.remaining: dict[str, int] = {}
@@ -131,10 +132,12 @@ class Books:
             try:
                 return sent, await call()
             except LedgerUnreachableError as error:
+                self.lacking = f"it could not reach the ledger: {error}"
                 logger.warning("%s: %s; trying again", what, error)
             except LedgerError as error:
                 if error.code not in ("not_bound", "unauthenticated", "unavailable"):
                     raise BooksClosedError(f"the ledger refused to {what}: {error}") from error
+                self.lacking = f"the ledger has not handed its allotment over: {error}"
                 logger.info("%s: %s; trying again", what, error.code)
             await asyncio.sleep(min(wait, 1.0))
         raise AssertionError("unreachable: the backoff has no end")

@@ -162,7 +162,7 @@ class Meter:
                 await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
                 if not starting.done():
                     starting.cancel()
-                    return self._last_word(books, final=False)
+                    return self._last_word(books, final=False, lacking=books.lacking)
                 starting.result()
                 background = [asyncio.create_task(books.run()), asyncio.create_task(progress.run())]
                 health.ready = True
@@ -240,7 +240,7 @@ class Meter:
         except (TimeoutError, LedgerError) as error:
             logger.error("the output was not sent: %s", error or "no time left")  # noqa: TRY400 - likewise
 
-    def _last_word(self, books: Books, *, final: bool) -> int:
+    def _last_word(self, books: Books, *, final: bool, lacking: str | None = None) -> int:
         spool = books.spool
         word = {
             "allotment": self.config.allotment,
@@ -250,6 +250,7 @@ class Meter:
             "final": final,
             "rejected": books.rejected,
             "totals": spool.totals.as_dict(),
+            **({"error": f"the meter did not start: {lacking}"[:1024]} if lacking is not None else {}),
         }
         try:
             write_last_word(self.settings.termination_log, json.dumps(word, separators=(",", ":")).encode())
