@@ -96,6 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _serve(arguments: argparse.Namespace) -> int:
     from almoner_ledger import auth, serving
+    from almoner_ledger.database import check_file
     from almoner_ledger.leasing import LeasePolicy
 
     logging.basicConfig(
@@ -109,6 +110,8 @@ def _serve(arguments: argparse.Namespace) -> int:
     )
     host, port = serving.split_address(arguments.listen)
     judge = serving.authenticator(arguments.kubeconfig, arguments.static_tokens, policy)
+    if arguments.no_migrate:
+        check_file(arguments.database)
     serving.run(
         arguments.database,
         host,
@@ -124,13 +127,24 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _on_database(arguments: argparse.Namespace) -> int:
-    from almoner_ledger.database import Database, DatabaseUnavailableError
+    from sqlalchemy import exc
 
+    from almoner_ledger.commands import migrate
+    from almoner_ledger.database import Database, DatabaseUnavailableError, check_file, no_ledger
+
+    if arguments.ledger_command != migrate.NAME:
+        check_file(arguments.database)
     database = Database(arguments.database, patience_seconds=5.0)
     try:
         return int(arguments.run_on(database, arguments))
     except DatabaseUnavailableError as error:
         print(f"almoner ledger: the database does not answer: {error}", file=sys.stderr)
+        return 2
+    except exc.DatabaseError as error:
+        problem = no_ledger(error)
+        if problem is None:
+            raise
+        print(f"almoner ledger: {problem}", file=sys.stderr)
         return 2
     finally:
         database.dispose()

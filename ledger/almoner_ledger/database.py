@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import logging
 import random
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
@@ -31,6 +33,19 @@ BACKOFF_LONGEST_SECONDS: Final = 1.0
 # serialization_failure, deadlock_detected, lock_not_available, query_canceled, admin_shutdown, crash_shutdown,
 # cannot_connect_now, too_many_connections
 TRANSIENT_STATES: Final = frozenset({"40001", "40P01", "55P03", "57014", "57P01", "57P02", "57P03", "53300"})
+# Where a file is in use, cannot be opened or written now, or the disk is full: room may come back.
+TRANSIENT_CODES: Final = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PROTOCOL,
+    }
+)
+UNDEFINED_TABLE: Final = "42P01"
 READ_ONLY: Final = "almoner_read_only"
 _CLOCK: Final = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 _CLOCK_BY_INDEX: Final = ", ".join(
@@ -62,6 +77,22 @@ def normalize(url: str) -> URL:
             raise ValueError("database: SQLite needs a file, such as sqlite:////data/ledger.db")
         return parsed
     raise ValueError(f"database: {backend} is not supported; use sqlite or postgresql")
+
+
+def check_file(url: str) -> None:
+    """Raise ValueError where a URL names a file that is not there: SQLite would make an empty one of that name."""
+    parsed = normalize(url)
+    if parsed.get_backend_name() == "sqlite" and parsed.database and not Path(parsed.database).exists():
+        raise ValueError(f"--database: {parsed.database}: there is no such file")
+
+
+def no_ledger(error: exc.DBAPIError) -> str | None:
+    """Say why a database is none of a ledger; None where that is not what the error tells."""
+    if getattr(error.orig, "pgcode", None) == UNDEFINED_TABLE or "no such table" in str(error.orig):
+        return "the database has no ledger in it: is it the right one? `almoner ledger migrate` makes one"
+    if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_NOTADB:
+        return f"--database: {error.orig}"
+    return None
 
 
 def make_engine(url: str, *, pool_size: int = 8) -> Engine:
@@ -120,7 +151,10 @@ def is_transient(error: BaseException) -> bool:
     state = getattr(error.orig, "pgcode", None)
     if state is not None:
         return state in TRANSIENT_STATES or state.startswith("08")
-    # Without a state: SQLite is busy, or psycopg2 could not connect or lost the connection.
+    code = getattr(error.orig, "sqlite_errorcode", None)
+    if code is not None:
+        return code & 0xFF in TRANSIENT_CODES
+    # psycopg2 could not connect or lost the connection.
     return isinstance(error, exc.OperationalError | exc.InterfaceError)
 
 

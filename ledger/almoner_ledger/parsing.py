@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
 
 from aiohttp import web
 from pydantic import ValidationError
 
-from almoner_core.wire import ErrorCode, WireModel
+from almoner_core.wire import BATCH_ITEMS_MAX, ErrorCode, WireModel
 from almoner_ledger.errors import LedgerError, invalid
 
 M = TypeVar("M", bound=WireModel)
+_ID: Final = re.compile(r"[0-9a-f-]{36}")
 
 
 async def read_body(request: web.Request, limit: int) -> bytes:
@@ -39,6 +42,56 @@ def parse_body(body: bytes, model: type[M]) -> M:
         return model.model_validate_json(body, strict=True)
     except ValidationError as error:
         raise invalid(*_first(error)) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch(Generic[M]):
+    """A message with many items, those that are malformed left out.
+
+    `message` None: none is left. `places` are the places of the message's items as they came, `errors` and `allotments`
+    (where an item names one) go by place too.
+    """
+
+    message: M | None
+    places: list[int]
+    errors: dict[int, LedgerError]
+    allotments: dict[int, str]
+
+
+def parse_batch(body: bytes, model: type[M], field: str, item: type[WireModel]) -> Batch[M]:
+    """Read a message whose `field` lists items of type `item`: one that is malformed does not keep the others back.
+
+    Raises LedgerError `invalid` where the message around them is malformed.
+    """
+    try:
+        message = parse_body(body, model)
+        return Batch(message, list(range(len(getattr(message, field)))), {}, {})
+    except LedgerError as error:
+        whole = error
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        raise whole from None
+    listed = document.get(field) if isinstance(document, dict) else None
+    if not isinstance(listed, list) or not 0 < len(listed) <= BATCH_ITEMS_MAX:
+        raise whole
+    errors: dict[int, LedgerError] = {}
+    for place, each in enumerate(listed):
+        try:
+            parse_body(json.dumps(each).encode(), item)
+        except LedgerError as error:
+            errors[place] = error
+    if not errors:
+        raise whole
+    places = [place for place in range(len(listed)) if place not in errors]
+    fit = {**document, field: [listed[place] for place in places]}
+    named = {place: each["allotment"] for place, each in enumerate(listed) if _names_allotment(each)}
+    return Batch(parse_body(json.dumps(fit).encode(), model) if places else None, places, errors, named)
+
+
+def _names_allotment(item: Any) -> bool:
+    named = item.get("allotment") if isinstance(item, dict) else None
+    return isinstance(named, str) and _ID.fullmatch(named) is not None
 
 
 def _first(error: ValidationError) -> tuple[str, str]:

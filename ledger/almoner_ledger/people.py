@@ -82,7 +82,9 @@ class People:
         question = _question(query, ())
         grouping = usage.Grouping(by=(UsageBy(by),), limit=_limit(query))
         found = await self._read(lambda connection: usage.usage(connection, question, grouping))
-        return Costs(by=by, columns=found.columns, rows=found.rows, truncated=found.next is not None)
+        return Costs(
+            by=by, columns=found.columns, rows=found.rows, totals=found.totals, truncated=found.next is not None
+        )
 
 
 def _question(query: MultiMapping[str], filters: tuple[By, ...]) -> Question:

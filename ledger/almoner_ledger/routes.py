@@ -85,7 +85,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     Route(
         "POST",
         "/v1/accounts:update",
-        "command",
+        "update_accounts",
         "Put limits in force",
         Role.OPERATOR,
         wire.UpdateAccounts,

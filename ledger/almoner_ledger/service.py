@@ -25,7 +25,7 @@ from almoner_ledger.auth import Authenticator, Caller, Role
 from almoner_ledger.batching import Batcher, ChangeWatch
 from almoner_ledger.database import DatabaseUnavailableError
 from almoner_ledger.errors import LedgerError, invalid
-from almoner_ledger.parsing import integer, known_only, parse_body, read_body
+from almoner_ledger.parsing import Batch, integer, known_only, parse_batch, parse_body, read_body
 from almoner_ledger.people import People
 from almoner_ledger.routes import ROUTES, Route, openapi
 from almoner_ledger.signals import SignalWatch, Sweeper
@@ -49,6 +49,14 @@ VERBS: Final[dict[str, Verb]] = {
     "/v1/allotments/{id}/output": Verb.OUTPUT,
     "/v1/allotments/{id}/progress": Verb.PROGRESS,
 }
+ITEMS: Final[dict[type[WireModel], type[WireModel]]] = {
+    wire.OpenBatch: wire.OpenAllotment,
+    wire.BindBatch: wire.BindAllotment,
+    wire.CloseBatch: wire.CloseAllotment,
+    wire.AccrueBatch: wire.AccrueAllotment,
+}
+NO_ALLOTMENT: Final = "00000000-0000-0000-0000-000000000000"
+"""Stands in the answer to an item that named none."""
 READY_SECONDS: Final = 2.0
 JSON: Final = "application/json"
 
@@ -156,18 +164,39 @@ class Service:
 
     async def _batch(self, route: Route, request: web.Request, _: Caller | None) -> web.Response:
         assert route.body is not None
-        batch: Any = parse_body(await read_body(request, route.body_bytes_max), route.body)
         verb = VERBS[route.path]
-        answers = await self.batcher.submit_all([command(verb, item, epoch=batch.epoch) for item in batch.items])
-        for answer in answers:
-            # A leader that is not one any more learns it at once, not item by item.
-            if isinstance(answer, LedgerError) and answer.code in (ErrorCode.STALE_EPOCH, ErrorCode.UNAVAILABLE):
-                raise answer
+        batch: Batch[Any] = parse_batch(
+            await read_body(request, route.body_bytes_max), route.body, "items", ITEMS[route.body]
+        )
+        found: dict[int, tuple[str, Answer]] = {
+            place: (batch.allotments.get(place, NO_ALLOTMENT), error) for place, error in batch.errors.items()
+        }
+        if batch.message is not None:
+            items, epoch = batch.message.items, batch.message.epoch
+            answers = await self.batcher.submit_all([command(verb, item, epoch=epoch) for item in items])
+            for place, item, answer in zip(batch.places, items, answers, strict=True):
+                # A leader that is not one any more learns it at once, not item by item.
+                if isinstance(answer, LedgerError) and answer.code in (ErrorCode.STALE_EPOCH, ErrorCode.UNAVAILABLE):
+                    raise answer
+                found[place] = (item.allotment, answer)
+        ordered = [found[place] for place in sorted(found)]
         if verb is Verb.OPEN:
-            opened = [_opened(item.allotment, each) for item, each in zip(batch.items, answers, strict=True)]
-            return _answer(wire.OpenAnswers(answers=opened))
-        done = [_item(item.allotment, each) for item, each in zip(batch.items, answers, strict=True)]
-        return _answer(wire.BatchAnswer(answers=done))
+            return _answer(wire.OpenAnswers(answers=[_opened(*each) for each in ordered]))
+        return _answer(wire.BatchAnswer(answers=[_item(*each) for each in ordered]))
+
+    async def _update_accounts(self, route: Route, request: web.Request, _: Caller | None) -> web.Response:
+        body = await read_body(request, route.body_bytes_max)
+        batch = parse_batch(body, wire.UpdateAccounts, "accounts", wire.AccountLimits)
+        accounts: list[wire.AccountState] = []
+        refused = [wire.RefusedAccount(index=place, error=error.to_wire()) for place, error in batch.errors.items()]
+        if batch.message is not None:
+            made = command(Verb.UPDATE_ACCOUNTS, batch.message, epoch=batch.message.epoch)
+            answer = await self.batcher.submit(made)
+            assert isinstance(answer, wire.AccountsAnswer)
+            accounts = answer.accounts
+            refused += [each.model_copy(update={"index": batch.places[each.index]}) for each in answer.refused]
+        refused.sort(key=lambda each: each.index)
+        return _answer(wire.AccountsAnswer(accounts=accounts, refused=refused))
 
     # -- queries ---------------------------------------------------------------------------------------
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import dataclass
-from zoneinfo import ZoneInfo
 
 from almoner_core.api.resource_quota import BudgetPeriod
+from almoner_core.time_zones import zone
 
 HOUR_SECONDS = 3600
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
@@ -26,28 +26,19 @@ class Span:
 TOTAL = Span(0, None)
 
 
-def zone(name: str) -> ZoneInfo:
-    """Look up an IANA time zone. Raises ValueError for a name that the time zone database does not know."""
-    try:
-        return ZoneInfo(name)
-    except (KeyError, OSError, ValueError) as error:
-        raise ValueError(f"{name[:64]!r} is not a time zone: write an IANA name such as 'Europe/Berlin'") from error
-
-
 def span_at(period: BudgetPeriod, time_zone: str, now: int) -> Span:
     """Give the window of `period` that holds `now` (Unix seconds) on the calendar of `time_zone`.
 
     Days begin at the first instant of the local date, so a day of a clock change has 23 or 25 hours; weeks begin on
-    Monday, months on the 1st; hours last 3600 s and begin where the local clock shows a full hour.
+    Monday, months on the 1st. Hours begin where the local clock shows a full hour and end where it does so again: after
+    3600 s, but for changes of the clock by a part of an hour. So windows join.
     """
     if period is BudgetPeriod.TOTAL:
         return TOTAL
-    local = dt.datetime.fromtimestamp(now, zone(time_zone))
+    tz = zone(time_zone)
     if period is BudgetPeriod.HOURLY:
-        offset = local.utcoffset() or dt.timedelta(0)
-        shift = int(offset.total_seconds()) % HOUR_SECONDS
-        starts_at = (now + shift) // HOUR_SECONDS * HOUR_SECONDS - shift
-        return Span(starts_at, starts_at + HOUR_SECONDS)
+        return _hour(tz, now)
+    local = dt.datetime.fromtimestamp(now, tz)
     first = local.date()
     if period is BudgetPeriod.DAILY:
         last = first + dt.timedelta(days=1)
@@ -58,6 +49,44 @@ def span_at(period: BudgetPeriod, time_zone: str, now: int) -> Span:
         first = first.replace(day=1)
         last = (first + dt.timedelta(days=31)).replace(day=1)
     return Span(_first_instant(first, local.tzinfo), _first_instant(last, local.tzinfo))
+
+
+def _hour(tz: dt.tzinfo, now: int) -> Span:
+    """The window between the full hours of the local clock before and after `now`."""
+    offset = _offset(tz, now)
+    begin = _full_hour(now, offset)
+    end = begin + HOUR_SECONDS
+    if _offset(tz, begin) != offset:
+        # The clock was changed in between: the last full hour is one of the clock before the change.
+        changed = _change(tz, begin, now)
+        begin = _full_hour(changed - 1, _offset(tz, changed - 1))
+    if _offset(tz, end) != offset:
+        # It will be changed before that: the next full hour is the first one of the clock after the change.
+        changed = _change(tz, now, end)
+        end = _full_hour(changed + HOUR_SECONDS - 1, _offset(tz, changed))
+    return Span(begin, end)
+
+
+def _offset(tz: dt.tzinfo, second: int) -> int:
+    offset = dt.datetime.fromtimestamp(second, tz).utcoffset() or dt.timedelta(0)
+    return int(offset.total_seconds())
+
+
+def _full_hour(second: int, offset: int) -> int:
+    """The last full hour up to `second` on a clock that is `offset` ahead of UTC."""
+    return (second + offset) // HOUR_SECONDS * HOUR_SECONDS - offset
+
+
+def _change(tz: dt.tzinfo, before: int, after: int) -> int:
+    """The first second of the clock that holds at `after`, where another one held at `before`."""
+    offset = _offset(tz, after)
+    while after - before > 1:
+        middle = (before + after) // 2
+        if _offset(tz, middle) == offset:
+            after = middle
+        else:
+            before = middle
+    return after
 
 
 def _first_instant(day: dt.date, tz: dt.tzinfo | None) -> int:

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 from almoner_core import wire
 from almoner_core.api.execution import WaitReason
@@ -29,11 +30,12 @@ from almoner_core.api.resource_quota import (
 from almoner_core.identity import operation_id
 from almoner_core.money import Money
 from almoner_core.quantity import format_bytes, format_millicores
+from almoner_core.time_zones import zone
 from almoner_operator import alerts, metrics, rates
 from almoner_operator.cache import Space
 from almoner_operator.conditions import BUDGET_ALERT, quota_conditions
 from almoner_operator.context import Context, now, target_of
-from almoner_operator.errors import LedgerError, LedgerUnavailableError
+from almoner_operator.errors import LeadershipLostError, LedgerError, LedgerUnavailableError
 from almoner_operator.limiter import Rank
 from almoner_operator.records import QuotaRecord
 from almoner_operator.scheduling.model import Account, Decisions, Hard, Quota, SubjectUse
@@ -47,6 +49,36 @@ LIMITS_MAX: Final = 1024
 UPDATE_TRIES_MAX: Final = 3
 REFRESH_SECONDS_LEAST: Final = 1.0
 REFRESH_SECONDS_MAX: Final = 60.0
+
+
+SPEC_FIELDS: Final[Mapping[str, str]] = {
+    "time_zone": "spec.budget.timeZone",
+    "period": "spec.budget.period",
+    "limits": "spec.budget.amount",
+    "max_per_execution": "spec.budget.maxPerExecution",
+    "max_per_request": "spec.budget.maxPerRequest",
+    "alert_thresholds_percent": "spec.budget.alertThresholdsPercent",
+    "rates": "spec.rates",
+}
+"""What the spec calls the fields of the ledger's messages."""
+
+
+OF_LIMITS: Final = frozenset({wire.ErrorCode.INVALID, wire.ErrorCode.TOO_LARGE})
+"""Errors that are about what was handed over, and not about the ledger or who asks."""
+
+
+_PLACE: Final = re.compile(r"accounts\.\d+\.")
+
+
+class Owner(NamedTuple):
+    """Whose limits are handed over: a quota; `record` None: one that was deleted."""
+
+    namespace: str
+    name: str
+    record: QuotaRecord | None
+
+
+Update = tuple[Owner, wire.AccountLimits]
 
 
 class Accounts:
@@ -83,38 +115,73 @@ class Accounts:
                 log.error("the ledger refuses limits: %s", error)  # noqa: TRY400 - expected, no trace needed
                 await asyncio.sleep(RETRY_SECONDS * 5)
                 self._wake.set()
+            except LeadershipLostError:
+                raise
+            except Exception:
+                # A fault of ours: quotas must not stand still for it.
+                log.exception("limits are not handed over yet")
+                await asyncio.sleep(RETRY_SECONDS * 5)
+                self._wake.set()
 
     # -- limits --------------------------------------------------------------------------------------
 
     async def sync(self) -> None:
-        """Hand over what changed. Raises LedgerError; what was not handed over is tried at the next call."""
+        """Hand over what changed, each quota and provider on its own.
+
+        Raises the first LedgerError when all was tried; what was not handed over is tried at the next call.
+        """
         cache = self._context.cache
         changed, cache.quotas_changed = cache.quotas_changed, set()
-        updates: list[tuple[QuotaRecord | None, wire.AccountLimits]] = []
-        try:
-            for namespace, name in changed:
-                updates += self._updates(cache.space(namespace), name)
-            for start in range(0, len(updates), BATCH):
-                await self._hand_over(updates[start : start + BATCH])
-        except LedgerError:
-            cache.quotas_changed |= changed
-            for namespace, name in changed:
-                record = cache.space(namespace).quotas.get(name)
-                if record is not None and record.acknowledged != record.generation:
-                    record.reason, record.message = QuotaReason.LEDGER_UNAVAILABLE, "the ledger does not answer"
-                    self.write_status(record)
-            raise
+        problem = await self._sync_quotas(changed)
         for namespace, name in changed:
             record = cache.space(namespace).quotas.get(name)
             if record is not None:
                 self.write_status(record)
         await self._sync_providers()
+        if problem is not None:
+            raise problem
+
+    async def _sync_quotas(self, changed: set[tuple[str, str]]) -> LedgerError | None:
+        cache = self._context.cache
+        updates: list[Update] = []
+        for namespace, name in sorted(changed):
+            try:
+                updates += self._updates(cache.space(namespace), name)
+            except ValueError as error:  # Limits that no message can hold.
+                self._refuse(cache.space(namespace).quotas[name], f"spec: {error}")
+        refused: set[tuple[str, str]] = set()
+        for start in range(0, len(updates), BATCH):
+            try:
+                await self._hand_over(updates[start : start + BATCH], refused)
+            except LedgerError as error:
+                for left, _ in updates[start:]:
+                    self._not_handed_over(left)
+                return error
+        return None
+
+    def _not_handed_over(self, owner: Owner) -> None:
+        cache = self._context.cache
+        cache.quotas_changed.add((owner.namespace, owner.name))
+        record = owner.record
+        if record is not None and record.acknowledged != record.generation:
+            record.reason, record.message = QuotaReason.LEDGER_UNAVAILABLE, "the ledger does not answer"
+
+    def _refuse(self, record: QuotaRecord, message: str) -> None:
+        """Let nothing be admitted under a quota whose limits cannot be in force as they are written."""
+        record.reason, record.message = QuotaReason.INVALID_SPEC, message
+        record.acknowledged = -1
+        self._context.cache.space(record.namespace).stale = True
+        self._context.cache.wake()
 
     async def _sync_providers(self) -> None:
         """Hand over the rates of providers that are new or changed, and of those that are gone. Raises LedgerError."""
         context, spaces = self._context, self._context.cache.spaces.values()
         known = {(space.name, name): record for space in spaces for name, record in space.providers.items()}
-        wanted = [key for key, record in known.items() if record.acknowledged != record.generation]
+        wanted = [
+            key
+            for key, record in known.items()
+            if record.generation not in (record.acknowledged, record.rates_refused_at)
+        ]
         wanted += sorted(self._providers_known - known.keys())
         for start in range(0, len(wanted), BATCH):
             batch = wanted[start : start + BATCH]
@@ -126,10 +193,16 @@ class Accounts:
                 for key, record in zip(batch, records, strict=True)
             ]
             subject = f"{context.ledger.epoch}/{limits[0].generation}/{len(limits)}"
-            await context.ledger.update_accounts(limits, operation_id=operation_id("providers", subject))
-            for key, record, generation in zip(batch, records, generations, strict=True):
+            answer = await context.ledger.update_accounts(limits, operation_id=operation_id("providers", subject))
+            refused = {each.index: each.error for each in answer.refused}
+            for index, (key, record, generation) in enumerate(zip(batch, records, generations, strict=True)):
                 if record is None:
                     self._providers_known.discard(key)
+                    continue
+                if index in refused:
+                    record.rates_refused_at = generation
+                    record.rates_problem = f"the ledger refuses its rateLimits: {refused[index].message}"
+                    log.error("ModelProvider %s/%s: %s", *key, record.rates_problem)
                     continue
                 record.acknowledged = generation
                 self._providers_known.add(key)
@@ -155,19 +228,21 @@ class Accounts:
         listed = set(record.spec.scope.owners)
         return (owners & listed) | listed if listed else owners
 
-    def _updates(self, space: Space, name: str) -> list[tuple[QuotaRecord | None, wire.AccountLimits]]:
+    def _updates(self, space: Space, name: str) -> list[Update]:
         record = space.quotas.get(name)
+        owner = Owner(space.name, name, record)
         told = self._known.setdefault((space.name, name), set())
         if record is None:
             # Deleted: no limit holds any more; the account and what it spent stay.
-            gone: list[tuple[QuotaRecord | None, wire.AccountLimits]] = [
-                (None, self._limits(space.name, name, subject, None)) for subject in sorted(told)
-            ]
-            self._known.pop((space.name, name), None)
+            gone = [(owner, self._limits(space.name, name, subject, None)) for subject in sorted(told)]
             self._forget(space, name)
             return gone
         if record.spec is None:
             record.reason, record.message = QuotaReason.INVALID_SPEC, record.invalid
+            return []
+        problem = invalid(record.spec)
+        if problem:
+            self._refuse(record, problem)
             return []
         problem = unsupported(record.spec)
         if problem:
@@ -184,7 +259,7 @@ class Accounts:
         if fresh and not wanted:
             # No owner was seen yet: there is nothing to hand over, and an owner without an account is refused.
             self._in_force(record)
-        return [(record, self._limits(space.name, name, subject, record.spec)) for subject in sorted(wanted)]
+        return [(owner, self._limits(space.name, name, subject, record.spec)) for subject in sorted(wanted)]
 
     def _forget(self, space: Space, name: str) -> None:
         for key in [key for key in space.accounts if key[0] == name]:
@@ -208,22 +283,55 @@ class Accounts:
             rates=rates.of_quota(spec.rates if spec is not None else None),
         )
 
-    async def _hand_over(self, updates: list[tuple[QuotaRecord | None, wire.AccountLimits]]) -> None:
+    async def _hand_over(self, updates: list[Update], refused: set[tuple[str, str]]) -> None:
+        """Hand limits over; quotas of which the ledger refused one are noted in `refused`. Raises LedgerError."""
         context = self._context
         limits = [each for _, each in updates]
         subject = f"{context.ledger.epoch}/{limits[0].generation}/{len(limits)}"
-        states = await context.ledger.update_accounts(limits, operation_id=operation_id("accounts", subject))
+        try:
+            answer = await context.ledger.update_accounts(limits, operation_id=operation_id("accounts", subject))
+        except LedgerError as error:
+            if error.code not in OF_LIMITS:
+                raise
+            if len(updates) > 1:
+                # Something in the batch is beyond the ledger: who it is shows when each goes alone.
+                for update in updates:
+                    await self._hand_over([update], refused)
+                return
+            answer = wire.AccountsAnswer(accounts=[], refused=[_refusal(error)])
         moment = now()
-        live = {(record.namespace, record.name) for record, _ in updates if record is not None}
-        for state in states:
+        errors = {each.index: each.error for each in answer.refused}
+        for index, problem in errors.items():
+            self._take_refusal(updates[index][0], problem, refused)
+        live = {(owner.namespace, owner.name) for owner, _ in updates if owner.record is not None}
+        for state in answer.accounts:
             if (state.key.namespace, state.key.quota) in live:
                 rates.take_account(context.cache, context.rates, state, moment)
-        for record, each in updates:
-            if record is None:
-                continue
-            self._known.setdefault((record.namespace, record.name), set()).add(each.key.subject)
-            record.subjects.add(each.key.subject)
-            self._in_force(record)
+        for index, (owner, each) in enumerate(updates):
+            if index not in errors:
+                self._take_over(owner, each.key.subject, refused)
+
+    def _take_refusal(self, owner: Owner, error: wire.Error, refused: set[tuple[str, str]]) -> None:
+        log.error("ResourceQuota %s/%s: the ledger refuses its limits: %s", owner.namespace, owner.name, error.message)
+        refused.add((owner.namespace, owner.name))
+        if owner.record is not None:
+            field = _PLACE.sub("", error.field or "")
+            place = SPEC_FIELDS.get(field.partition(".")[0], "spec")
+            self._refuse(owner.record, f"{place}: {error.message.removeprefix(f'{error.field}: ')}")
+
+    def _take_over(self, owner: Owner, subject: str, refused: set[tuple[str, str]]) -> None:
+        """Note that the ledger has the limits of one subject."""
+        key = (owner.namespace, owner.name)
+        known = self._known.setdefault(key, set())
+        if owner.record is None:
+            known.discard(subject)
+            if not known:
+                del self._known[key]
+            return
+        known.add(subject)
+        owner.record.subjects.add(subject)
+        if key not in refused:
+            self._in_force(owner.record)
 
     def _in_force(self, record: QuotaRecord) -> None:
         record.acknowledged = record.generation
@@ -325,6 +433,21 @@ class Accounts:
         self._refreshing.discard(key)
         self._context.cache.quotas_changed.add(key)
         self._wake.set()
+
+
+def invalid(spec: ResourceQuotaSpec) -> str:
+    """Say what of a quota has no meaning that the schema could not see; empty where there is nothing."""
+    if spec.budget is not None:
+        try:
+            zone(spec.budget.time_zone)
+        except ValueError as error:
+            return f"spec.budget.timeZone: {error}"
+    return ""
+
+
+def _refusal(error: LedgerError) -> wire.RefusedAccount:
+    named = wire.Error(code=wire.ErrorCode(error.code), message=error.message, field=error.field)
+    return wire.RefusedAccount(index=0, error=named)
 
 
 def unsupported(spec: ResourceQuotaSpec) -> str:

@@ -75,10 +75,10 @@ class LedgerClient:
 
     async def update_accounts(
         self, accounts: Sequence[wire.AccountLimits], *, operation_id: str
-    ) -> list[wire.AccountState]:
-        """Hand over limits that changed; at most wire.BATCH_ITEMS_MAX at once."""
+    ) -> wire.AccountsAnswer:
+        """Hand over limits that changed; at most wire.BATCH_ITEMS_MAX at once. The answer names those refused."""
         body = wire.UpdateAccounts(epoch=self.epoch, operation_id=operation_id, accounts=list(accounts))
-        return (await self._post("/v1/accounts:update", body, wire.AccountsAnswer)).accounts
+        return await self._post("/v1/accounts:update", body, wire.AccountsAnswer)
 
     # -- allotments ----------------------------------------------------------------------------------
 

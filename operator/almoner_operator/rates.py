@@ -95,7 +95,9 @@ def accounts_for(
         if record is None or not of_provider(record):
             continue
         if record.acknowledged != record.generation:
-            raise RatesNotReadyError(f"ModelProvider {name}: the ledger does not have its rateLimits yet")
+            refused = record.rates_problem if record.rates_refused_at == record.generation else ""
+            why = refused or "the ledger does not have its rateLimits yet"
+            raise RatesNotReadyError(f"ModelProvider {name}: {why}")
         keys.append(provider_key(record.namespace, name))
     return keys
 

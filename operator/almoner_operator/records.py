@@ -249,6 +249,9 @@ class ProviderRecord:
     message: str = ""
     acknowledged: int = -1
     """The generation whose rates the ledger has."""
+    rates_refused_at: int = -1
+    """The generation whose rates the ledger refused, and why."""
+    rates_problem: str = ""
     wrote: int = 0
     writing: bool = False
     rank: int = 9

@@ -7,16 +7,19 @@ import datetime as dt
 import io
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from almoner_ledger.database import DatabaseUnavailableError
-from almoner_ledger.history import asking, entries, export, exported
+from almoner_ledger.history import asking, entries, export, exported, reading, usage
 from almoner_ledger.history.asking import By, Question
 from tests.support import history
 from tests.support.books import DOLLAR, EVERYTHING, USD, Books, Clock, record
@@ -262,6 +265,50 @@ def test_costs_executions_and_records_are_shown_as_tables_json_and_csv(books: Bo
     assert table[-1] == "more was left out: raise --limit"
     unknown = almoner(books, "records", "-o", "json", "--limit", "1000").stdout
     assert {row["cost_usd"] for row in json.loads(unknown) if row["cost_nanos"] is None} == {None}
+
+
+@pytest.mark.parametrize("by", ["agent", "day", "execution", "agent,hour"])
+def test_total_is_of_everything_asked_for_however_few_rows_are_shown(
+    books: Books, past: list[history.Entry], by: str
+) -> None:
+    total = Decimal(sum(entry["cost_nanos"] or 0 for entry in past if entry["agent"] != "b")) / 10**9
+    agents = ("--agent", "a", "--agent", "c")
+    for limit in ("1", "1000"):
+        lines = almoner(books, "costs", "--by", by, *agents, "--limit", limit).stdout.splitlines()
+        summed = next(line for line in lines if line.startswith("TOTAL"))
+        assert Decimal(summed.split()[1]) == total
+        assert lines[-1].startswith("TOTAL") == (limit == "1000")
+    grouping = usage.Grouping(asking.read_by(by), None, 1)
+    pages = []
+    while not pages or pages[-1].next is not None:
+        after = pages[-1].next if pages else None
+        page = reading.read(
+            books.database, partial(usage.usage, question=EVERYTHING, grouping=replace(grouping, after=after))
+        )
+        pages.append(page)
+    assert len({page.totals.model_dump_json() for page in pages}) == 1
+    assert pages[0].totals.cost_nanos == sum(row.totals.cost_nanos for page in pages for row in page.rows)
+
+
+def test_commands_that_read_make_no_file(tmp_path: Path) -> None:
+    asked = {"verify": [], "costs": [], "executions": [], "records": [], "seal": [], "export": ["out.csv"]}
+    for name, more in asked.items():
+        command = [sys.executable, "-m", "almoner_cli.main", "ledger", name, "--database", "sqlite:///typo.db", *more]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path)
+        assert done.returncode == 2, name
+        assert "typo.db: there is no such file" in done.stderr, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_no_ledger_is_said_to_be_none_at_once(tmp_path: Path) -> None:
+    sqlite3.connect(tmp_path / "empty.db").close()
+    (tmp_path / "text.db").write_text("no database " * 100)
+    for name, words in (("empty.db", "almoner ledger migrate"), ("text.db", "not a database")):
+        command = [sys.executable, "-m", "almoner_cli.main", "ledger", "costs", "--database", f"sqlite:///{name}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path)
+        assert done.returncode == 2
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_a_terminal_gets_no_control_characters(books: Books) -> None:

@@ -39,9 +39,7 @@ def rate(dimension: Dimension, amount: int, per_seconds: int = 60, capacity: int
 
 def limit(books: Books, *rates: RateLimit, account: AccountKey | None = None, **more: Any) -> Any:
     values = {"generation": 1, "rates": list(rates), **more}
-    update = wire.AccountLimits(key=account or key(), **values)
-    body = wire.UpdateAccounts(epoch=books.epoch, operation_id=new_id(), accounts=[update])
-    return books.run(Verb.UPDATE_ACCOUNTS, body, epoch=books.epoch)
+    return books.update_account(wire.AccountLimits(key=account or key(), **values))
 
 
 def extend_body(debit: Amounts, provider: str, need: Amounts | None = None) -> wire.Extend:
@@ -364,11 +362,11 @@ def test_slices_leave_the_lower_half_of_a_bucket_alone(books: Books) -> None:
 
 def test_rates_that_cannot_be_kept_are_refused_by_name(books: Books) -> None:
     error = refused(limit(books, rate(TOKENS, 1), rate(TOKENS, 2)))
-    assert (error.code, error.field) == (ErrorCode.INVALID, "accounts.0.rates.1")
+    assert (error.code, error.field) == (ErrorCode.INVALID, "rates.1")
     error = refused(limit(books, rate(TOKENS, 10**12, 86_400)))
-    assert error.field == "accounts.0.rates.0.capacity"
+    assert error.field == "rates.0.capacity"
     error = refused(limit(books, account=PROVIDER, limits={USD: 1}))
-    assert error.field == "accounts.0.limits"
+    assert error.field == "limits"
     assert code(books.open()) is ErrorCode.NOT_FOUND
 
 

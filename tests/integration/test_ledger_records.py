@@ -78,7 +78,7 @@ def test_windows_never_go_backwards_when_the_clock_does(books: Books, clock: Clo
 
 def test_an_unknown_time_zone_is_refused_by_name(books: Books) -> None:
     answer = refused(books.limits(limits={USD: 1}, time_zone="Mars/Olympus"))
-    assert (answer.code, answer.field) == (ErrorCode.INVALID, "accounts.0.time_zone")
+    assert (answer.code, answer.field) == (ErrorCode.INVALID, "time_zone")
 
 
 # --- records ----------------------------------------------------------------------------------------------------------

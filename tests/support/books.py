@@ -107,8 +107,16 @@ class Books:
         subject = more.pop("subject", "")
         more.setdefault("period", BudgetPeriod.TOTAL)
         account = wire.AccountLimits(key=key(quota, subject), generation=generation, limits=dict(limits), **more)
+        return self.update_account(account)
+
+    def update_account(self, account: wire.AccountLimits) -> Any:
+        """Put one account's limits in force; where they are refused, the refusal as an error."""
         body = wire.UpdateAccounts(epoch=self.epoch, operation_id=new_id(), accounts=[account])
-        return self.run(Verb.UPDATE_ACCOUNTS, body, epoch=self.epoch)
+        answer = self.run(Verb.UPDATE_ACCOUNTS, body, epoch=self.epoch)
+        if isinstance(answer, wire.AccountsAnswer) and answer.refused:
+            error = answer.refused[0].error
+            return LedgerError(error.code, error.message, field=error.field)
+        return answer
 
     def open_command(self, **changes: Any) -> Any:
         uid = changes.pop("uid", None) or new_id()

@@ -29,7 +29,8 @@ content gets the stored answer again, with other content the error `operation_co
 | GET /v1/executions/{uid}/output | people, operator | -> the output's bytes |
 | GET /healthz /readyz /metrics /openapi.json | anyone | |
 
-Every error is `{"error": Error}` with a fitting HTTP status.
+Every error is `{"error": Error}` with a fitting HTTP status. A message with many objects in it is answered object by
+object: one that is malformed or refused has its error in its own place, and does not keep the others back.
 """
 
 from __future__ import annotations
@@ -101,6 +102,7 @@ from almoner_core.wire.operator import (
     OpenBatch,
     Purpose,
     RateLimit,
+    RefusedAccount,
     TakeEpoch,
     UpdateAccounts,
 )
@@ -181,6 +183,7 @@ __all__ = [
     "RateInForce",
     "RateLimit",
     "Refusal",
+    "RefusedAccount",
     "Return",
     "Returned",
     "SettleCharge",

@@ -72,17 +72,28 @@ class AccountLimits(WireModel):
 
 
 class UpdateAccounts(WireModel):
-    """Limits that changed. An account is created by its first update; deleting a quota sends empty limits."""
+    """Limits that changed; each account's are decided on their own.
+
+    An account is created by its first update; deleting a quota sends empty limits.
+    """
 
     epoch: int = Field(ge=1)
     operation_id: Id
     accounts: Annotated[list[AccountLimits], Field(min_length=1, max_length=BATCH_ITEMS_MAX)]
 
 
+class RefusedAccount(WireModel):
+    """An account whose limits were refused: what was in force for it stays so."""
+
+    index: int = Field(ge=0, description="Its place in the update.")
+    error: Error = Field(description="`field` names what to correct, within the account's limits.")
+
+
 class AccountsAnswer(WireModel):
-    """State of the updated accounts, in the order asked."""
+    """State of the accounts whose limits are in force, in the order asked, and those that were refused."""
 
     accounts: list[AccountState]
+    refused: list[RefusedAccount] = []
 
 
 class AccountState(WireModel):

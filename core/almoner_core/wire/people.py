@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from pydantic import Field
+
 from almoner_core.wire.common import AllotmentState, UsageTotals, WireModel
 
 USAGE_BY_MAX = 3
@@ -57,6 +59,7 @@ class Costs(WireModel):
     by: str
     columns: list[str]
     rows: list[CostRow]
+    totals: UsageTotals = Field(default=UsageTotals(), description="Of all groups, those that are left out included.")
     truncated: bool = False
 
 
@@ -67,6 +70,7 @@ class UsagePage(WireModel):
     columns: list[str]
     rows: list[CostRow]
     source: UsageSource
+    totals: UsageTotals = Field(default=UsageTotals(), description="Of all groups, those of other pages included.")
     next: str | None = None
 
 

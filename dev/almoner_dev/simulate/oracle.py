@@ -113,6 +113,7 @@ class Oracle:
             self._limits_changed(exchange.body["accounts"], answer["accounts"])
         if exchange.status < 400:
             errors = [item["error"] for item in answer.get("answers", []) if item.get("error")]
+            errors += [item["error"] for item in answer.get("refused", [])]
         else:
             errors = [answer.get("error") or {"code": f"HTTP {exchange.status}"}]
         for error in errors:

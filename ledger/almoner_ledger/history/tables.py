@@ -53,16 +53,19 @@ ENTRIES_SHOWN: Final = (
     "input_tokens",
     "output_tokens",
 )
+_LEFT_OUT: Final = {
+    False: "more rows were left out, which TOTAL counts: raise --limit\n",
+    True: "more was left out: raise --limit\n",
+}
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
 def usage(page: UsagePage, output: str) -> str:
-    """Give sums, with a last line of their totals."""
+    """Give sums, with a last line of the totals of all groups, those that are left out included."""
     rows = [{**dict(zip(page.columns, row.key, strict=True)), **_totals(row.totals)} for row in page.rows]
     columns = [*page.columns, *TOTALS_SHOWN]
-    total = {name: sum(getattr(row.totals, name) for row in page.rows) for name in UsageTotals.model_fields}
     keys = {**dict.fromkeys(page.columns, " "), page.columns[0]: "TOTAL"}
-    summed = {**keys, **_totals(UsageTotals(**total))} if rows else None
+    summed = {**keys, **_totals(page.totals)} if rows else None
     names = [*page.columns, *_totals(UsageTotals())]
     return _render(rows, columns, names, output, total=summed, more=page.next is not None)
 
@@ -136,7 +139,7 @@ def _render(
         writer.writerow(names)
         writer.writerows([row[name] for name in names] for row in rows)
         return buffer.getvalue()
-    return table([*rows, *([total] if total else [])], shown) + ("more was left out: raise --limit\n" if more else "")
+    return table([*rows, *([total] if total else [])], shown) + (_LEFT_OUT[total is None] if more else "")
 
 
 def table(rows: Sequence[Row], columns: Sequence[str], *, numbers: Collection[str] = ()) -> str:

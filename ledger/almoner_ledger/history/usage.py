@@ -14,7 +14,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from almoner_core.wire import CostRow, UsageBy, UsagePage, UsageSource
+from almoner_core.wire import CostRow, UsageBy, UsagePage, UsageSource, UsageTotals
 from almoner_ledger import schema
 from almoner_ledger.errors import invalid
 from almoner_ledger.history import sources
@@ -22,6 +22,7 @@ from almoner_ledger.history.asking import Question, read_cursor, write_cursor
 from almoner_ledger.history.sources import KEY_COLUMNS, Source
 from almoner_ledger.schema import USAGE_COLUMNS
 from almoner_ledger.store.loading import usage_of
+from almoner_ledger.store.state import Usage
 
 BY_KEY: Final = "key"
 ORDERS: Final = (BY_KEY, *USAGE_COLUMNS)
@@ -66,8 +67,20 @@ def usage(connection: Connection, question: Question, grouping: Grouping) -> Usa
         columns=grouping.columns,
         rows=[_row(row, grouping.columns) for row in shown],
         source=name,
+        totals=_totals(connection, sums, None if len(rows) > len(shown) or grouping.after is not None else rows),
         next=_cursor(shown[-1], grouping) if len(rows) > grouping.limit else None,
     )
+
+
+def _totals(connection: Connection, sums: sa.Subquery, rows: Sequence[Any] | None) -> UsageTotals:
+    """Sum all groups: `rows`, or where those are not all, whatever the database has."""
+    if rows is not None:
+        total = Usage()
+        for row in rows:
+            total.add(usage_of(row))
+        return total.to_wire()
+    query = sa.select(*(_sum(sums.c[name], name) for name in USAGE_COLUMNS))
+    return usage_of(connection.execute(query).one()).to_wire()
 
 
 def _row(row: Any, columns: Sequence[str]) -> CostRow:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from almoner_core.wire import AccountLimits, AccountsAnswer, AccountState, Dimension, Epoch, ErrorCode, FiredAlert
+from almoner_core.time_zones import zone
+from almoner_core.wire import (
+    AccountLimits,
+    AccountsAnswer,
+    AccountState,
+    Dimension,
+    Epoch,
+    ErrorCode,
+    FiredAlert,
+    RefusedAccount,
+)
 from almoner_ledger.errors import LedgerError, invalid
 from almoner_ledger.store import alerts, rates
 from almoner_ledger.store.books import Books
 from almoner_ledger.store.commands import Command
 from almoner_ledger.store.state import Account, AccountKind, Window, quota_account_id
-from almoner_ledger.windows import zone
 
 
 def take_epoch(books: Books, command: Command) -> Epoch:
@@ -36,35 +45,41 @@ def check_epoch(books: Books, command: Command) -> None:
 
 
 def update_accounts(books: Books, command: Command) -> AccountsAnswer:
-    """Put new limits in force, all or none. An account that is not known is made."""
+    """Put new limits in force, each account's on their own. An account that is not known is made."""
     updates: list[AccountLimits] = command.body.accounts
+    refused: list[RefusedAccount] = []
     seen: set[str] = set()
+    fit: list[AccountLimits] = []
     for index, update in enumerate(updates):
-        _check(books, update, index, seen)
+        try:
+            _check(books, update, seen)
+        except LedgerError as error:
+            refused.append(RefusedAccount(index=index, error=error.to_wire()))
+        else:
+            fit.append(update)
     books.mutations += 1
     states: list[AccountState] = []
-    for update in updates:
+    for update in fit:
         states.extend(_apply(books, update))
-    return AccountsAnswer(accounts=states)
+    return AccountsAnswer(accounts=states, refused=refused)
 
 
-def _check(books: Books, update: AccountLimits, index: int, seen: set[str]) -> None:
-    place = f"accounts.{index}"
+def _check(books: Books, update: AccountLimits, seen: set[str]) -> None:
     key = quota_account_id(update.key)
     if key in seen:
-        raise invalid(f"{place}.key", "the same account is named twice in one update")
+        raise invalid("key", "the same account is named twice in one update")
     seen.add(key)
     try:
         zone(update.time_zone)
     except ValueError as error:
-        raise invalid(f"{place}.time_zone", str(error)) from error
-    rates.check_update(update, place)
+        raise invalid("time_zone", str(error)) from error
+    rates.check_update(update)
     known = books.accounts.get(key)
     if known is not None and update.generation < known.generation:
         raise LedgerError(
             ErrorCode.STALE_GENERATION,
-            f"{place}.generation: {known.label} is at generation {known.generation} already, not {update.generation}",
-            field=f"{place}.generation",
+            f"generation: {known.label} is at generation {known.generation} already, not {update.generation}",
+            field="generation",
         )
 
 

@@ -99,19 +99,17 @@ def _changed(books: Books, row: BucketRow) -> None:
 # --- limits -----------------------------------------------------------------------------------------------------------
 
 
-def check_update(update: AccountLimits, place: str) -> None:
+def check_update(update: AccountLimits) -> None:
     """Refuse rates that cannot be kept. Raises LedgerError."""
     if update.key.kind is WireKind.PROVIDER and (update.limits or update.max_per_execution or update.max_per_request):
-        raise invalid(f"{place}.limits", "a provider's account has rates alone")
+        raise invalid("limits", "a provider's account has rates alone")
     seen: set[tuple[Dimension, int]] = set()
     for index, rate in enumerate(update.rates):
         if (rate.dimension, rate.per_seconds) in seen:
-            raise invalid(
-                f"{place}.rates.{index}", f"{rate.dimension.value} per {rate.per_seconds} s has a rate already"
-            )
+            raise invalid(f"rates.{index}", f"{rate.dimension.value} per {rate.per_seconds} s has a rate already")
         seen.add((rate.dimension, rate.per_seconds))
         if not representable(rate.capacity, rate.per_seconds):
-            raise invalid(f"{place}.rates.{index}.capacity", f"{rate.capacity} per {rate.per_seconds} s is too large")
+            raise invalid(f"rates.{index}.capacity", f"{rate.capacity} per {rate.per_seconds} s is too large")
 
 
 def update(books: Books, account: Account, limits: AccountLimits) -> None:
