@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from almoner_core import wire
 from almoner_ledger.database import DatabaseUnavailableError
 from almoner_ledger.history import asking, entries, export, exported, reading, usage
 from almoner_ledger.history.asking import By, Question
@@ -279,7 +280,7 @@ def test_total_is_of_everything_asked_for_however_few_rows_are_shown(
         assert Decimal(summed.split()[1]) == total
         assert lines[-1].startswith("TOTAL") == (limit == "1000")
     grouping = usage.Grouping(asking.read_by(by), None, 1)
-    pages = []
+    pages: list[wire.UsagePage] = []
     while not pages or pages[-1].next is not None:
         after = pages[-1].next if pages else None
         page = reading.read(
