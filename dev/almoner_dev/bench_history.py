@@ -25,6 +25,7 @@ from typing import Any, Final, Self
 from almoner_dev import bench_history_past as past
 from almoner_dev import processes
 from almoner_dev.bench_report import Processor, machine, percentile, ratio, rounded, say
+from almoner_dev.ledger_environment import ledger_environment
 from almoner_dev.postgres import Postgres
 from almoner_dev.processes import Child
 from almoner_ledger.database import Database
@@ -164,18 +165,19 @@ class _Service:
     """The real service, asked as a reader."""
 
     def __init__(self, url: str, directory: Path) -> None:
-        self._token = secrets.token_urlsafe(24)
+        self._url, self._token = url, secrets.token_urlsafe(24)
         self._port = processes.free_port(LOOPBACK)
         tokens = directory / "tokens.json"
         tokens.write_text(json.dumps([{"token": self._token, "role": "reader", "name": "reader"}]))
-        self._argv: list[str | Path] = [sys.executable, "-m", "almoner_ledger", "serve", "--database", url]
+        self._argv: list[str | Path] = [sys.executable, "-m", "almoner_ledger", "serve"]
         self._argv += ["--listen", f"{LOOPBACK}:{self._port}", "--static-tokens", tokens, "--log-level", "warning"]
         self._log = directory / "ledger.log"
         self._child: Child | None = None
         self._connection = http.client.HTTPConnection(LOOPBACK, self._port, timeout=60)
 
     def __enter__(self) -> Self:
-        self._child = processes.start("ledger", self._argv, log_path=self._log)
+        environment = ledger_environment(self._url)
+        self._child = processes.start("ledger", self._argv, log_path=self._log, env=environment)
         deadline = time.monotonic() + READY_SECONDS
         while True:
             try:
@@ -227,7 +229,7 @@ def _exports(url: str, directory: Path, records: int) -> dict[str, Any]:
     for form in ("csv", "parquet"):
         say(f"history: exporting {records} entries to {form}")
         path = directory / f"all.{form}"
-        seconds, rss_mb = _command(["export", "--database", url, str(path)], directory)
+        seconds, rss_mb = _command(["export", str(path)], url, directory)
         figures[f"export_{form}_rows_per_s"] = rounded(records / seconds)
         figures[f"export_{form}_mb"] = rounded(path.stat().st_size / 1e6)
         figures[f"export_{form}_rss_mb"] = rss_mb
@@ -238,18 +240,21 @@ def _exports(url: str, directory: Path, records: int) -> dict[str, Any]:
 
 def _verify(url: str, directory: Path) -> dict[str, Any]:
     say("history: verifying")
-    seconds, rss_mb = _command(["verify", "--database", url], directory)
+    seconds, rss_mb = _command(["verify"], url, directory)
     return {"verify_s": rounded(seconds), "verify_rss_mb": rss_mb}
 
 
-def _command(argv: Sequence[str], directory: Path) -> tuple[float, float]:
+def _command(argv: Sequence[str], url: str, directory: Path) -> tuple[float, float]:
     """Run a command of the ledger that has to succeed; gives its seconds and the most memory it had, in MB."""
     log = directory / "command.log"
     begun = time.monotonic()
     with log.open("wb") as stream:
         actions = [(os.POSIX_SPAWN_DUP2, stream.fileno(), 1), (os.POSIX_SPAWN_DUP2, stream.fileno(), 2)]
         pid = os.posix_spawn(
-            sys.executable, [sys.executable, "-m", "almoner_ledger", *argv], os.environ, file_actions=actions
+            sys.executable,
+            [sys.executable, "-m", "almoner_ledger", *argv],
+            ledger_environment(url),
+            file_actions=actions,
         )
         _, status, used = os.wait4(pid, 0)
     if status:

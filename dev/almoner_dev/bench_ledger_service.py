@@ -10,7 +10,6 @@ Boundary: starts and stops; measures only the process's own memory and processor
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import shutil
 import sqlite3
@@ -28,6 +27,7 @@ from almoner_dev import bench_ledger_raw as raw
 from almoner_dev import processes
 from almoner_dev.bench_ledger_client import Caller, Maker, Meter, Target
 from almoner_dev.bench_report import cpu_seconds, rss_mb, run_async
+from almoner_dev.ledger_environment import ledger_environment
 from almoner_dev.postgres import Postgres
 from almoner_dev.processes import Child
 
@@ -129,7 +129,7 @@ class Service:
             "almoner-ledger",
             [sys.executable, "-m", "almoner_ledger", "serve", "--listen", f"{LOOPBACK}:{port}", *self._arguments()],
             log_path=self._directory / "ledger.log",
-            env={**os.environ, "ALMONER_LEDGER_DATABASE": self._url},
+            env=ledger_environment(self._url),
         )
         processes.wait_until(
             lambda: _answers(f"{address}/readyz"),

@@ -32,6 +32,7 @@ from almoner_core.contract import LEDGER_AUDIENCE
 from almoner_dev import processes
 from almoner_dev.controlplane import ControlPlane
 from almoner_dev.crds import install_crds
+from almoner_dev.ledger_environment import ledger_environment
 from almoner_dev.processes import Child
 
 SYSTEM_NAMESPACE: Final = "almoner-system"
@@ -174,8 +175,6 @@ class Stack:
                 "-m",
                 "almoner_ledger",
                 "serve",
-                "--database",
-                self.database,
                 "--listen",
                 f"{self._host_address}:{self._ports['ledger']}",
                 "--kubeconfig",
@@ -183,6 +182,7 @@ class Stack:
                 *self._ledger_args,
             ],
             log_path=self.ledger_log,
+            env=ledger_environment(self.database),
             detached=self._detached,
         )
         processes.wait_until(

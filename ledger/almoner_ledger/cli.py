@@ -29,12 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_database(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument(
         "--database",
-        default=os.environ.get(ENV_DATABASE),
         metavar="URL",
-        help=f"sqlite:////data/ledger.db or postgresql://user:password@host/name (default: ${ENV_DATABASE})",
+        help=f"sqlite:////data/ledger.db or postgresql://user@host/name (default: ${ENV_DATABASE}); a URL with a "
+        f"password goes into ${ENV_DATABASE} or --database-file, or the password into $PGPASSFILE",
     )
+    place.add_argument("--database-file", type=Path, metavar="FILE", help="a file that holds the database's URL")
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
@@ -84,14 +86,34 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run a parsed command; gives the exit code."""
-    if not arguments.database:
-        print(f"--database: give the database's URL, or set {ENV_DATABASE}", file=sys.stderr)
-        return 2
     try:
+        arguments.database = _database_url(arguments.database, arguments.database_file)
         return _serve(arguments) if arguments.run_on is None else _on_database(arguments)
     except (ValueError, OSError) as error:
         print(f"almoner ledger: {error}", file=sys.stderr)
         return 2
+
+
+def _database_url(given: str | None, file: Path | None) -> str:
+    """Find the database's URL. Raises ValueError, also where the command line shows everybody a password."""
+    if file is not None:
+        url = file.read_text().strip()
+        if not url:
+            raise ValueError(f"--database-file: {file} is empty; write the database's URL into it")
+        return url
+    url = given or os.environ.get(ENV_DATABASE, "")
+    if not url:
+        raise ValueError(f"--database: give the database's URL, or set {ENV_DATABASE}")
+    if given is not None:
+        from almoner_ledger.database import has_password
+
+        if has_password(given):
+            raise ValueError(
+                "--database: there is a password in the URL, which everybody on this machine can read in the list of "
+                f"processes: set {ENV_DATABASE}, or write the URL into a file and give --database-file, or leave the "
+                "password out and set PGPASSFILE"
+            )
+    return url
 
 
 def _serve(arguments: argparse.Namespace) -> int:

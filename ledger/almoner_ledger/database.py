@@ -79,6 +79,12 @@ def normalize(url: str) -> URL:
     raise ValueError(f"database: {backend} is not supported; use sqlite or postgresql")
 
 
+def has_password(url: str) -> bool:
+    """Say whether a database URL has a secret in it. Raises ValueError for what is no URL of a database."""
+    parsed = normalize(url)
+    return parsed.password is not None or any(name in parsed.query for name in ("password", "sslpassword"))
+
+
 def check_file(url: str) -> None:
     """Raise ValueError where a URL names a file that is not there: SQLite would make an empty one of that name."""
     parsed = normalize(url)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from almoner_dev.ledger_environment import ledger_environment
 from almoner_dev.scripted import Reply, ToolCall, Usage
 from tests.support.cluster import verify_ledger
 from tests.support.e2e import (
@@ -204,7 +205,8 @@ def test_input_as_json_and_from_a_config_map(world: World) -> None:
 def test_the_audit_passes_and_says_what_it_checked(site: Site) -> None:
     assert verify_ledger(site.stack).strip()
     done = subprocess.run(
-        [sys.executable, "-m", "almoner_cli.main", "ledger", "verify", "--database", site.stack.database],
+        [sys.executable, "-m", "almoner_cli.main", "ledger", "verify"],
+        env=ledger_environment(site.stack.database),
         capture_output=True,
         timeout=60,
         check=False,

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from almoner_core import wire
+from almoner_dev.ledger_environment import ledger_environment
 from almoner_ledger.database import DatabaseUnavailableError
 from almoner_ledger.history import asking, entries, export, exported, reading, usage
 from almoner_ledger.history.asking import By, Question
@@ -37,7 +38,9 @@ def past(books: Books, clock: Clock) -> list[history.Entry]:
 
 def almoner(books: Books, *argv: str, **more: Any) -> subprocess.CompletedProcess[str]:
     url = books.database.engine.url.render_as_string(hide_password=False)
-    command = [sys.executable, "-m", "almoner_cli.main", "ledger", argv[0], "--database", url, *argv[1:]]
+    command = [sys.executable, "-m", "almoner_cli.main", "ledger", *argv]
+    more.setdefault("env", {})
+    more["env"] = {**ledger_environment(url), **more["env"]}
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **more)
 
 

@@ -211,10 +211,16 @@ def test_public_prices_need_a_name_that_the_data_knows(books: Books, clock: Cloc
 
 
 def test_the_commands(
-    books: Books, filled: list[Any], ledger_url: str, tmp_path: Any, capsys: pytest.CaptureFixture[str]
+    books: Books,
+    filled: list[Any],
+    tmp_path: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("ALMONER_LEDGER_DATABASE", books.database.engine.url.render_as_string(hide_password=False))
+
     def ledger(*arguments: str) -> tuple[int, str, str]:
-        code = cli.main([*arguments, "--database", books.database.engine.url.render_as_string(hide_password=False)])
+        code = cli.main([*arguments])
         return code, *capsys.readouterr()
 
     listed = tmp_path / "prices.yaml"

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 
 from almoner_core.api.resource_quota import BudgetPeriod
+from almoner_dev.ledger_environment import ledger_environment
 from almoner_ledger import maintenance, retention, schema, sealing
 from tests.support.books import DOLLAR, USD, Books, Clock, new_id, record
 from tests.support.tampering import tamper
@@ -219,7 +220,8 @@ def test_the_command_line_says_what_it_did(ledger_url: str, clock: Clock) -> Non
     books.end(run(books, cost=1))
     sealing.seal_all(books.store, wait=True)
     books.close()
-    argv = [sys.executable, "-m", "almoner_ledger", "prune", "--keep-months", "12", "--database", ledger_url]
+    argv = [sys.executable, "-m", "almoner_ledger", "prune", "--keep-months", "12"]
+    environment = ledger_environment(ledger_url)
     for more, said in ((["--dry-run"], "would be dropped"), ([], "is dropped"), ([], "no month is older than 12")):
-        done = subprocess.run([*argv, *more], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run([*argv, *more], env=environment, capture_output=True, text=True, timeout=60, check=False)
         assert (done.returncode, said in done.stdout) == (0, True), done.stdout + done.stderr

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import exc
 from sqlalchemy.engine import make_url
 
+from almoner_dev.ledger_environment import ledger_environment
 from almoner_ledger import maintenance, schema, sealing
 from almoner_ledger.database import Database
 from almoner_ledger.store import Verb
@@ -22,9 +23,9 @@ from tests.support.ledger_service import LedgerService, meter_token, record_body
 from tests.support.polling import until
 
 
-def ledger(*arguments: str) -> subprocess.CompletedProcess[str]:
+def ledger(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-m", "almoner_ledger", *arguments]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(argv, env=ledger_environment(url), capture_output=True, text=True, timeout=60, check=False)
 
 
 @dataclass
@@ -48,7 +49,7 @@ def place(postgres_url: str) -> Iterator[Place]:
     service = url.set(username=name, password=password).render_as_string(hide_password=False)
     made = Place(postgres_url, service, name)
     made.run_as_owner(f"CREATE ROLE {name} LOGIN PASSWORD '{password}'")
-    done = ledger("migrate", "--database", postgres_url, "--grant-to", name)
+    done = ledger(postgres_url, "migrate", "--grant-to", name)
     assert done.returncode == 0, done.stderr
     yield made
     made.run_as_owner(f"DROP OWNED BY {name}", f"DROP ROLE {name}")
@@ -81,7 +82,7 @@ def test_a_service_of_that_role_does_the_whole_life_of_an_allotment(place: Place
     log = (tmp_path / "ledger.log").read_text()
     assert "permission denied" not in log
     assert "failed" not in log
-    found = ledger("verify", "--database", place.role)
+    found = ledger(place.role, "verify")
     assert found.returncode == 0, found.stdout + found.stderr
 
 
@@ -152,17 +153,17 @@ def test_the_role_cannot_change_remove_or_rebuild_what_was_entered(place: Place)
 def test_roles_that_no_grant_would_bind_are_refused_by_name(place: Place) -> None:
     owner = make_url(place.owner).username or ""
     for role, why in (("nobody_there", "there is no role"), (owner, "superuser")):
-        done = ledger("migrate", "--database", place.owner, "--grant-to", role)
+        done = ledger(place.owner, "migrate", "--grant-to", role)
         assert (done.returncode, why in done.stderr) == (2, True), done.stderr
     member = f"{place.name}_member"
     place.run_as_owner(
         f"CREATE ROLE {member}", f"ALTER TABLE outputs OWNER TO {member}", f"GRANT {member} TO {place.name}"
     )
-    done = ledger("migrate", "--database", place.owner, "--grant-to", place.name)
+    done = ledger(place.owner, "migrate", "--grant-to", place.name)
     assert (done.returncode, "owns tables" in done.stderr) == (2, True), done.stderr
     place.run_as_owner(f"ALTER TABLE outputs OWNER TO {owner}", f"DROP ROLE {member}")
 
 
 def test_sqlite_has_no_roles(tmp_path: Path) -> None:
-    done = ledger("migrate", "--database", f"sqlite:///{tmp_path}/ledger.db", "--grant-to", "service")
+    done = ledger(f"sqlite:///{tmp_path}/ledger.db", "migrate", "--grant-to", "service")
     assert (done.returncode, "SQLite has no roles" in done.stderr) == (2, True)

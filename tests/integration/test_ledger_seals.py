@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import exc
 
+from almoner_dev.ledger_environment import ledger_environment
 from almoner_ledger import schema, sealing
 from almoner_ledger.verify import audit, seals
 from tests.support.books import DOLLAR, USD, Books, new_id, record
@@ -210,8 +211,8 @@ def test_a_chain_that_is_rewritten_whole_lacks_the_head_that_was_kept_elsewhere(
 
 def ledger(books: Books, *arguments: str) -> subprocess.CompletedProcess[str]:
     url = books.database.engine.url.render_as_string(hide_password=False)
-    argv = [sys.executable, "-m", "almoner_ledger", *arguments, "--database", url]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    argv = [sys.executable, "-m", "almoner_ledger", *arguments]
+    return subprocess.run(argv, env=ledger_environment(url), capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_the_command_line_seals_prints_the_head_and_looks_for_it(sealed: Books) -> None:

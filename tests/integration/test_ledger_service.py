@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from almoner_dev.ledger_environment import ledger_environment
 from tests.support.books import DOLLAR, new_id
 from tests.support.ledger_service import (
     READER,
@@ -50,8 +51,9 @@ def epoch(service: LedgerService) -> int:
 
 
 def verify(database: str) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "almoner_ledger", "verify", "--database", database]
-    return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+    argv = [sys.executable, "-m", "almoner_ledger", "verify"]
+    environment = ledger_environment(database)
+    return subprocess.run(argv, env=environment, capture_output=True, text=True, check=False, timeout=60)
 
 
 def records_path(allotment: str) -> str:
@@ -336,12 +338,13 @@ def test_costs_are_printed_as_table_json_and_csv(service: LedgerService, epoch: 
         "costs",
         "--by",
         "model",
-        "--database",
-        service.database,
     ]
 
     def printed(*more: str) -> str:
-        return subprocess.run([*argv, *more], capture_output=True, text=True, check=True, timeout=60).stdout
+        environment = ledger_environment(service.database)
+        return subprocess.run(
+            [*argv, *more], env=environment, capture_output=True, text=True, check=True, timeout=60
+        ).stdout
 
     assert "special" in printed()
     assert {"provider": "provider", "model": "special", "cost_usd": "0.000000005"}.items() <= next(

@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from almoner_core.api.resource_quota import BudgetPeriod
+from almoner_dev.ledger_environment import ledger_environment
 from almoner_ledger import schema
 from almoner_ledger.store import Verb
 from tests.support.books import DOLLAR, REQUESTS, TOKENS, USD, Books, new_id, record, tokens
@@ -279,8 +280,8 @@ def test_what_providers_billed_above_holds_is_reported_and_is_no_violation(ledge
 
 
 def verify(url: str, *more: str) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "almoner_ledger", "verify", "--database", url, *more]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    argv = [sys.executable, "-m", "almoner_ledger", "verify", *more]
+    return subprocess.run(argv, env=ledger_environment(url), capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_the_books_of_a_live_service_are_proved_while_it_works(ledger_url: str, tmp_path: Path) -> None:
@@ -293,7 +294,8 @@ def test_the_books_of_a_live_service_are_proved_while_it_works(ledger_url: str, 
         service.limit(epoch, {"usd": DOLLAR})
         allotment = service.active(epoch, "pod", {"usd": 100_000})
         auditor = subprocess.Popen(
-            [sys.executable, "-m", "almoner_ledger", "verify", "--database", ledger_url],
+            [sys.executable, "-m", "almoner_ledger", "verify"],
+            env=ledger_environment(ledger_url),
             stdout=subprocess.PIPE,
             text=True,
         )

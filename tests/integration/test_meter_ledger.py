@@ -15,6 +15,7 @@ import openai
 import pytest
 
 from almoner_core.contract import Dialect, MeterModel, MeterProvider
+from almoner_dev.ledger_environment import ledger_environment
 from almoner_dev.scripted import Reply, ScriptedProvider, Usage
 from tests.support.ledger_service import LedgerService, meter_token, open_item
 from tests.support.meter import CARD, DOLLAR, MODEL, Meter, meter_config, provider_config
@@ -71,8 +72,9 @@ def account(ledger: LedgerService, dimension: str = "usd") -> Any:
 
 def audit(ledger: LedgerService) -> None:
     """Runs `almoner-ledger verify` as a person would: it must find nothing."""
-    command = [sys.executable, "-m", "almoner_ledger", "verify", "--database", ledger.database]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    command = [sys.executable, "-m", "almoner_ledger", "verify"]
+    environment = ledger_environment(ledger.database)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

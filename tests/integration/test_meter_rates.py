@@ -17,6 +17,7 @@ import openai
 import pytest
 
 from almoner_core import wire
+from almoner_dev.ledger_environment import ledger_environment
 from almoner_dev.scripted import Reply, ScriptedProvider, Usage
 from tests.support.books import new_id
 from tests.support.ledger_double import LedgerDouble
@@ -62,8 +63,9 @@ class Ledger:
         return debited, refunded
 
     def audit(self) -> None:
-        command = [sys.executable, "-m", "almoner_ledger", "verify", "--database", self.service.database]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        command = [sys.executable, "-m", "almoner_ledger", "verify"]
+        environment = ledger_environment(self.service.database)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -12,6 +12,7 @@ from kubernetes import client, config
 from kubernetes.client import ApiException
 
 from almoner_dev.controlplane import ControlPlane
+from almoner_dev.ledger_environment import ledger_environment
 from almoner_dev.stack import Stack
 from tests.support.polling import until
 
@@ -165,7 +166,8 @@ class Cluster:
 def verify_ledger(stack: Stack) -> str:
     """Audit the ledger's books as a person would; gives what it said, fails on a violation."""
     done = subprocess.run(
-        [sys.executable, "-m", "almoner_ledger", "verify", "--database", stack.database],
+        [sys.executable, "-m", "almoner_ledger", "verify"],
+        env=ledger_environment(stack.database),
         capture_output=True,
         text=True,
         timeout=60,

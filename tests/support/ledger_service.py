@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 from almoner_dev import processes
+from almoner_dev.ledger_environment import ledger_environment
 from almoner_dev.processes import Child
 from tests.support.books import new_id
 from tests.support.polling import until
@@ -51,9 +52,13 @@ class LedgerService:
         self.client = httpx.Client(base_url=self.url, timeout=60)
 
     def launch(self) -> None:
-        argv = [sys.executable, "-m", "almoner_ledger", "serve", "--database", self.database]
-        argv += ["--listen", f"127.0.0.1:{self.port}"]
-        self.child = processes.start(self.name, [*argv, *self.arguments], log_path=self.directory / f"{self.name}.log")
+        argv = [sys.executable, "-m", "almoner_ledger", "serve", "--listen", f"127.0.0.1:{self.port}"]
+        self.child = processes.start(
+            self.name,
+            [*argv, *self.arguments],
+            env=ledger_environment(self.database),
+            log_path=self.directory / f"{self.name}.log",
+        )
 
     def start(self) -> LedgerService:
         self.launch()

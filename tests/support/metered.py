@@ -15,6 +15,7 @@ import openai
 import sqlalchemy as sa
 
 from almoner_core.contract import MeterModel
+from almoner_dev.ledger_environment import ledger_environment
 from almoner_dev.scripted import ScriptedProvider, Usage
 from almoner_ledger import schema
 from almoner_ledger.store import Database
@@ -57,8 +58,9 @@ class Metered:
 
     def audit(self) -> None:
         """Run `almoner-ledger verify` as a person would: it must find nothing."""
-        command = [sys.executable, "-m", "almoner_ledger", "verify", "--database", self.service.database]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        command = [sys.executable, "-m", "almoner_ledger", "verify"]
+        environment = ledger_environment(self.service.database)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from almoner_core.money import Money
 from almoner_dev.demo.observe import Picture
+from almoner_dev.ledger_environment import ledger_environment
 
 VERIFY_SECONDS_MAX: Final = 60
 
@@ -144,7 +145,8 @@ def _quota_problems(picture: Picture, accounts: Mapping[str, Account]) -> list[s
 def verify(database: str) -> tuple[bool, str]:
     """Run `almoner ledger verify`; give whether it passed and what it said."""
     ended = subprocess.run(
-        [sys.executable, "-m", "almoner_cli.main", "ledger", "verify", "--database", database],
+        [sys.executable, "-m", "almoner_cli.main", "ledger", "verify"],
+        env=ledger_environment(database),
         capture_output=True,
         text=True,
         timeout=VERIFY_SECONDS_MAX,

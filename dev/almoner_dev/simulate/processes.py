@@ -21,6 +21,7 @@ from typing import Final
 import aiohttp
 
 from almoner_dev import processes
+from almoner_dev.ledger_environment import ledger_environment
 from almoner_dev.postgres import Postgres
 from almoner_dev.processes import Child
 from almoner_dev.simulate.clockwork import Ids
@@ -42,12 +43,13 @@ LOOPBACK: Final = "127.0.0.1"
 class ProcessDoor:
     """One replica as a process."""
 
-    def __init__(self, name: str, arguments: list[str], folder: Path) -> None:
+    def __init__(self, name: str, url: str, arguments: list[str], folder: Path) -> None:
         self.name = name
         self.up = False
         self._folder = folder
         self._port = processes.free_port(LOOPBACK)
         self._url = f"http://{LOOPBACK}:{self._port}"
+        self._database = url
         self._arguments = [*arguments, "--listen", f"{LOOPBACK}:{self._port}"]
         self._session: aiohttp.ClientSession | None = None
         self._child: Child | None = None
@@ -58,7 +60,11 @@ class ProcessDoor:
             self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60))
         argv = [sys.executable, "-m", "almoner_ledger", "serve", *self._arguments]
         self._child = await asyncio.to_thread(
-            processes.start, self.name, argv, log_path=self._folder / f"{self.name}.log"
+            processes.start,
+            self.name,
+            argv,
+            log_path=self._folder / f"{self.name}.log",
+            env=ledger_environment(self._database),
         )
         deadline = time.monotonic() + READY_S
         while not await self._ready():
@@ -196,8 +202,8 @@ async def _replicas(folder: Path, url: str, pods: list[str]) -> AsyncIterator[li
     path = folder / "tokens.json"
     path.touch(mode=0o600)
     path.write_text(json.dumps(entries))
-    arguments = ["--database", url, "--static-tokens", str(path)]
-    doors = [ProcessDoor(f"ledger-{number}", arguments, folder) for number in range(REPLICAS)]
+    arguments = ["--static-tokens", str(path)]
+    doors = [ProcessDoor(f"ledger-{number}", url, arguments, folder) for number in range(REPLICAS)]
     try:
         await asyncio.gather(*(door.start() for door in doors))
         yield doors
