@@ -12,6 +12,7 @@ import pytest
 from almoner_core.environment import OUTPUT_BYTES_MAX
 from almoner_core.usage import UsageRecord
 from almoner_runner.meter import files, progress, spool
+from almoner_runner.meter.body import read_body
 from almoner_runner.meter.config import Card, Model, Provider, Tier
 from almoner_runner.meter.dialect import Call
 from almoner_runner.meter.holds import _estimate
@@ -22,7 +23,7 @@ from almoner_runner.meter.spool import Spool, SpoolError
 def record(cost: int | None = 100) -> dict[str, Any]:
     card = Card(version="v", tiers=(Tier(input=1, cached_input=1, cache_write=1, output=1),))
     provider = Provider("p", "OpenAI", "http://x/v1", ("OpenAI",), {})
-    call = Call("chat", "llm", provider, Model("m", card), {}, "openai", input_bound=10, output_max=5)
+    call = Call("chat", "llm", provider, Model("m", card), read_body(b"{}"), "openai", input_bound=10, output_max=5)
     return _estimate(call) | {"cost_nanos": cost}
 
 

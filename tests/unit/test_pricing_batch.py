@@ -14,8 +14,10 @@ from almoner_core.contract import PriceCard, PriceTier
 from almoner_core.price_data import price_card
 from almoner_core.pricing import TokenCounts, bound_nanos, cost_nanos, output_tokens_within
 from almoner_runner.meter import openai
+from almoner_runner.meter.body import read_body
 from almoner_runner.meter.config import Card, Model, Provider, Tier
-from almoner_runner.meter.dialect import InvalidCallError, Rules, Seen
+from almoner_runner.meter.dialect import Rules, Seen
+from almoner_runner.meter.refusals import InvalidCallError
 
 DOLLAR = 1_000_000_000
 STRICT = Rules(strict=True, priced=True, default_output=100)
@@ -149,13 +151,13 @@ PLAIN = Card(version="v", tiers=LIGHT.tiers)
 def flex(card: Card, kind: str = "OpenAI", **changes: Any) -> Any:
     provider = Provider("p", kind, "http://x/v1", ("OpenAI",), {"m": Model("m", card, context_window=1000)})
     payload = {"model": "m", "messages": MESSAGES, "service_tier": "flex", **changes}
-    return openai.chat(provider, payload, len(json.dumps(payload)), STRICT)
+    return openai.chat(provider, read_body(json.dumps(payload).encode()), STRICT)
 
 
 def test_a_call_that_asks_for_slow_processing_is_bounded_by_the_dearer_price() -> None:
     call = flex(LIGHT)
     assert call.batch
-    assert call.payload["service_tier"] == "flex"
+    assert call.payload.get("service_tier") == "flex"
     assert call.bound()["usd"] == call.input_bound * 2000 + 100 * 8000
 
 

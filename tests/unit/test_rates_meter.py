@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from almoner_core.wire import PostRecords, RateInForce
-from almoner_runner.meter.dialect import RefusedError
 from almoner_runner.meter.pacing import Pacing, limited
 from almoner_runner.meter.rates import REFUNDED_PROVIDERS_MAX, Rates
+from almoner_runner.meter.refusals import RefusedError
 
 Rate = dict[str, Any]
 

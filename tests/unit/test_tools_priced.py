@@ -21,7 +21,7 @@ from almoner_operator.cache import Cache
 from almoner_operator.pods import PodError
 from almoner_operator.scheduling.model import Requests
 from almoner_runner.meter.config import Tool, ToolPrice
-from almoner_runner.meter.dialect import InvalidCallError, RefusedError
+from almoner_runner.meter.refusals import InvalidCallError, RefusedError
 from almoner_runner.meter.tools import ToolCall, free_tool, read_call
 
 SERPER: dict[str, Any] = {

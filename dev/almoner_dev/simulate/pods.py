@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Any, Final
 from almoner_core.pricing import TokenCounts, cost_nanos
 from almoner_dev.simulate.network import MeterClient
 from almoner_dev.simulate.oracle import Attempt, Bill
+from almoner_runner.meter.body import read_body
 from almoner_runner.meter.books import Books, BooksClosedError
 from almoner_runner.meter.config import Card, Model, Provider, Tier
-from almoner_runner.meter.dialect import Call, RefusedError
+from almoner_runner.meter.dialect import Call
 from almoner_runner.meter.holds import Holds, Try
+from almoner_runner.meter.refusals import RefusedError
 from almoner_runner.meter.spool import Spool
 from almoner_runner.meter.tools import ToolCall, free_tool
 
@@ -234,7 +236,7 @@ class Pod:
             resource_type="llm",
             provider=PROVIDER,
             model=MODEL,
-            payload={"model": MODEL.name},
+            payload=read_body(b"{}"),
             usage_shape="openai",
             input_bound=chance.randint(1, self.work.input_most),
             output_max=chance.randint(16, max(16, self.work.output_most)),

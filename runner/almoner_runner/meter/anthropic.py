@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import Any, Final
 
 from almoner_core.pricing import TOOLS_OVERHEAD_TOKENS, TokenCounts, input_tokens_bound
-from almoner_runner.meter.config import Provider
+from almoner_runner.meter import inline
+from almoner_runner.meter.body import Body, growth
+from almoner_runner.meter.config import Model, Provider
 from almoner_runner.meter.dialect import (
     Call,
-    InvalidCallError,
     Rules,
     Seen,
     check_fields,
@@ -24,28 +25,25 @@ from almoner_runner.meter.dialect import (
     number,
     output_maximum,
     sequence,
-    size_of,
     words,
 )
 from almoner_runner.meter.openai import event_data
+from almoner_runner.meter.refusals import InvalidCallError
 
 MESSAGE_FIELDS: Final = words(
     "model messages max_tokens system stop_sequences stream temperature top_k top_p tools tool_choice metadata "
     "thinking service_tier cache_control output_config output_format"
 )
 SERVICE_TIERS: Final = (None, "auto", "standard_only")
-TEXT_BLOCKS: Final = frozenset({"text", "tool_use", "thinking", "redacted_thinking", "search_result"})
 # Tools that run at the client's; each brings instructions of its own.
 CLIENT_TOOLS: Final = ("bash_", "text_editor_", "memory_", "computer_")
-DEPTH_MAX: Final = 64
 WATCHED: Final = (b"message_start", b"message_delta", b"message_stop", b'"error"')
 
 
-def messages(provider: Provider, payload: dict[str, Any], body_bytes: int, rules: Rules) -> Call:
+def messages(provider: Provider, payload: Body, rules: Rules) -> Call:
     """Bound a message."""
     model = find_model(provider, payload, rules)
     tools = sequence(payload, "tools")
-    given = sequence(payload, "messages")
     if rules.strict:
         check_fields(payload, MESSAGE_FIELDS, "messages")
         _check_tools(tools)
@@ -57,14 +55,8 @@ def messages(provider: Provider, payload: dict[str, Any], body_bytes: int, rules
                 param="service_tier",
             )
     maximum = output_maximum([number(payload, "max_tokens", least=1)], model, rules)
-    payload["max_tokens"] = maximum
+    payload.set("max_tokens", maximum)
     thinking = _thinking_budget(payload)
-    inline = _is_text(payload.get("system")) and all(
-        isinstance(message, dict) and _is_text(message.get("content")) for message in given
-    )
-    schema = [payload.get("output_config"), payload.get("output_format")]
-    bound = input_tokens_bound(body_bytes, len(given) + 1, tool_bytes=size_of(tools, *schema))
-    bound += TOOLS_OVERHEAD_TOKENS * sum(1 for tool in tools if _is_client_tool(tool))
     return Call(
         operation="chat",
         resource_type="llm",
@@ -72,7 +64,7 @@ def messages(provider: Provider, payload: dict[str, Any], body_bytes: int, rules
         model=model,
         payload=payload,
         usage_shape="anthropic",
-        input_bound=bound if inline else model.context_window,
+        input_bound=_input(payload, tools, model),
         output_max=maximum,
         output_fields=("max_tokens",),
         # The API wants max_tokens above the thinking budget; with interleaved thinking the budget may be the larger.
@@ -82,27 +74,28 @@ def messages(provider: Provider, payload: dict[str, Any], body_bytes: int, rules
     )
 
 
-def _thinking_budget(payload: dict[str, Any]) -> int:
+def _input(payload: Body, tools: list[Any], model: Model) -> int:
+    given = sequence(payload, "messages")
+    schemas = payload.schema_bytes("tools", "output_config", "output_format")
+    bound = input_tokens_bound(payload.text_bytes(), len(given) + 1, tool_bytes=schemas)
+    bound += TOOLS_OVERHEAD_TOKENS * sum(1 for tool in tools if _is_client_tool(tool))
+    whole = (
+        payload.fields.keys() <= MESSAGE_FIELDS
+        and inline.system(payload.get("system") or "")
+        and all(map(inline.message, given))
+        and all(map(inline.message_tool, tools))
+    )
+    return bound + sum(map(_calls_growth, given)) if whole else max(bound, model.context_window)
+
+
+def _calls_growth(message: dict[str, Any]) -> int:
+    content = message["content"]
+    return 0 if isinstance(content, str) else sum(growth(block.get("input")) for block in content or ())
+
+
+def _thinking_budget(payload: Body) -> int:
     thinking = payload.get("thinking")
     return number(thinking, "budget_tokens") or 0 if isinstance(thinking, dict) else 0
-
-
-def _is_text(content: Any) -> bool:
-    """Say whether content is inline text alone, whose tokens its bytes bound."""
-    if content is None or isinstance(content, str):
-        return True
-    if not isinstance(content, list):
-        return False
-    for block in content:
-        if not isinstance(block, dict):
-            return False
-        kind = block.get("type")
-        if kind == "tool_result":
-            if not _is_text(block.get("content")):
-                return False
-        elif kind not in TEXT_BLOCKS:
-            return False
-    return True
 
 
 def _is_client_tool(tool: Any) -> bool:
@@ -121,11 +114,11 @@ def _check_tools(tools: list[Any]) -> None:
             )
 
 
-def _check_cache(payload: dict[str, Any]) -> None:
+def _check_cache(payload: Body) -> None:
     """Refuse cache entries that live for an hour: writing them costs more than the price card says."""
-    stack: list[tuple[Any, int]] = [(payload, 0)]
+    stack: list[Any] = [payload.fields]
     while stack:
-        value, depth = stack.pop()
+        value = stack.pop()
         if isinstance(value, dict):
             control = value.get("cache_control")
             if isinstance(control, dict) and control.get("ttl") not in (None, "5m"):
@@ -134,12 +127,8 @@ def _check_cache(payload: dict[str, Any]) -> None:
                     code="unsupported_parameter",
                     param="cache_control",
                 )
-            children: list[Any] = [v for v in value.values() if isinstance(v, (dict, list))]
-        else:
-            children = [v for v in value if isinstance(v, (dict, list))]
-        if children and depth >= DEPTH_MAX:
-            raise InvalidCallError(f"the request is nested deeper than {DEPTH_MAX} levels")
-        stack.extend((child, depth + 1) for child in children)
+            value = value.values()
+        stack.extend(child for child in value if isinstance(child, (dict, list)))
 
 
 def usage(value: Any) -> TokenCounts | None:

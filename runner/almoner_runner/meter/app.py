@@ -6,7 +6,6 @@ spoken, so that unmodified SDKs understand them and stop trying where that is va
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -17,12 +16,14 @@ from aiohttp import web
 
 from almoner_core.environment import DEFAULT_MAX_OUTPUT_TOKENS
 from almoner_runner.meter import anthropic, openai
+from almoner_runner.meter.body import Body, read_body, read_json
 from almoner_runner.meter.config import ANTHROPIC, OPENAI, Config, Provider
-from almoner_runner.meter.dialect import Call, InvalidCallError, RefusedError, Rules, read_json
+from almoner_runner.meter.dialect import Call, Rules
 from almoner_runner.meter.forward import Forwarder, ProviderFailedError, Target, request_headers
 from almoner_runner.meter.holds import RETRY_WORTH_SECONDS, Holds
 from almoner_runner.meter.ledger import Secret
 from almoner_runner.meter.progress import Progress
+from almoner_runner.meter.refusals import InvalidCallError, RefusedError
 from almoner_runner.meter.tools import read_call, tools_of
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ PROGRESS_BYTES_MAX: Final = 64 * 1024
 PASSING_CODES: Final = ("too_many_calls", "ledger_unreachable", "spool_full", "not_started", "rate_limit_exceeded")
 TOOL_NAME_CHARS_MAX: Final = 64
 
-Bounder = Callable[[Provider, dict[str, Any], int, Rules], Call]
+Bounder = Callable[[Provider, Body, Rules], Call]
 # What of each dialect is let through, and how it is bounded. Everything else is refused by name: an unknown route may
 # cost money.
 ROUTES: Final[dict[str, dict[str, Bounder]]] = {
@@ -143,12 +144,11 @@ class App:
             )
         if provider is None:
             raise RefusedError(404, "unknown_provider", f"no provider of this agent speaks {dialect} here")
-        body = await request.read()
-        payload = read_json(body)
+        payload = read_body(await request.read())
         target = self._target(request, dialect, provider, route)
         if bounder is None:
             return route, await self._forwarder.free(payload, target)
-        call = bounder(provider, payload, len(body), self.rules)
+        call = bounder(provider, payload, self.rules)
         tried = await self.holds.begin(call)
         return route, await self._forwarder.forward(request, tried, target)
 
@@ -232,8 +232,8 @@ class App:
         if len(body) > PROGRESS_BYTES_MAX:
             raise RefusedError(413, "body_too_large", f"progress: at most {PROGRESS_BYTES_MAX} bytes")
         try:
-            self._progress.report(json.loads(body.decode("utf-8")))
-        except (ValueError, RecursionError) as error:
+            self._progress.report(read_json(body))
+        except ValueError as error:
             raise InvalidCallError(str(error)[:256]) from None
         return web.json_response({"accepted": True}, status=202)
 

@@ -6,7 +6,6 @@ into token counts. What it does not know it refuses by name, because an unknown 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -19,38 +18,16 @@ from almoner_core.pricing import (
     cost_nanos,
     output_tokens_within,
 )
+from almoner_runner.meter.body import Body
 from almoner_runner.meter.config import Card, Model, Provider
+from almoner_runner.meter.refusals import InvalidCallError, RefusedError
 
 TOKENS_MAX: Final = 10**9
 CHOICES_MAX: Final = 128
 FIELD_NAMES_SHOWN: Final = 5
 TIER_CHARS_MAX: Final = 32
 
-# Made once: json.dumps with settings of its own makes an encoder a call.
-_encode: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-
 UsageShape = Literal["openai", "anthropic", "responses"]
-
-
-class RefusedError(Exception):
-    """A call that the meter does not make. `code` names the reason for programs, the message says what to do."""
-
-    def __init__(
-        self, status: int, code: str, message: str, *, retry_after: int | None = None, param: str | None = None
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.message = message
-        self.retry_after = retry_after
-        self.param = param
-
-
-class InvalidCallError(RefusedError):
-    """A request that cannot be read, or has a field that the meter does not let through."""
-
-    def __init__(self, message: str, *, code: str = "invalid_request", param: str | None = None) -> None:
-        super().__init__(400, code, message, param=param)
 
 
 @dataclass(slots=True)
@@ -70,7 +47,7 @@ class Call:
     resource_type: str
     provider: Provider
     model: Model
-    payload: dict[str, Any]
+    payload: Body
     usage_shape: UsageShape
     input_bound: int
     output_max: int = 0  # tokens of output a choice
@@ -135,7 +112,7 @@ class Call:
             self.limited_from = self.output_max
         self.output_max = output_max
         for name in self.output_fields:
-            self.payload[name] = output_max
+            self.payload.set(name, output_max)
 
     def restore_output(self, output_max: int) -> None:
         """Take a lowering back that did not help."""
@@ -144,22 +121,8 @@ class Call:
             self.limited_from = None
 
     def body(self) -> bytes:
-        """Give what is sent: what was read, written again, so that a key given twice cannot mean two things."""
-        try:
-            return _encode(self.payload).encode()
-        except (UnicodeEncodeError, RecursionError):
-            raise InvalidCallError("the request holds text that is not Unicode (a lone surrogate)") from None
-
-
-def read_json(body: bytes) -> dict[str, Any]:
-    """Read a request's body: UTF-8, because in another encoding text may have fewer bytes than tokens."""
-    try:
-        data = json.loads(body.decode("utf-8"))
-    except (ValueError, RecursionError):
-        raise InvalidCallError("the request's body is not JSON in UTF-8") from None
-    if not isinstance(data, dict):
-        raise InvalidCallError("the request's body is not a JSON object")
-    return data
+        """Give what is sent: never more bytes than were bounded, since a maximum is only ever lowered afterwards."""
+        return self.payload.content()
 
 
 def words(text: str) -> frozenset[str]:
@@ -167,9 +130,9 @@ def words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-def check_fields(payload: dict[str, Any], known: frozenset[str], operation: str) -> None:
+def check_fields(payload: Body, known: frozenset[str], operation: str) -> None:
     """Refuse fields that are not known, by name."""
-    if unknown := sorted(set(payload) - known):
+    if unknown := sorted(set(payload.fields) - known):
         names = ", ".join(name[:64] for name in unknown[:FIELD_NAMES_SHOWN])
         raise InvalidCallError(
             f"{operation}: under a budget the meter lets through only fields whose cost it knows, and not: {names}",
@@ -178,7 +141,7 @@ def check_fields(payload: dict[str, Any], known: frozenset[str], operation: str)
         )
 
 
-def number(payload: dict[str, Any], name: str, *, least: int = 0, most: int = TOKENS_MAX) -> int | None:
+def number(payload: Body | dict[str, Any], name: str, *, least: int = 0, most: int = TOKENS_MAX) -> int | None:
     """Read a whole number; None where absent or null."""
     value = payload.get(name)
     if value is None:
@@ -188,7 +151,7 @@ def number(payload: dict[str, Any], name: str, *, least: int = 0, most: int = TO
     return value
 
 
-def flag(payload: dict[str, Any], name: str) -> bool:
+def flag(payload: Body, name: str) -> bool:
     """Read a boolean; False where absent or null."""
     value = payload.get(name)
     if value is None:
@@ -198,7 +161,7 @@ def flag(payload: dict[str, Any], name: str) -> bool:
     return value
 
 
-def sequence(payload: dict[str, Any], name: str) -> list[Any]:
+def sequence(payload: Body, name: str) -> list[Any]:
     """Read a list; empty where absent or null."""
     value = payload.get(name)
     if value is None:
@@ -208,12 +171,7 @@ def sequence(payload: dict[str, Any], name: str) -> list[Any]:
     return value
 
 
-def size_of(*values: Any) -> int:
-    """Give the bytes of values as JSON; nothing and null are 0."""
-    return sum(len(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")) for value in values if value)
-
-
-def find_model(provider: Provider, payload: dict[str, Any], rules: Rules) -> Model:
+def find_model(provider: Provider, payload: Body, rules: Rules) -> Model:
     """Give the model that a request names. Under a money limit it must be one with a price."""
     name = payload.get("model")
     if not isinstance(name, str) or not 0 < len(name) <= 128:
@@ -256,9 +214,9 @@ def details(usage: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def tier_of(data: dict[str, Any]) -> str | None:
-    """Read `service_tier`; None where it is absent or no short text."""
+    """Read `service_tier`; None where it is absent or no short word: it goes into the record."""
     value = data.get("service_tier")
-    return value if isinstance(value, str) and len(value) <= TIER_CHARS_MAX else None
+    return value if isinstance(value, str) and value.isascii() and len(value) <= TIER_CHARS_MAX else None
 
 
 @dataclass(slots=True)

@@ -26,6 +26,7 @@ from aiohttp import web
 from almoner_core.environment import CALL_SECONDS_MAX
 from almoner_core.pricing import TokenCounts
 from almoner_runner.meter import anthropic, openai
+from almoner_runner.meter.body import Body
 from almoner_runner.meter.config import ANTHROPIC
 from almoner_runner.meter.dialect import Call, Seen, tier_of
 from almoner_runner.meter.holds import Holds, Try
@@ -145,11 +146,11 @@ class Forwarder:
                 # Cut off from outside (the meter is ending), or a fault of our own: what was sent may be billed.
                 self._settle(tried, "cancelled", None, "the call was cut off")
 
-    async def free(self, payload: dict[str, Any], target: Target) -> web.StreamResponse:
+    async def free(self, payload: Body, target: Target) -> web.StreamResponse:
         """Pass on a call that costs nothing. Raises ProviderFailedError."""
         try:
             async with self._session.post(
-                target.url, json=payload, headers=target.headers, timeout=TIMEOUT, allow_redirects=False
+                target.url, data=payload.content(), headers=target.headers, timeout=TIMEOUT, allow_redirects=False
             ) as answer:
                 body = await _read(answer)
                 return web.Response(status=answer.status, body=body, headers=response_headers(answer.headers))

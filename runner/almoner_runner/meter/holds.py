@@ -16,10 +16,11 @@ from typing import Any, Final
 from almoner_core.allotment import Hold
 from almoner_core.pricing import TokenCounts
 from almoner_runner.meter.books import Books
-from almoner_runner.meter.dialect import Call, RefusedError
+from almoner_runner.meter.dialect import Call
 from almoner_runner.meter.ids import uuid7
 from almoner_runner.meter.ledger import LedgerError, LedgerUnreachableError
 from almoner_runner.meter.pacing import Pacing, Turn, too_large
+from almoner_runner.meter.refusals import RefusedError
 from almoner_runner.meter.spool import SpoolError
 from almoner_runner.meter.tools import ToolCall
 

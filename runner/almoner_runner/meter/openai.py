@@ -11,11 +11,12 @@ import json
 from typing import Any, Final
 
 from almoner_core.pricing import TokenCounts, input_tokens_bound
+from almoner_runner.meter import inline
+from almoner_runner.meter.body import Body, growth
 from almoner_runner.meter.config import Model, Provider
 from almoner_runner.meter.dialect import (
     CHOICES_MAX,
     Call,
-    InvalidCallError,
     Rules,
     Seen,
     check_fields,
@@ -26,10 +27,10 @@ from almoner_runner.meter.dialect import (
     number,
     output_maximum,
     sequence,
-    size_of,
     tier_of,
     words,
 )
+from almoner_runner.meter.refusals import InvalidCallError
 
 CHAT_FIELDS: Final = words(
     "model messages max_tokens max_completion_tokens n stream stream_options temperature top_p stop presence_penalty "
@@ -47,15 +48,11 @@ RESPONSES_FIELDS: Final = words(
 EMBEDDING_FIELDS: Final = words("model input encoding_format dimensions user")
 SERVICE_TIERS: Final = (None, "auto", "default")
 BATCH_TIER: Final = "flex"
-TEXT_PARTS: Final = frozenset({"text", "refusal", "input_text", "output_text", "summary_text", "reasoning_text"})
-TEXT_ITEMS: Final = frozenset(
-    {None, "message", "function_call", "function_call_output", "custom_tool_call", "custom_tool_call_output"}
-)
 # OpenAI's own API takes one of the two names; compatible servers may know only the older.
 OPENAI_TYPE: Final = "OpenAI"
 
 
-def chat(provider: Provider, payload: dict[str, Any], body_bytes: int, rules: Rules) -> Call:
+def chat(provider: Provider, payload: Body, rules: Rules) -> Call:
     """Bound a chat completion."""
     model = find_model(provider, payload, rules)
     batch = _asks_for_batch(model, payload)
@@ -74,43 +71,42 @@ def chat(provider: Provider, payload: dict[str, Any], body_bytes: int, rules: Ru
     else:
         fields = ("max_tokens",) if asked[0] is None else ("max_completion_tokens", "max_tokens")
     for name in fields:
-        payload[name] = maximum
-    call = Call(
+        payload.set(name, maximum)
+    stream = flag(payload, "stream")
+    hide_usage = stream and _ask_for_usage(payload)
+    return Call(
         operation="chat",
         resource_type="llm",
         provider=provider,
         model=model,
         payload=payload,
         usage_shape="openai",
-        input_bound=_chat_input(payload, messages, model, body_bytes),
+        input_bound=_chat_input(payload, messages, model),
         output_max=maximum,
         output_fields=fields,
         choices=number(payload, "n", least=1, most=CHOICES_MAX) or 1,
-        stream=flag(payload, "stream"),
+        stream=stream,
+        hide_usage=hide_usage,
         batch=batch,
     )
-    if call.stream:
-        _ask_for_usage(call)
-    return call
 
 
-def _chat_input(payload: dict[str, Any], messages: list[Any], model: Model, body_bytes: int) -> int:
-    for message in messages:
-        # A message may refer to audio that an earlier answer held; its bytes are not here.
-        if isinstance(message, dict) and (not _is_text(message.get("content")) or message.get("audio")):
-            return model.context_window
-    schema = payload.get("response_format")
-    tool_bytes = size_of(payload.get("tools"), payload.get("functions"), schema)
-    return input_tokens_bound(body_bytes, len(messages), tool_bytes=tool_bytes)
+def _chat_input(payload: Body, messages: list[Any], model: Model) -> int:
+    tools = payload.schema_bytes("tools", "functions", "response_format")
+    bound = input_tokens_bound(payload.text_bytes(), len(messages), tool_bytes=tools)
+    whole = (
+        payload.fields.keys() <= CHAT_FIELDS
+        and all(map(inline.chat_message, messages))
+        and all(map(inline.chat_tool, sequence(payload, "tools")))
+        and all(map(inline.chat_function, sequence(payload, "functions")))
+    )
+    return bound + sum(map(_calls_growth, messages)) if whole else max(bound, model.context_window)
 
 
-def _is_text(content: Any) -> bool:
-    """Say whether content is inline text alone, whose tokens its bytes bound."""
-    if content is None or isinstance(content, str):
-        return True
-    if not isinstance(content, list):
-        return False
-    return all(isinstance(part, str) or (isinstance(part, dict) and part.get("type") in TEXT_PARTS) for part in content)
+def _calls_growth(message: dict[str, Any]) -> int:
+    """Some servers read the arguments of earlier calls, and write them anew as their template says."""
+    calls = [call.get("function") for call in message.get("tool_calls") or ()]
+    return sum(growth(call.get("arguments")) for call in (*calls, message.get("function_call")) if call)
 
 
 def _check_tools(tools: list[Any]) -> None:
@@ -125,12 +121,12 @@ def _check_tools(tools: list[Any]) -> None:
             )
 
 
-def _asks_for_batch(model: Model, payload: dict[str, Any]) -> bool:
+def _asks_for_batch(model: Model, payload: Body) -> bool:
     """Say whether a call asks for slow processing and its model has a price for that."""
     return payload.get("service_tier") == BATCH_TIER and model.price is not None and bool(model.price.batch)
 
 
-def _set_service_tier(provider: Provider, payload: dict[str, Any]) -> None:
+def _set_service_tier(provider: Provider, payload: Body) -> None:
     """Hold the call to the list price: another tier, or a project's own default, is billed otherwise."""
     if payload.get("service_tier") not in SERVICE_TIERS:
         raise InvalidCallError(
@@ -140,20 +136,23 @@ def _set_service_tier(provider: Provider, payload: dict[str, Any]) -> None:
             param="service_tier",
         )
     if provider.type == OPENAI_TYPE:
-        payload["service_tier"] = "default"
+        payload.set("service_tier", "default")
 
 
-def _ask_for_usage(call: Call) -> None:
-    options = call.payload.get("stream_options")
+def _ask_for_usage(payload: Body) -> bool:
+    """Have the stream say its usage; True where the client did not ask for that."""
+    options = payload.get("stream_options")
     if options is None:
         options = {}
     if not isinstance(options, dict):
         raise InvalidCallError("stream_options: must be an object", param="stream_options")
-    call.hide_usage = options.get("include_usage") is not True
-    call.payload["stream_options"] = {**options, "include_usage": True}
+    if options.get("include_usage") is True:
+        return False
+    payload.set("stream_options", {**options, "include_usage": True})
+    return True
 
 
-def responses(provider: Provider, payload: dict[str, Any], body_bytes: int, rules: Rules) -> Call:
+def responses(provider: Provider, payload: Body, rules: Rules) -> Call:
     """Bound a response."""
     model = find_model(provider, payload, rules)
     batch = _asks_for_batch(model, payload)
@@ -163,13 +162,7 @@ def responses(provider: Provider, payload: dict[str, Any], body_bytes: int, rule
         if not batch:
             _set_service_tier(provider, payload)
     maximum = output_maximum([number(payload, "max_output_tokens", least=1)], model, rules)
-    payload["max_output_tokens"] = maximum
-    given = payload.get("input")
-    items = given if isinstance(given, list) else []
-    # What the server stored is not in the request: only the window bounds it.
-    inline = payload.get("previous_response_id") is None and all(_is_text_item(item) for item in items)
-    tool_bytes = size_of(payload.get("tools"), payload.get("text"))
-    bound = input_tokens_bound(body_bytes, len(items) + 2, tool_bytes=tool_bytes)
+    payload.set("max_output_tokens", maximum)
     return Call(
         operation="chat",
         resource_type="llm",
@@ -177,7 +170,7 @@ def responses(provider: Provider, payload: dict[str, Any], body_bytes: int, rule
         model=model,
         payload=payload,
         usage_shape="responses",
-        input_bound=bound if inline else model.context_window,
+        input_bound=_response_input(payload, model),
         output_max=maximum,
         output_fields=("max_output_tokens",),
         stream=flag(payload, "stream"),
@@ -185,21 +178,39 @@ def responses(provider: Provider, payload: dict[str, Any], body_bytes: int, rule
     )
 
 
-def _is_text_item(item: Any) -> bool:
-    if not isinstance(item, dict):
-        return False
-    if item.get("type") == "reasoning":
-        return True
-    return item.get("type") in TEXT_ITEMS and _is_text(item.get("content")) and _is_text(item.get("output"))
+def _response_input(payload: Body, model: Model) -> int:
+    given = payload.get("input")
+    items = given if isinstance(given, list) else []
+    tools = payload.schema_bytes("tools", "text")
+    bound = input_tokens_bound(payload.text_bytes(), len(items) + 2, tool_bytes=tools)
+    whole = (
+        payload.fields.keys() <= RESPONSES_FIELDS
+        # What the server stored is not in the request.
+        and not payload.get("previous_response_id")
+        and (given is None or isinstance(given, str | list))
+        and all(map(inline.response_item, items))
+        and isinstance(payload.get("instructions") or "", str)
+        and all(map(inline.response_tool, sequence(payload, "tools")))
+    )
+    return bound + sum(growth(item.get("arguments")) for item in items) if whole else max(bound, model.context_window)
 
 
-def embeddings(provider: Provider, payload: dict[str, Any], body_bytes: int, rules: Rules) -> Call:
+def embeddings(provider: Provider, payload: Body, rules: Rules) -> Call:
     """Bound an embedding: input alone. Token ids, too, are at least a byte each, and so is every text's end marker."""
     model = find_model(provider, payload, rules)
     if rules.strict:
         check_fields(payload, EMBEDDING_FIELDS, "embeddings")
     given = payload.get("input")
     texts = len(given) if isinstance(given, list) else 1
+    bound = input_tokens_bound(payload.text_bytes(), texts)
+    if not inline.embedding_input(given) or not payload.fields.keys() <= EMBEDDING_FIELDS:
+        if rules.strict:
+            raise InvalidCallError(
+                "input: under a budget the meter lets through only texts and token ids, one or a list of them",
+                code="unsupported_parameter",
+                param="input",
+            )
+        bound = max(bound, model.context_window * texts)
     return Call(
         operation="embeddings",
         resource_type="embedding",
@@ -207,7 +218,7 @@ def embeddings(provider: Provider, payload: dict[str, Any], body_bytes: int, rul
         model=model,
         payload=payload,
         usage_shape="openai",
-        input_bound=input_tokens_bound(body_bytes, texts),
+        input_bound=bound,
     )
 
 

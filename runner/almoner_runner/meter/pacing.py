@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from almoner_runner.meter.books import Books
-from almoner_runner.meter.dialect import RefusedError
 from almoner_runner.meter.ledger import LedgerError, LedgerUnreachableError
+from almoner_runner.meter.refusals import RefusedError
 
 # Others may have refunded meanwhile: ask again after so long, however long the bucket would take by itself.
 LOOK_S: Final = 1.0

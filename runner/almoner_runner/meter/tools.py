@@ -7,14 +7,14 @@ is unknown is refused where money is limited.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from almoner_core.pricing import tool_nanos
+from almoner_runner.meter.body import read_json
 from almoner_runner.meter.config import Config, Tool, ToolPrice
-from almoner_runner.meter.dialect import InvalidCallError, RefusedError
+from almoner_runner.meter.refusals import InvalidCallError, RefusedError
 
 LOCAL_TOOLS: Final = ("calculator",)
 UNITS_MAX: Final = 10**9
@@ -83,10 +83,7 @@ def read_call(tool: Tool, body: bytes) -> ToolCall:
     """Read the body of a call: nothing, or `{"units": n}`. Raises InvalidCallError."""
     if len(body) > CALL_BYTES_MAX:
         raise RefusedError(413, "body_too_large", f"at most {CALL_BYTES_MAX} bytes")
-    try:
-        given = json.loads(body.decode("utf-8")) if body else {}
-    except (ValueError, RecursionError):
-        raise InvalidCallError("the call's body is not JSON in UTF-8") from None
+    given = read_json(body) if body else {}
     if not isinstance(given, dict) or set(given) - {"units"}:
         raise InvalidCallError('the call\'s body must be an object with "units" alone')
     counted = tool.price is not None and tool.price.per_unit > 0

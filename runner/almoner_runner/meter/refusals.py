@@ -1,0 +1,24 @@
+"""Refusals: what the meter says where it does not make a call."""
+
+from __future__ import annotations
+
+
+class RefusedError(Exception):
+    """A call that the meter does not make. `code` names the reason for programs, the message says what to do."""
+
+    def __init__(
+        self, status: int, code: str, message: str, *, retry_after: int | None = None, param: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.retry_after = retry_after
+        self.param = param
+
+
+class InvalidCallError(RefusedError):
+    """A request that cannot be read, or has a field that the meter does not let through."""
+
+    def __init__(self, message: str, *, code: str = "invalid_request", param: str | None = None) -> None:
+        super().__init__(400, code, message, param=param)
