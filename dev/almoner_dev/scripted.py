@@ -138,7 +138,8 @@ class _Application:
         if not isinstance(body, dict):
             raise ValueError("the body is not a JSON object")  # noqa: TRY004 - the caller answers 400
         self._number += 1
-        entry = {"path": request.path, "headers": {k.lower(): v for k, v in request.headers.items()}, "body": body}
+        headers = {k.lower(): v for k, v in request.headers.items()}
+        entry = {"path": request.path, "headers": headers, "text": text, "body": body}
         self._player.requests.append(entry)
         reply = self._player.choose(text)
         if reply.latency_ms:

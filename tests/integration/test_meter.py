@@ -237,12 +237,58 @@ def test_what_is_unknown_is_refused_by_name(start: Callable[..., Meter], provide
     assert not provider.requests
 
 
-def test_a_key_given_twice_means_what_was_bounded(start: Callable[..., Meter], provider: ScriptedProvider) -> None:
-    body = b'{"model":"test-model","max_tokens":100000,"messages":[{"role":"user","content":"hi"}],"max_tokens":7}'
+def test_a_request_with_two_meanings_is_refused_before_anything_is_held(
+    start: Callable[..., Meter], provider: ScriptedProvider
+) -> None:
+    twice = b'{"model":"test-model","max_tokens":100000,"messages":[{"role":"user","content":"hi"}],"max_tokens":7}'
+    deep = b'{"model":"test-model","max_tokens":7,"messages":[],"tools":[' + b'{"a":[' * 5000 + b"]}" * 5000 + b"]}"
+    with LedgerDouble({"usd": DOLLAR}) as ledger:
+        meter = start(ledger)
+        for route in (
+            "/openai/v1/chat/completions",
+            "/openai/v1/responses",
+            "/openai/v1/embeddings",
+            "/anthropic/v1/messages",
+            "/anthropic/v1/messages/count_tokens",
+            "/p/scripted/v1/chat/completions",
+        ):
+            answer = httpx.post(meter.url + route, content=twice)
+            assert (answer.status_code, "'max_tokens' is given twice" in answer.text) == (400, True), route
+            answer = httpx.post(meter.url + route, content=deep)
+            assert (answer.status_code, "nested deeper than 128 levels" in answer.text) == (400, True), route
+        for route in ("/tools/calculator/calls", "/progress"):
+            answer = httpx.post(meter.url + route, content=b'{"units":' + b"[" * 500 + b"]" * 500 + b"}")
+            assert (answer.status_code, "nested deeper" in answer.text) == (400, True), route
+        assert meter.get("/usage")["used"]["requests"] == 0
+    assert not provider.requests
+    assert not ledger.records
+
+
+def test_the_clients_spelling_reaches_the_provider(start: Callable[..., Meter], provider: ScriptedProvider) -> None:
+    """Found by a trial: numbers that were written anew grew fourfold after the call was bounded."""
+    numbers = b"[" + b",".join([b"1e15"] * 1000) + b"]"
+    tool = b'{"type":"function","function":{"name":"f","parameters":{"type":"object","enum":' + numbers + b"}}}"
+    body = b'{"model":"test-model","messages":[{"role":"user","content":"\\u00e9"}],"tools":[' + tool + b"]}"
     with LedgerDouble({"usd": DOLLAR}) as ledger:
         meter = start(ledger)
         assert httpx.post(f"{meter.url}/openai/v1/chat/completions", content=body).status_code == 200
-    assert provider.requests[0]["body"]["max_tokens"] == 7
+        settled(meter, ledger, 1)
+    sent = body[:-1] + b',"max_tokens":1024}'
+    assert provider.requests[0]["text"].encode() == sent
+
+
+# C07 A
+def test_half_an_emoji_is_replaced_and_charged_as_what_it_was(
+    start: Callable[..., Meter], provider: ScriptedProvider
+) -> None:
+    content = r'{"model":"test-model","max_tokens":50,"messages":[{"role":"user","content":"abc \ud83d"}]}'
+    with LedgerDouble({"usd": DOLLAR}) as ledger:
+        meter = start(ledger)
+        assert httpx.post(f"{meter.url}/openai/v1/chat/completions", content=content.encode()).status_code == 200
+        settled(meter, ledger, 1)
+        assert ledger.records[1].outcome == "ok"
+    assert provider.requests[0]["body"]["messages"][0]["content"] == "abc \ufffd"
+    assert ledger.used()["usd"] == (10 + 2 * 5) * MICRO
 
 
 def test_a_wrong_configuration_is_refused_by_name(tmp_path: Path) -> None:

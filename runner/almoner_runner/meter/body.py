@@ -22,6 +22,8 @@ from almoner_runner.meter.refusals import InvalidCallError
 
 # Schemas of real tools reach 40 levels; the interpreter's own limit is a thousand.
 NESTING_MAX: Final = 128
+# Of so short a body it is quicker to count brackets than to look.
+SMALL_BYTES: Final = 4096
 # The longest way to write a double that is in use, as in -1.7976931348623157e+308; `1e20` may come out as 21 digits.
 NUMBER_CHARS_MAX: Final = 24
 
@@ -182,7 +184,7 @@ def _decoded(content: bytes) -> str:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
         raise _no_json() from None
-    if "\\ud" in text or "\\uD" in text:
+    if "\\u" in text and ("\\ud" in text or "\\uD" in text):
         return _HALF_PAIRS.sub(lambda found: found[0] if found[2] else f"{found[1]}fffd", text)
     return text
 
@@ -242,11 +244,11 @@ def _check_json(text: str) -> None:
 
 
 def _check_nesting(content: bytes, value: Any) -> None:
-    if content.count(b"{") + content.count(b"[") <= NESTING_MAX:
+    if len(content) < SMALL_BYTES and content.count(b"{") + content.count(b"[") <= NESTING_MAX:
         return
     level = [value]
     for _ in range(NESTING_MAX):
-        level = [child for each in level for child in _children(each) if type(child) in (dict, list)]
+        level = [child for each in level for child in _children(each) if type(child) is dict or type(child) is list]
         if not level:
             return
     raise _too_deep()
