@@ -147,7 +147,8 @@ NEEDED = {
 def test_shapes_on_the_list_are_bounded_by_their_bytes(name: str) -> None:
     check, item = ALLOWED[name]
     assert check(item)
-    for nothing in (None, "", [], {}, False):
+    empty: tuple[Any, ...] = (None, "", [], {}, False)
+    for nothing in empty:
         assert check({**item, "annotations": nothing}), "what is empty names nothing"
 
 

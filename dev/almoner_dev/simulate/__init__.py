@@ -8,6 +8,9 @@ real JSON; the meters are the real books, holds and spool. One seeded generator 
 costs, which message is lost, doubled, delayed, who is killed at which statement, how clocks jump. Afterwards an oracle
 that counted what the provider billed compares: nothing overspent, nothing lost, every invariant held.
 
+Beside each schedule `bounding` lives another with the same seed: bodies as agents write them, through the meter's app
+to a provider that charges what it receives.
+
 Boundary: virtual time has one event loop and runs one transaction at a time; what real concurrency and real processes
 do is seen by `--processes` (and by the tests of the ledger's faults), which repeats the same world in real time.
 """

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from almoner_dev.postgres import Postgres, PostgresMissing
 from almoner_dev.processes import ProcessError
-from almoner_dev.simulate import processes, schedule
+from almoner_dev.simulate import bounding, processes, schedule
 from almoner_dev.simulate.databases import PostgresSource, Source, SqliteSource, scratch
 from almoner_dev.simulate.report import Result, Summary
 
@@ -76,7 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 result = _run(seed, source, options)
                 summary.results.append(result)
                 _say(result)
-                if options.stop and not result.ok:
+                bodies = bounding.run(seed)
+                summary.bodies.append(bodies)
+                _say(bodies)
+                if options.stop and not (result.ok and bodies.ok):
                     break
     except (PostgresMissing, ProcessError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -87,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         for name, value in summary.to_dict().items():
             print(f"{name}: {value}")
-    for each in summary.failed:
+    for each in {each.seed: each for each in summary.failed}.values():
         flag = " --sqlite" if options.sqlite else " --processes" if options.processes else ""
         print(f"replay: python -m almoner_dev.simulate --seed {each.seed} --schedules 1{flag}", file=sys.stderr)
     return 0 if summary.ok else 1

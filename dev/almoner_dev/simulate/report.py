@@ -33,10 +33,11 @@ class Result:
     @property
     def verdict(self) -> str:
         """One line for people."""
+        name = f"seed {self.seed} on {self.database}"
         if self.ok:
-            return f"seed {self.seed}: held ({self.calls} calls, {self.operations} messages, {self.seconds:.2f} s)"
-        over = {name: amount for name, amount in self.overspent.items() if amount}
-        return f"seed {self.seed}: FAILED: overspent {over}, lost {self.lost}, {len(self.violations)} violations"
+            return f"{name}: held ({self.calls} calls, {self.operations} messages, {self.seconds:.2f} s)"
+        over = {dimension: amount for dimension, amount in self.overspent.items() if amount}
+        return f"{name}: FAILED: overspent {over}, lost {self.lost}, {len(self.violations)} violations"
 
 
 @dataclass(slots=True)
@@ -45,17 +46,28 @@ class Summary:
 
     seed: int
     results: list[Result] = field(default_factory=list)
+    bodies: list[Result] = field(default_factory=list)
+    """What `bounding` found with the same seeds."""
     seconds: float = 0.0
 
     @property
     def failed(self) -> list[Result]:
         """The schedules that failed."""
-        return [each for each in self.results if not each.ok]
+        return [each for each in (*self.results, *self.bodies) if not each.ok]
 
     @property
     def ok(self) -> bool:
         """Whether every schedule held."""
         return not self.failed
+
+    def _bodies(self) -> dict[str, Any]:
+        answers: Counter[str] = sum((each.faults for each in self.bodies), Counter())
+        return {
+            "overspent_nanos": sum(each.overspent.get("usd", 0) for each in self.bodies),
+            "billed_nanos": sum(each.billed_nanos for each in self.bodies),
+            "calls": sum(each.calls for each in self.bodies),
+            "answers": dict(sorted(answers.items())),
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Give the summary as the command prints it."""
@@ -79,6 +91,7 @@ class Summary:
             "excess_nanos_of_overbilling_providers": sum(each.excess_nanos for each in self.results),
             "operations": sum(each.operations for each in self.results),
             "faults": dict(sorted(faults.items())),
+            "bodies": self._bodies(),
             "virtual_seconds": round(sum(each.virtual_seconds for each in self.results)),
             "seconds": round(self.seconds, 1),
         }

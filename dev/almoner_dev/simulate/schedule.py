@@ -99,13 +99,13 @@ def run(seed: int, source: Source) -> Result:
         except StalledError as error:
             result.violations.append(f"stalled: {error}")
         finally:
-            _end(loop)
+            end_loop(loop)
         result.violations += errors.found[:20]
     result.seconds = time.perf_counter() - began
     return result
 
 
-def _end(loop: VirtualLoop) -> None:
+def end_loop(loop: VirtualLoop) -> None:
     """Cancel what is left and close the loop."""
     tasks = asyncio.all_tasks(loop)
     for task in tasks:
