@@ -21,6 +21,7 @@ import pytest
 
 from almoner_dev import processes
 from almoner_dev.scripted import Reply, ScriptedProvider, Usage
+from almoner_runner.meter.free import AT_ONCE_MAX
 from tests.support.calls import HI, MICRO, anthropic_client, openai_client, refused, settled
 from tests.support.ledger_double import LedgerDouble
 from tests.support.meter import CARD, DOLLAR, KEY, MODEL, Meter, meter_config, provider_config
@@ -82,6 +83,24 @@ def test_models_and_count_tokens_cost_nothing(start: Callable[..., Meter]) -> No
         assert openai_client(meter).models.retrieve(MODEL).id == MODEL
         assert anthropic_client(meter).messages.count_tokens(model=MODEL, messages=HI).input_tokens > 0
     assert not ledger.records
+
+
+def test_counting_tokens_is_paced(start: Callable[..., Meter]) -> None:
+    """One pod's agent cannot hammer a provider for free; what costs money is not paced by it."""
+    with LedgerDouble({"usd": DOLLAR}) as ledger:
+        meter = start(ledger)
+        body = {"model": MODEL, "messages": HI}
+        with httpx.Client() as client:
+            url = f"{meter.url}/anthropic/v1/messages/count_tokens"
+            answers = [client.post(url, json=body) for _ in range(AT_ONCE_MAX * 4)]
+        refusals = [answer for answer in answers if answer.status_code == 429]
+        assert all(answer.status_code == 200 for answer in answers if answer not in refusals)
+        assert len(answers) - len(refusals) >= AT_ONCE_MAX
+        assert refusals, "four times what passes at once, faster than the bucket fills"
+        assert {answer.headers["retry-after"] for answer in refusals} == {"1"}
+        assert "cost nothing" in refusals[0].json()["error"]["message"]
+        assert anthropic_client(meter).messages.create(model=MODEL, max_tokens=20, messages=HI).usage.input_tokens == 10
+        settled(meter, ledger, 1)
 
 
 def test_a_provider_is_reached_by_its_name(start: Callable[..., Meter]) -> None:

@@ -20,6 +20,7 @@ from almoner_runner.meter.body import Body, read_body, read_json
 from almoner_runner.meter.config import ANTHROPIC, OPENAI, Config, Provider
 from almoner_runner.meter.dialect import Call, Rules
 from almoner_runner.meter.forward import Forwarder, ProviderFailedError, Target, request_headers
+from almoner_runner.meter.free import FreeCalls
 from almoner_runner.meter.holds import RETRY_WORTH_SECONDS, Holds
 from almoner_runner.meter.ledger import Secret
 from almoner_runner.meter.progress import Progress
@@ -69,6 +70,7 @@ class App:
         self.input = b""
         self._forwarder = forwarder
         self._progress = progress
+        self._free = FreeCalls()
         self._keys = {
             provider.name: Secret(providers_dir / provider.key_file if provider.key_file else None)
             for provider in config.providers
@@ -147,7 +149,8 @@ class App:
         payload = read_body(await request.read())
         target = self._target(request, dialect, provider, route)
         if bounder is None:
-            return route, await self._forwarder.free(payload, target)
+            with self._free.one(provider.name):
+                return route, await self._forwarder.free(payload, target)
         call = bounder(provider, payload, self.rules)
         tried = await self.holds.begin(call)
         return route, await self._forwarder.forward(request, tried, target)
