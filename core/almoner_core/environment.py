@@ -9,6 +9,7 @@ rewrite them.
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Final
 
 # --- labels and annotations -------------------------------------------------------------------------------------------
@@ -75,6 +76,8 @@ PRESTOP_PATH: Final = "/prestop"
 PRESTOP_HEADER: Final = "x-almoner-prestop"
 # Keys of MeterConfig.extra.
 EXTRA_GRACE_SECONDS: Final = "grace_period_seconds"
+# How long the meter goes on trying to reach the ledger once the agent has ended, within the grace period.
+EXTRA_LEDGER_WAIT_SECONDS: Final = "ledger_wait_seconds"
 EXTRA_FIRST_NEED: Final = "first_need"  # amounts by dimension: what admission had granted for the first call
 EXTRA_PRESTOP_TOKEN: Final = "prestop_token"  # noqa: S105 - a key
 
@@ -91,3 +94,18 @@ SILENCE_SECONDS: Final = LEASE_SECONDS + CALL_SECONDS_MAX + LEASE_MARGIN_SECONDS
 PROGRESS_INTERVAL_SECONDS: Final = 1
 DEFAULT_MAX_OUTPUT_TOKENS: Final = 1024  # set by the meter where neither request nor agent bounds the output
 DEFAULT_CONTEXT_WINDOW: Final = 128_000  # where provider and price data do not say
+
+
+class OutputProblem(StrEnum):
+    """What is wrong with an output: nothing of it, or not all of it, is kept."""
+
+    NOT_REGULAR = "NotRegular"
+    """What lies at the output's place is a link, a folder, a pipe or a device, or a file with several names."""
+    UNREADABLE = "Unreadable"
+    """The output file could not be read."""
+    TOO_LARGE = "TooLarge"
+    """It is larger than what is kept (1 MiB, less with many control characters): only its beginning is."""
+    NOT_UTF8 = "NotUTF8"
+    """It is not UTF-8: what could not be read was replaced."""
+    NOT_STORED = "NotStored"
+    """The ledger could not be reached at the end: at most what fits the pod's termination message is kept."""

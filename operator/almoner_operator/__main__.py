@@ -91,6 +91,13 @@ def _pod_options(option: Callable[..., None]) -> None:
         "most cpu that a meter may use; needed where a core ResourceQuota counts limits.cpu; none where empty",
         "",
     )
+    option(
+        "--meter-grace-seconds",
+        "ALMONER_METER_GRACE_SECONDS",
+        "added to an agent's grace period, at least 1: so long its meter tries to reach the ledger at the end",
+        "30",
+        type=int,
+    )
     option("--meter-memory-limit", "ALMONER_METER_MEMORY_LIMIT", "most memory that a meter may use", "256Mi")
     option(
         "--runner-annotations",
@@ -146,6 +153,7 @@ def settings_of(arguments: argparse.Namespace) -> OperatorSettings:
             meter_cpu_limit=arguments.meter_cpu_limit,
             meter_memory_limit=arguments.meter_memory_limit,
             annotations=_annotations(arguments.runner_annotations),
+            meter_grace_seconds=max(1, arguments.meter_grace_seconds),
         ),
         compute=ComputeSettings(prices=prices, interval_seconds=max(1, arguments.compute_interval_seconds)),
         scheduling=SchedulingSettings(require_budget=RequireBudget(arguments.require_budget)),

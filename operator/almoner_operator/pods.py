@@ -74,8 +74,9 @@ class RunnerSettings:
     """What runner pods carry besides their own."""
     meter_start_seconds: int = 60
     """Seconds in which the meter must have loaded its allotment, else it is restarted."""
-    meter_grace_seconds: int = 5
-    """Added to the agent's grace period, so that the meter can settle and return after the agent has ended."""
+    meter_grace_seconds: int = 30
+    """Added to the agent's grace period: so long the meter tries to reach the ledger after the agent has ended. Machine
+    time is held ahead for it, and an agent that ignores SIGTERM runs on for so long."""
     token_seconds: int = 3600
     """Life of the projected token for the ledger; the kubelet renews it. At least 600."""
     spool_size: str = "64Mi"
@@ -446,6 +447,7 @@ def _meter_config(request: PodRequest, settings: RunnerSettings) -> str:
         input_file=SOURCE_FILE if request.input_from is not None else None,
         extra={
             contract.EXTRA_GRACE_SECONDS: _grace(request, settings),
+            contract.EXTRA_LEDGER_WAIT_SECONDS: settings.meter_grace_seconds,
             **({} if request.prestop_token is None else {contract.EXTRA_PRESTOP_TOKEN: request.prestop_token}),
             **request.extra,
         },

@@ -32,7 +32,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         Stack(
             plane,
             host_address=node.host_address,
-            operator_args=["--lost-seconds", "5", "--lease-seconds", "4"],
+            operator_args=["--lost-seconds", "5", "--lease-seconds", "4", "--meter-grace-seconds", "5"],
             # pytest keeps it for a while: the logs tell why a test failed.
             directory=tmp_path_factory.mktemp("stack"),
         ) as stack,

@@ -147,8 +147,8 @@ def local_provider() -> ProviderRecord:
 
 def test_an_interval_and_the_time_to_stop_are_held_before_the_start() -> None:
     agent = agent_of(runner={"resources": {"requests": {"cpu": "950m"}}, "terminationGracePeriodSeconds": 20})
-    # 10 s, 20 s and the meter's 5 s of grace, 15 s of margin, for a whole core at a dollar a second.
-    assert demand.ahead(run_of(), agent, RUNNER, DEAR) == pytest.approx(50 * 10**9, abs=10)
+    # 10 s, 20 s and the meter's 30 s of grace, 15 s of margin, for a whole core at a dollar a second.
+    assert demand.ahead(run_of(), agent, RUNNER, DEAR) == pytest.approx(75 * 10**9, abs=10)
     assert demand.ahead(run_of(), agent, RUNNER, ComputeSettings()) == 0
 
 

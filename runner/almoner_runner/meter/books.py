@@ -36,6 +36,10 @@ FLUSH_SECONDS: Final = 0.2
 FOREVER: Final = float("inf")
 # Errors after which this meter starts no call; and those of them after which it has nothing more to say either.
 FATAL_CODES: Final = ("wrong_state", "not_found", "forbidden")
+# Errors of the moment: the same exchange may be done a little later.
+PASSING_CODES: Final = ("unauthenticated", "unavailable", "not_bound")
+# At the end no wait between two tries is longer: every one may be the last.
+LAST_RETRY_SECONDS: Final = 0.5
 MUTE_CODES: Final = ("not_found", "forbidden")
 
 
@@ -496,7 +500,11 @@ class Books:
                         return True
                     except LedgerUnreachableError as error:
                         logger.warning("the last return: %s; trying again", error)
-                    await asyncio.sleep(min(wait, 0.5))
+                    except LedgerError as error:
+                        if error.code not in PASSING_CODES:
+                            raise
+                        logger.warning("the last return: %s; trying again", error)
+                    await asyncio.sleep(min(wait, LAST_RETRY_SECONDS))
         except (TimeoutError, LedgerError) as error:
             logger.error("the last return: %s; the operator closes the allotment", error or "no time left")  # noqa: TRY400
         return False

@@ -6,6 +6,7 @@ without waiting, and is read only if it is a regular file with one name.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from almoner_core.environment import OUTPUT_BYTES_MAX, TERMINATION_MESSAGE_BYTES_MAX
+from almoner_core.environment import OUTPUT_BYTES_MAX, TERMINATION_MESSAGE_BYTES_MAX, OutputProblem
 from almoner_core.text import short_bytes, whole
 
 INPUT_BYTES_MAX: Final = 1024 * 1024
@@ -23,13 +24,19 @@ ERROR_BYTES_MAX: Final = 640  # as JSON, were every byte escaped, still within a
 class OutputError(ValueError):
     """What lies at the output's place is not read; the message says why."""
 
+    def __init__(self, problem: OutputProblem, message: str) -> None:
+        super().__init__(message)
+        self.problem = problem
+
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """The agent's output as text; undecodable bytes are replaced."""
+    """The agent's output as text; undecodable bytes are replaced (`decoded` is false then). `size` is the file's."""
 
     content: str
     truncated: bool
+    size: int
+    decoded: bool
 
 
 def read_input(text: str | None, source: Path | None) -> bytes:
@@ -62,16 +69,28 @@ def read_output(path: Path) -> Output | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise OutputError(f"the output cannot be opened: {error.strerror}") from None
-    with os.fdopen(fd, "rb") as file:
+        # A link, a socket, a path through a file: no regular file; anything else (EACCES, EIO) is a failure to read.
+        odd = error.errno in (errno.ELOOP, errno.ENXIO, errno.ENOTDIR, errno.EISDIR)
+        problem = OutputProblem.NOT_REGULAR if odd else OutputProblem.UNREADABLE
+        raise OutputError(problem, f"the output cannot be opened: {error.strerror}") from None
+    try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
-            raise OutputError("the output is not a regular file")
+            raise OutputError(OutputProblem.NOT_REGULAR, "the output is not a regular file")
         if found.st_nlink != 1:
-            raise OutputError("the output has more than one link")
-        data = file.read(OUTPUT_BYTES_MAX + 1)
+            raise OutputError(OutputProblem.NOT_REGULAR, "the output has more than one link")
+        with os.fdopen(fd, "rb", closefd=False) as file:
+            data = file.read(OUTPUT_BYTES_MAX + 1)
+    finally:
+        os.close(fd)
     truncated = len(data) > OUTPUT_BYTES_MAX
-    return Output(whole(data[:OUTPUT_BYTES_MAX]) if truncated else data.decode("utf-8", "replace"), truncated)
+    if truncated:
+        # A character that the cut splits is not the agent's fault.
+        return Output(whole(data[:OUTPUT_BYTES_MAX]), truncated=True, size=max(found.st_size, len(data)), decoded=True)
+    try:
+        return Output(data.decode("utf-8"), truncated=False, size=len(data), decoded=True)
+    except UnicodeDecodeError:
+        return Output(data.decode("utf-8", "replace"), truncated=False, size=len(data), decoded=False)
 
 
 def write_last_word(path: Path, message: bytes) -> None:

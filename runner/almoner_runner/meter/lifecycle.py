@@ -22,15 +22,16 @@ import aiohttp
 from aiohttp import web
 
 from almoner_core import environment as names
+from almoner_runner.meter import waits
 from almoner_runner.meter.app import BODY_BYTES_MAX, App
-from almoner_runner.meter.books import Books, BooksClosedError
+from almoner_runner.meter.books import LAST_RETRY_SECONDS, PASSING_CODES, Books, BooksClosedError
 from almoner_runner.meter.config import Config, ConfigError, parse
-from almoner_runner.meter.files import OutputError, read_input, read_output, write_error, write_input, write_last_word
+from almoner_runner.meter.files import read_input, write_error, write_input, write_last_word
 from almoner_runner.meter.forward import Forwarder
 from almoner_runner.meter.health import Health
 from almoner_runner.meter.holds import IN_FLIGHT_MAX, Holds
 from almoner_runner.meter.ids import uuid7
-from almoner_runner.meter.ledger import BODY_BYTES_MAX as LEDGER_BODY_BYTES_MAX
+from almoner_runner.meter.lastword import LastOutput, compose, last_output
 from almoner_runner.meter.ledger import LedgerClient, LedgerError, LedgerUnreachableError, Secret
 from almoner_runner.meter.progress import Progress
 from almoner_runner.meter.spool import Spool, SpoolError
@@ -38,9 +39,14 @@ from almoner_runner.meter.spool import Spool, SpoolError
 logger = logging.getLogger(__name__)
 
 GRACE_SECONDS: Final = 30
-# Kept of the grace period for the last exchanges with the ledger.
-LAST_EXCHANGES_SECONDS: Final = 8.0
-OUTPUT_SECONDS: Final = 4.0
+# How long the last exchanges with the ledger are tried where the operator does not say.
+LEDGER_WAIT_SECONDS: Final = 12
+# What calls in flight get to settle in, once the agent has ended: a broken stream ends sooner, and others are cut off.
+DRAIN_SECONDS_MAX: Final = 18.0
+# Kept of the grace period: the meter ends by itself, since what is killed cannot say that it is done.
+MARGIN_SECONDS: Final = 1.0
+# The kubelet gives a sidecar so long even where the agent has used up the grace period.
+LEAST_SECONDS: Final = 2.0
 # An idle connection is closed before a server with the usual five seconds closes it under a call.
 KEEPALIVE_SECONDS: Final = 3.0
 HEADER_BYTES_MAX: Final = 32 * 1024
@@ -118,9 +124,14 @@ class Meter:
         self.settings = settings
         self.config = settings.config
         self._stop = asyncio.Event()
-        self._grace = self.config.extra.get(names.EXTRA_GRACE_SECONDS, GRACE_SECONDS)
-        if not isinstance(self._grace, int) or self._grace < 1:
-            self._grace = GRACE_SECONDS
+        self._grace = self._seconds(names.EXTRA_GRACE_SECONDS, GRACE_SECONDS)
+        self._wait = self._seconds(names.EXTRA_LEDGER_WAIT_SECONDS, LEDGER_WAIT_SECONDS)
+        # When the kubelet will kill it, by the loop's clock: known once the pod is told to end.
+        self._killed_at: float | None = None
+
+    def _seconds(self, key: str, default: int) -> int:
+        given = self.config.extra.get(key, default)
+        return given if isinstance(given, int) and given >= 1 else default
 
     async def run(self) -> int:
         """Live; gives the exit code."""
@@ -162,7 +173,7 @@ class Meter:
                 await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
                 if not starting.done():
                     starting.cancel()
-                    return self._last_word(books, final=False, lacking=books.lacking)
+                    return self._last_word(books, LastOutput(), final=False, complete=False, lacking=books.lacking)
                 starting.result()
                 background = [asyncio.create_task(books.run()), asyncio.create_task(progress.run())]
                 health.ready = True
@@ -189,10 +200,19 @@ class Meter:
         await activation
         write_input(self.settings.input_file, app.input)
 
+    def _ends(self) -> float:
+        """When the kubelet will kill it: the grace period counts from its first word about the end."""
+        if self._killed_at is None:
+            self._killed_at = asyncio.get_running_loop().time() + self._grace
+        return self._killed_at
+
+    def _left(self) -> float:
+        """Seconds left in which to end."""
+        return max(LEAST_SECONDS, self._ends() - asyncio.get_running_loop().time())
+
     def _prestop(self, holds: Holds) -> None:
-        """From now new calls are refused when what is left of the grace period is what draining needs."""
-        now = asyncio.get_running_loop().time()
-        until = now + max(0.0, self._grace - LAST_EXCHANGES_SECONDS - OUTPUT_SECONDS)
+        """From now new calls are refused when what is left of the grace period is what the last exchanges need."""
+        until = max(asyncio.get_running_loop().time(), self._ends() - self._wait)
         if holds.draining_from is None:
             holds.draining_from = until
 
@@ -200,7 +220,8 @@ class Meter:
         """Refuse new calls and let those in flight settle, as long as the last exchanges still fit."""
         loop = asyncio.get_running_loop()
         holds.draining_from = loop.time()
-        deadline = loop.time() + max(1.0, min(self._grace, GRACE_SECONDS) - LAST_EXCHANGES_SECONDS - OUTPUT_SECONDS)
+        left = self._left()
+        deadline = loop.time() + max(min(1.0, left / 4), min(DRAIN_SECONDS_MAX, left - self._wait - MARGIN_SECONDS))
         while holds.in_flight and (left := deadline - loop.time()) > 0:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left):
@@ -209,51 +230,67 @@ class Meter:
     async def _finish(self, app: App, books: Books, progress: Progress) -> int:
         if app.holds.in_flight:
             logger.warning("%d calls were cut off and are estimated", app.holds.in_flight)
-        await progress.flush()
-        if books.stopped is None:
-            await self._put_output(books.client)
-        final = await books.close(LAST_EXCHANGES_SECONDS)
-        return self._last_word(books, final=final)
+        output = last_output(self.settings.output_file)
+        if output.problem is not None:
+            logger.error("%s", output.detail)
+        # Said before the ledger is asked: whoever kills it while it waits has the totals and a small output.
+        self._last_word(books, output.unsent("the ledger was not reached"), final=False, complete=True)
+        seconds = max(0.5, min(self._wait, self._left() - MARGIN_SECONDS))
+        output, final, _ = await asyncio.gather(
+            self._put_output(books, output, seconds), books.close(seconds), self._last_progress(progress, seconds)
+        )
+        return self._last_word(books, output, final=final, complete=True)
 
-    async def _put_output(self, client: LedgerClient) -> None:
+    async def _last_progress(self, progress: Progress, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await progress.flush()
+
+    async def _put_output(self, books: Books, output: LastOutput, seconds: float) -> LastOutput:
+        """Give the ledger the output, trying for so long; gives what is to be said of it."""
+        if output.content is None:
+            return output
+        if not books.active:
+            return output.unsent("the ledger never handed the allotment over")
+        # Also where the ledger has ended the allotment, which takes an output still.
+        body = {"operation_id": uuid7(), "content": output.content, "truncated": output.truncated}
+        why = "no time left"
         try:
-            output = read_output(self.settings.output_file)
-        except (OutputError, OSError) as error:
-            logger.error("%s; it is not sent", error)  # noqa: TRY400 - the message says it all
-            return
-        if output is None:
-            return
-        content, truncated = output.content, output.truncated
-        # Control characters grow sixfold in JSON.
-        while len(json.dumps(content, ensure_ascii=False).encode()) > LEDGER_BODY_BYTES_MAX - 1024:
-            content, truncated = content[: len(content) // 2], True
-        body = {"operation_id": uuid7(), "content": content, "truncated": truncated}
-        try:
-            async with asyncio.timeout(OUTPUT_SECONDS):
-                while True:
+            async with asyncio.timeout(seconds):
+                for wait in waits.backoff():
                     try:
-                        await client.exchange("PUT", "output", body)
-                        return
+                        await books.client.exchange("PUT", "output", body)
+                        return output.put()
                     except LedgerUnreachableError as error:
-                        logger.warning("output: %s; trying again", error)
-                    await asyncio.sleep(0.2)
-        except (TimeoutError, LedgerError) as error:
-            logger.error("the output was not sent: %s", error or "no time left")  # noqa: TRY400 - likewise
+                        why = str(error)
+                    except LedgerError as error:
+                        if error.code not in PASSING_CODES:
+                            raise
+                        why = str(error)
+                    logger.warning("output: %s; trying again", why)
+                    await asyncio.sleep(min(wait, LAST_RETRY_SECONDS))
+        except TimeoutError:
+            pass
+        except LedgerError as error:
+            why = str(error)
+        logger.error("the output was not sent: %s", why)
+        return output.unsent(f"the ledger was not reached for {seconds:.0f} s: {why}")
 
-    def _last_word(self, books: Books, *, final: bool, lacking: str | None = None) -> int:
-        spool = books.spool
-        word = {
-            "allotment": self.config.allotment,
-            "attempt": self.config.attempt,
-            "last_sequence": spool.sequence,
-            "posted": spool.posted,
-            "final": final,
-            "rejected": books.rejected,
-            "totals": spool.totals.as_dict(),
-            **({"error": f"the meter did not start: {lacking}"[:1024]} if lacking is not None else {}),
-        }
+    def _last_word(
+        self, books: Books, output: LastOutput, *, final: bool, complete: bool, lacking: str | None = None
+    ) -> int:
+        word = compose(
+            self.config.allotment,
+            self.config.attempt,
+            books.spool,
+            output,
+            final=final,
+            complete=complete,
+            rejected=books.rejected,
+            error=None if lacking is None else f"the meter did not start: {lacking}",
+        )
         try:
-            write_last_word(self.settings.termination_log, json.dumps(word, separators=(",", ":")).encode())
+            write_last_word(self.settings.termination_log, word)
         except OSError as error:
             logger.warning("the termination message cannot be written: %s", error.strerror)
         return 0

@@ -1,0 +1,134 @@
+"""The real meter's end while the ledger is away: it waits, and leaves a last word."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from almoner_core.environment import OutputProblem
+from tests.support.calls import HI, MICRO, openai_client
+from tests.support.ledger_double import LedgerDouble
+from tests.support.meter import DOLLAR, MODEL, Meter
+from tests.support.polling import until
+
+FIRST = {"usd": 100_000 * MICRO}
+
+
+def call(meter: Meter, times: int) -> None:
+    """Makes calls of 20 micro-dollars each."""
+    for _ in range(times):
+        openai_client(meter).chat.completions.create(model=MODEL, messages=HI)
+
+
+def put_output(meter: Meter, content: bytes) -> None:
+    """Leaves an output, as the agent would."""
+    (meter.folder / "output" / "output").write_bytes(content)
+
+
+def test_without_a_ledger_the_last_word_has_the_totals_and_a_small_output(start: Callable[..., Meter]) -> None:
+    with LedgerDouble({"usd": DOLLAR}, first=FIRST) as ledger:
+        meter = start(ledger, extra={"grace_period_seconds": 5, "ledger_wait_seconds": 1})
+        ledger.away = True
+        call(meter, 3)
+        put_output(meter, "the answer: 42 é".encode())
+        assert meter.stop() == 0
+        assert not ledger.records
+    word = meter.last_word
+    assert (word["last_sequence"], word["posted"], word["final"], word["complete"]) == (3, 0, False, True)
+    assert word["totals"]["cost_nanos"] == 3 * 20 * MICRO
+    assert word["totals"]["requests"] == 3
+    output = word["output"]
+    assert (output["content"], output["truncated"], output["stored"]) == ("the answer: 42 é", False, False)
+    assert "not reached" in output["detail"]
+
+
+def test_a_large_output_leaves_its_beginning_in_a_last_word_that_kubernetes_keeps_whole(
+    start: Callable[..., Meter],
+) -> None:
+    with LedgerDouble({"usd": DOLLAR}, first=FIRST) as ledger:
+        meter = start(ledger, extra={"grace_period_seconds": 5, "ledger_wait_seconds": 1})
+        ledger.away = True
+        text = 'a "line" of it\n' * 1000
+        put_output(meter, text.encode())
+        assert meter.stop() == 0
+    output = meter.last_word["output"]
+    assert (meter.folder / "last-word").stat().st_size <= 4096
+    assert len(output["content"]) > 2000
+    assert text.startswith(output["content"])
+    assert (output["bytes"], output["truncated"], output["stored"]) == (len(text), True, False)
+
+
+def test_the_meter_waits_for_a_ledger_that_comes_back_in_time(start: Callable[..., Meter]) -> None:
+    with LedgerDouble({"usd": DOLLAR}, first=FIRST) as ledger:
+        meter = start(ledger, extra={"grace_period_seconds": 30, "ledger_wait_seconds": 25})
+        ledger.away = True
+        call(meter, 2)
+        put_output(meter, b"late, but here")
+        stopping = threading.Thread(target=meter.stop)
+        stopping.start()
+        until((meter.folder / "last-word").exists, 10, "a last word before the ledger is there")
+        assert meter.last_word["totals"]["requests"] == 2
+        assert meter.last_word["output"]["content"] == "late, but here"
+        ledger.away = False
+        stopping.join(20)
+        assert not stopping.is_alive()
+        assert ledger.used()["usd"] == 2 * 20 * MICRO
+        assert ledger.state == "closed"
+        assert ledger.output == "late, but here"
+    assert meter.last_word["final"] is True
+    assert meter.last_word["output"] == {"bytes": 14, "stored": True}
+
+
+def test_a_meter_that_is_killed_while_it_waits_has_said_its_last_word(start: Callable[..., Meter]) -> None:
+    with LedgerDouble({"usd": DOLLAR}, first=FIRST) as ledger:
+        meter = start(ledger, extra={"grace_period_seconds": 60, "ledger_wait_seconds": 50})
+        ledger.away = True
+        call(meter, 2)
+        assert meter.child is not None
+        meter.child.process.terminate()
+        until((meter.folder / "last-word").exists, 10, "the last word")
+        until(lambda: (meter.folder / "last-word").stat().st_size > 0, 5, "the last word's content")
+        meter.kill()
+    word = meter.last_word
+    assert (word["complete"], word["final"], word["last_sequence"]) == (True, False, 2)
+    assert word["totals"]["cost_nanos"] == 2 * 20 * MICRO
+
+
+def _link(place: Path) -> None:
+    place.symlink_to(place.parent.parent / "token")
+
+
+def _second_name(place: Path) -> None:
+    place.write_text("x")
+    os.link(place, place.with_name("another"))
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        pytest.param(_link, OutputProblem.NOT_REGULAR, id="a link"),
+        pytest.param(os.mkfifo, OutputProblem.NOT_REGULAR, id="a pipe"),
+        pytest.param(Path.mkdir, OutputProblem.NOT_REGULAR, id="a folder"),
+        pytest.param(_second_name, OutputProblem.NOT_REGULAR, id="a second name"),
+        pytest.param(lambda place: place.write_bytes(b"\xff\xfe"), OutputProblem.NOT_UTF8, id="not UTF-8"),
+        pytest.param(lambda place: place.write_bytes(b"x" * 1_048_577), OutputProblem.TOO_LARGE, id="too large"),
+        pytest.param(lambda place: place.write_bytes(b"\x01" * 900_000), OutputProblem.TOO_LARGE, id="grows in JSON"),
+    ],
+)
+def test_what_is_wrong_with_an_output_is_said_by_name(
+    start: Callable[..., Meter], make: Callable[[Path], None], problem: OutputProblem
+) -> None:
+    with LedgerDouble({"usd": DOLLAR}) as ledger:
+        meter = start(ledger)
+        make(meter.folder / "output" / "output")
+        assert meter.stop() == 0
+        kept = ledger.output
+    output = meter.last_word["output"]
+    assert output["problem"] == problem.value
+    assert output["detail"] in meter.log
+    assert output["stored"] is (kept is not None)
+    assert (kept is None) is (problem is OutputProblem.NOT_REGULAR)
