@@ -223,6 +223,8 @@ allotments = Table(
     Column("debits", Text, nullable=False, server_default="{}"),
     # What the corrections of its entries sum to, in nano-dollars: part of its cost, and not of what its meter reported.
     _amount("corrected_nanos"),
+    # JSON: what of its sums stands in for records that have not come, from its meter's last word; null: none was taken.
+    Column("last_word", Text),
     *_usage(),
     sa.UniqueConstraint("execution_uid", "attempt", "purpose"),
     sa.CheckConstraint("purpose IN ('run', 'compute')", name="purpose"),
@@ -294,7 +296,7 @@ records = Table(
     Column("error", String(256)),
     Column("metadata", Text, nullable=False),
     sa.UniqueConstraint("allotment_id", "sequence", "month"),
-    sa.CheckConstraint("kind IN ('usage', 'unaccounted', 'correction')", name="kind"),
+    sa.CheckConstraint("kind IN ('usage', 'unaccounted', 'correction', 'last_word')", name="kind"),
     postgresql_partition_by="LIST (month)",
 )
 

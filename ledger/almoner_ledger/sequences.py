@@ -23,6 +23,11 @@ class Sequences:
     ahead: tuple[tuple[int, int], ...] = ()
 
     @property
+    def count(self) -> int:
+        """How many have come."""
+        return self.contiguous + sum(high - low + 1 for low, high in self.ahead)
+
+    @property
     def highest(self) -> int:
         """The highest number that has come; 0 for none."""
         return self.ahead[-1][1] if self.ahead else self.contiguous

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from almoner_core import wire
 from almoner_core.api.resource_quota import BudgetPeriod
+from almoner_core.last_word import WordTotals
 from almoner_core.usage import Outcome, Tokens, UsageRecord
 from almoner_core.wire import AccountKey, Dimension, ErrorCode
 from almoner_ledger.errors import LedgerError
@@ -55,6 +56,22 @@ def record(sequence: int, cost: int | None = 0, **changes: Any) -> UsageRecord:
 
 def tokens(given: int, taken: int = 0) -> Tokens:
     return Tokens(input=given, output=taken)
+
+
+def word_of(records: Sequence[UsageRecord], output: wire.LastOutput | None = None, **changes: int) -> wire.LastWord:
+    """The last word of a meter that had these records, ready to be changed."""
+    totals = {
+        "cost_nanos": sum(each.cost_nanos or 0 for each in records),
+        "unpriced": sum(each.cost_nanos is None for each in records),
+        "requests": sum(each.requests for each in records),
+        "tool_calls": sum(each.tool_calls for each in records),
+        **{
+            f"{kind}_tokens": sum(getattr(each.tokens, kind) for each in records)
+            for kind in ("input", "cached_input", "cache_write", "output", "reasoning")
+        },
+    }
+    last = changes.pop("last_sequence", max((each.sequence for each in records), default=0))
+    return wire.LastWord(last_sequence=last, totals=WordTotals(**{**totals, **changes}), output=output)
 
 
 class Clock:
@@ -146,10 +163,20 @@ class Books:
         return self.run(Verb.BIND, body, epoch=self.epoch)
 
     def end(
-        self, allotment: str, verb: Verb = Verb.CLOSE, operation_id: str | None = None, *, terminated: bool = True
+        self,
+        allotment: str,
+        verb: Verb = Verb.CLOSE,
+        operation_id: str | None = None,
+        *,
+        terminated: bool = True,
+        last_word: wire.LastWord | None = None,
     ) -> Any:
         body = wire.CloseAllotment(
-            operation_id=operation_id or new_id(), allotment=allotment, reason="test", terminated=terminated
+            operation_id=operation_id or new_id(),
+            allotment=allotment,
+            reason="test",
+            terminated=terminated,
+            last_word=last_word,
         )
         return self.run(verb, body, epoch=self.epoch)
 

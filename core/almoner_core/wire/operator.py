@@ -8,6 +8,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from almoner_core.api.resource_quota import BudgetPeriod
+from almoner_core.environment import TERMINATION_MESSAGE_BYTES_MAX
+from almoner_core.last_word import WordTotals
 from almoner_core.usage import UsageRecord
 from almoner_core.wire.common import (
     BATCH_ITEMS_MAX,
@@ -187,6 +189,27 @@ class BindBatch(WireModel):
     items: Annotated[list[BindAllotment], Field(min_length=1, max_length=BATCH_ITEMS_MAX)]
 
 
+class LastOutput(WireModel):
+    """An output that the ledger never got from the meter: all of it, or its beginning. Never replaces what is there."""
+
+    content: Annotated[str, Field(max_length=TERMINATION_MESSAGE_BYTES_MAX)]
+    bytes: int = Field(ge=0, le=10**18, description="Of the whole output.")
+    truncated: bool = False
+
+
+class LastWord(WireModel):
+    """What a meter said at its end where the kubelet picks it up: totals over all its records.
+
+    What the records here do not sum to is entered as kind `last_word`, in the place of the charge for what the attempt
+    could still have spent; records that come late take its place. A word that contradicts the records, or that has
+    calls of unknown cost under a money limit, changes nothing: then the charge stands.
+    """
+
+    last_sequence: int = Field(ge=0, le=10**18)
+    totals: WordTotals
+    output: LastOutput | None = None
+
+
 class CloseAllotment(WireModel):
     """Void an offered allotment, or close an active one whose pod is gone."""
 
@@ -199,14 +222,18 @@ class CloseAllotment(WireModel):
         "active allotment is closed only once lease, longest call and margin have passed since its meter was heard of "
         "(`leased` before that).",
     )
+    last_word: LastWord | None = Field(
+        default=None, description="Of an attempt whose containers have ended (`terminated`): its meter's last word."
+    )
 
 
 class CloseBatch(WireModel):
     """Allotments to void or to close; each is decided on its own.
 
     `allotments:close` on an active allotment: if the meter returned everything it is closed already; otherwise what
-    the attempt could still have spent is charged off as one `unaccounted` entry. The operator calls it only once the
-    pod has terminated, or lease + longest call + margin have passed.
+    the attempt could still have spent is charged off as one `unaccounted` entry, or, where its meter left a last word,
+    what that says. The operator calls it only once the pod has terminated, or lease + longest call + margin have
+    passed. Closing a closed one with a last word settles the charge that was made for it.
     """
 
     epoch: int = Field(ge=1)
@@ -241,6 +268,12 @@ class ItemAnswer(WireModel):
     allotment: Id
     state: str | None = None
     error: Error | None = None
+    last_word: Amounts | None = Field(
+        default=None, description="What was entered from the meter's last word, by dimension; absent: nothing was."
+    )
+    charged: Amounts | None = Field(
+        default=None, description="What was charged for an attempt that left no usable last word; absent: nothing was."
+    )
 
 
 class BatchAnswer(WireModel):

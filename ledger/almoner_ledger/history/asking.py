@@ -62,7 +62,7 @@ OF_EXECUTIONS: Final = (By.NAMESPACE, By.AGENT, By.OWNER, By.EXECUTION, By.UID, 
 CHOICES: Final[Mapping[By, tuple[str, ...]]] = {
     # "" is what sums hold that were made before operation and outcome were told apart.
     By.OUTCOME: (*(each.value for each in Outcome), ""),
-    By.RESOURCE_TYPE: (*(each.value for each in ResourceType), "unaccounted"),
+    By.RESOURCE_TYPE: (*(each.value for each in ResourceType), "unaccounted", "last_word"),
     By.STATE: tuple(each.value for each in AllotmentState),
 }
 QUALIFIED: Final = (By.AGENT, By.EXECUTION)

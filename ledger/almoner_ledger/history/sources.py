@@ -52,8 +52,8 @@ ENTRIES: Final = records.join(allotments, allotments.c.id == records.c.allotment
 
 def entry_usage() -> dict[str, Column]:
     """What one entry adds to each sum. Only the money of a charge or a correction is known, and only that counts."""
-    is_usage = records.c.kind == "usage"
-    priced_late = sa.and_(records.c.kind == CORRECTION, records.c.digest == WAS_UNKNOWN)
+    is_usage = records.c.kind.in_(("usage", "last_word"))
+    priced_late = sa.and_(records.c.kind.in_((CORRECTION, "last_word")), records.c.digest == WAS_UNKNOWN)
     special: dict[str, Column] = {
         "cost_nanos": records.c.cost_nanos,
         "unaccounted_nanos": sa.case((records.c.kind == "unaccounted", records.c.cost_nanos), else_=0),

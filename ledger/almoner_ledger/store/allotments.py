@@ -19,7 +19,7 @@ from almoner_core.wire import (
     Returned,
 )
 from almoner_ledger.errors import LedgerError, invalid
-from almoner_ledger.store import charging, compute, leases, rates, recall
+from almoner_ledger.store import charging, compute, finishing, last_words, leases, rates, recall
 from almoner_ledger.store.accounts import execution_limits, smallest
 from almoner_ledger.store.books import Books
 from almoner_ledger.store.commands import Command
@@ -215,6 +215,9 @@ def close(books: Books, command: Command) -> ItemAnswer:
     """Close an allotment whose pod is gone: what it could still have spent is charged off."""
     body: CloseAllotment = command.body
     allotment = books.allotment(command)
+    entered = charged = None
+    if body.last_word is not None:
+        _check_word(allotment, body)
     if allotment.purpose is Purpose.COMPUTE:
         compute.end_open(books, allotment, body.reason)
     elif allotment.state is AllotmentState.OFFERED:
@@ -223,9 +226,36 @@ def close(books: Books, command: Command) -> ItemAnswer:
     elif allotment.state is AllotmentState.ACTIVE:
         if not body.terminated:
             leases.check_silent(books, allotment)
-        leases.give_up(books, allotment, body.reason)
+        entered = _heed(books, allotment, body)
+        if allotment.open:
+            charged = leases.give_up(books, allotment, body.reason)
+    else:
+        entered = _heed(books, allotment, body)
     compute.end_beside(books, allotment, body.reason)
-    return ItemAnswer(allotment=allotment.id, state=allotment.state.value)
+    return ItemAnswer(allotment=allotment.id, state=allotment.state.value, last_word=entered, charged=charged)
+
+
+def _check_word(allotment: Allotment, body: CloseAllotment) -> None:
+    if not body.terminated or allotment.purpose is Purpose.COMPUTE:
+        raise invalid(
+            "last_word", "a word is the last one of a run's meter whose containers have ended: say terminated"
+        )
+
+
+def _heed(books: Books, allotment: Allotment, body: CloseAllotment) -> dict[Dimension, int] | None:
+    """Settle by the meter's last word, where there is one that can be used; gives what was entered."""
+    word = body.last_word
+    if word is None or allotment.state is AllotmentState.VOID:
+        return None
+    if word.output is not None:
+        books.last_outputs[allotment.id] = {
+            "allotment_id": allotment.id,
+            "content": word.output.content,
+            "bytes": word.output.bytes,
+            "truncated": word.output.truncated,
+        }
+        books.touch(allotment)
+    return last_words.take(books, allotment, word, body.reason)
 
 
 def speaking_for(books: Books, command: Command) -> Allotment:
@@ -315,7 +345,7 @@ def give_back(books: Books, command: Command) -> Returned:
     if body.final:
         allotment.final_sequence = body.last_sequence
         allotment.final_settled = dict(body.settled)
-        charging.finish(books, allotment)
+        finishing.finish(books, allotment)
     else:
         release(books, allotment, body.amounts)
     books.touch(allotment)
@@ -324,7 +354,7 @@ def give_back(books: Books, command: Command) -> Returned:
 
 def _check_return(allotment: Allotment, body: Return) -> None:
     if body.final:
-        charging.check_settled(allotment, body.last_sequence, body.settled)
+        finishing.check_settled(allotment, body.last_sequence, body.settled)
         return
     posted = allotment.settled()
     held = allotment.held()

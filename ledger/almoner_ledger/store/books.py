@@ -78,6 +78,7 @@ class Books:
     new_executions: list[dict[str, object]] = field(default_factory=list)
     new_records: list[dict[str, object]] = field(default_factory=list)
     outputs: dict[str, dict[str, object]] = field(default_factory=dict)
+    last_outputs: dict[str, dict[str, object]] = field(default_factory=dict)  # only where there is none
     rollups: dict[RollupKey, Rollup] = field(default_factory=dict)
     agents: dict[AgentKey, Usage] = field(default_factory=dict)
     changed: set[tuple[str, str]] = field(default_factory=set)

@@ -1,4 +1,4 @@
-"""Posting to accounts: settling records, closing, charging off what vanished, and settling that charge later."""
+"""Posting to accounts: settling records, charging off what vanished, and settling that charge later."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from almoner_core.wire import AllotmentState, Dimension, Purpose
-from almoner_ledger.errors import invalid
-from almoner_ledger.store.books import LARGEST_SUM, Books, RollupKey
+from almoner_ledger.store.books import Books, RollupKey
 from almoner_ledger.store.entries import CORRECTION, WAS_KNOWN
-from almoner_ledger.store.granting import release
 from almoner_ledger.store.state import Allotment, Hold, Usage
 from almoner_ledger.windows import day_of, month_of
 
@@ -48,8 +46,8 @@ def covers(hold: Hold, second: int) -> bool:
     return window.starts_at <= second and (window.ends_at is None or second < window.ends_at)
 
 
-def charge_off(books: Books, allotment: Allotment) -> None:
-    """Charge what is granted and not settled as one `unaccounted` entry; nothing held, no entry."""
+def charge_off(books: Books, allotment: Allotment) -> dict[Dimension, int]:
+    """Charge what is granted and not settled as one `unaccounted` entry; nothing held, no entry. Gives how much."""
     amounts = dict.fromkeys(Dimension, 0)
     for dimension in Dimension:
         for account in allotment.accounts_of(dimension):
@@ -57,6 +55,7 @@ def charge_off(books: Books, allotment: Allotment) -> None:
             amounts[dimension] = max(amounts[dimension], charged)
     if any(amounts.values()):
         _enter(books, allotment, "charge", amounts, corrects=None)
+    return {dimension: amount for dimension, amount in amounts.items() if amount}
 
 
 def uncharge(
@@ -72,6 +71,19 @@ def uncharge(
     `keep`: what is explained is held again, for the record to settle from. Where a person has settled the charge, it is
     that word which shrinks: the money of a record is counted once.
     """
+    amounts = reverse_charges(allotment, wanted, keep=keep and wanted is not None)
+    if any(amounts.values()):
+        settled = amounts[Dimension.USD] > allotment.usage.unaccounted_nanos
+        negative = {dimension: -amount for dimension, amount in amounts.items()}
+        corrects = settlement_id(allotment.id) if settled else charge_id(allotment.id)
+        kind = CORRECTION if settled else UNACCOUNTED
+        _enter(books, allotment, f"settle/{cause}", negative, corrects=corrects, kind=kind)
+
+
+def reverse_charges(
+    allotment: Allotment, wanted: Mapping[Dimension, int] | None, *, keep: bool
+) -> dict[Dimension, int]:
+    """Take charges off the holds, the newest first: up to `wanted` on every account, or all (None). Gives how much."""
     amounts = dict.fromkeys(Dimension, 0)
     for account, dimensions in allotment.tracked.items():
         for dimension in dimensions:
@@ -79,15 +91,10 @@ def uncharge(
             for hold in reversed(allotment.holds_of(dimension, account)):
                 amount = hold.charged if wanted is None else min(wanted.get(dimension, 0) - reversed_here, hold.charged)
                 if amount:
-                    hold.reverse_charge(amount, keep=keep and wanted is not None)
+                    hold.reverse_charge(amount, keep=keep)
                     reversed_here += amount
             amounts[dimension] = max(amounts[dimension], reversed_here)
-    if any(amounts.values()):
-        settled = amounts[Dimension.USD] > allotment.usage.unaccounted_nanos
-        negative = {dimension: -amount for dimension, amount in amounts.items()}
-        corrects = settlement_id(allotment.id) if settled else charge_id(allotment.id)
-        kind = CORRECTION if settled else UNACCOUNTED
-        _enter(books, allotment, f"settle/{cause}", negative, corrects=corrects, kind=kind)
+    return amounts
 
 
 def take_back_unaccounted(books: Books, allotment: Allotment, nanos: int, when_ms: int) -> None:
@@ -98,15 +105,16 @@ def take_back_unaccounted(books: Books, allotment: Allotment, nanos: int, when_m
 
 def charge_id(allotment_id: str) -> str:
     """The id of the entry that charges off what an attempt could still have spent."""
-    return _entry_id(allotment_id, "charge")
+    return entry_id(allotment_id, "charge")
 
 
 def settlement_id(allotment_id: str) -> str:
     """The id of the entry by which a person settles such a charge."""
-    return _entry_id(allotment_id, "settlement")
+    return entry_id(allotment_id, "settlement")
 
 
-def _entry_id(allotment_id: str, step: str) -> str:
+def entry_id(allotment_id: str, step: str) -> str:
+    """The id of an entry without a record; each step in an attempt's life makes one at most."""
     return str(uuid.uuid5(_NAMESPACE, f"{allotment_id}/{step}"))
 
 
@@ -126,7 +134,7 @@ def _enter(
         books,
         allotment,
         {
-            "id": _entry_id(allotment.id, step),
+            "id": entry_id(allotment.id, step),
             "kind": kind,
             "corrects": corrects,
             "digest": WAS_KNOWN if kind == CORRECTION else "",
@@ -195,53 +203,6 @@ def rollup_key(allotment: Allotment, row: Mapping[str, Any]) -> RollupKey:
         row["operation"],
         row["outcome"],
     )
-
-
-def check_settled(allotment: Allotment, last_sequence: int, settled: Mapping[Dimension, int]) -> None:
-    """Refuse a final return whose totals differ from its own records, if those are all here."""
-    if allotment.sequences.highest > last_sequence:
-        raise invalid("last_sequence", f"record {allotment.sequences.highest} was posted already")
-    posted = allotment.settled()
-    complete = allotment.sequences.contiguous >= last_sequence
-    for dimension, amount in settled.items():
-        if amount < posted[dimension] or (complete and amount != posted[dimension]):
-            raise invalid(
-                f"settled.{dimension.value}", f"the records sum to {posted[dimension]}, the return says {amount}"
-            )
-
-
-def finish(books: Books, allotment: Allotment) -> None:
-    """After a final return: release what no record will settle, and close once every record is there."""
-    if allotment.final_sequence is None:
-        return
-    if allotment.sequences.contiguous >= allotment.final_sequence:
-        if allotment.usage.unpriced and Dimension.USD in allotment.limited:
-            # What was charged for calls of unknown cost stays so, until somebody says what they cost.
-            uncharge(books, allotment, {d: LARGEST_SUM for d in Dimension if d is not Dimension.USD}, keep=False)
-        else:
-            uncharge(books, allotment, None)
-        if allotment.open:
-            _release_or_charge_unpriced(books, allotment)
-            end(books, allotment, AllotmentState.CLOSED, "returned")
-        return
-    if allotment.open:
-        stated, posted, held = allotment.final_settled or {}, allotment.settled(), allotment.held()
-        spare = {
-            dimension: max(0, held.get(dimension, 0) - (stated[dimension] - posted[dimension]))
-            for dimension in stated
-            if not (dimension is Dimension.USD and allotment.usage.unpriced)
-        }
-        release(books, allotment, spare)
-
-
-def _release_or_charge_unpriced(books: Books, allotment: Allotment) -> None:
-    if allotment.usage.unpriced and Dimension.USD in allotment.limited:
-        # A call of unknown cost under a money limit is not free: what was held for it is charged.
-        others = allotment.held()
-        others.pop(Dimension.USD, None)
-        release(books, allotment, others)
-        charge_off(books, allotment)
-    release(books, allotment, None)
 
 
 def end(books: Books, allotment: Allotment, state: AllotmentState, reason: str) -> None:

@@ -29,7 +29,7 @@ from almoner_core.wire import (
     SettleCharge,
 )
 from almoner_ledger.errors import LedgerError, invalid
-from almoner_ledger.store import charging
+from almoner_ledger.store import charging, last_words
 from almoner_ledger.store.books import LARGEST_SUM, Books
 from almoner_ledger.store.commands import Command, Verb
 from almoner_ledger.store.entries import CORRECTION, WAS_KNOWN, WAS_UNKNOWN, StoredEntry, read
@@ -43,6 +43,14 @@ _NAMESPACE = uuid.UUID("9b3e5c56-5f0f-5b52-8f0c-6d2f0f6f9a11")
 def load(books: Books, commands: Sequence[Command]) -> None:
     """Read the entries that the commands are about; the locks of their allotments are held already."""
     wanted = [each.record for c in commands if c.verb is Verb.CORRECT for each in c.body.corrections]
+    # A last word does not outlive a person's.
+    words = [c.allotment for c in commands if c.verb is Verb.CLOSE and c.body.last_word and c.allotment]
+    closed = (books.allotments[each] for each in words if each in books.allotments)
+    wanted += [
+        charging.settlement_id(each.id)
+        for each in closed
+        if each.state is AllotmentState.CLOSED and not last_words.is_complete(each)
+    ]
     for each in (c.allotment for c in commands if c.verb is Verb.SETTLE and c.allotment):
         wanted += [charging.charge_id(each), charging.settlement_id(each)]
     books.entries = read(books.connection, wanted)
@@ -76,6 +84,10 @@ def _checked(books: Books, allotment: Allotment, body: CorrectEntries, index: in
             raise invalid(place, "every record of the attempt has come, so nothing is left of it: correct those")
     elif kind == CORRECTION:
         raise invalid(place, f"it is a correction of {entry.row['corrects']}: correct that one")
+    elif kind == last_words.KIND:
+        raise invalid(
+            place, "it stands in for records that have not come, as their meter summed them: nothing to correct"
+        )
     elif kind != "usage":
         raise invalid(place, f"it is an {kind} charge: settle the allotment instead")
     if any(each.record == wanted.record for each in body.corrections[:index]):
@@ -103,7 +115,7 @@ def _correct(books: Books, allotment: Allotment, entry: StoredEntry, wanted: New
     original, before = entry.row, entry.cost
     difference = wanted.cost_nanos - (before or 0)
     entry_id = str(uuid.uuid5(_NAMESPACE, f"{original['id']}/{entry.corrections + 1}"))
-    if before is None:
+    if before is None and allotment.word is None:
         # What was held for a call of unknown cost was charged off when the attempt ended: this explains some of it.
         charging.uncharge(books, allotment, {Dimension.USD: difference}, entry_id, keep=False)
     when = charging.effective_ms(allotment, original)
@@ -224,6 +236,12 @@ def _check_settle(books: Books, allotment: Allotment, body: SettleCharge, charge
             ErrorCode.RECORD_CONFLICT,
             f"allotment: it was settled already, at {settled.row['cost_nanos']} nano-dollars: correct entry "
             f"{settled.row['id']} if that was wrong",
+            field="allotment",
+        )
+    if allotment.word is not None:
+        raise LedgerError(
+            ErrorCode.WRONG_STATE,
+            "allotment: its meter's last word says what it spent: nothing of it is unaccounted",
             field="allotment",
         )
     if allotment.state is not AllotmentState.CLOSED or not any(charged.values()):

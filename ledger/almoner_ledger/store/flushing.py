@@ -30,6 +30,8 @@ def flush(books: Books) -> None:
     _flush_holds(books, writer)
     writer.insert(schema.operations, books.new_operations)
     writer.upsert(schema.outputs, [books.outputs[key] for key in sorted(books.outputs)])
+    # From last words: what the meter itself put is better.
+    writer.insert_missing(schema.outputs, [books.last_outputs[key] for key in sorted(books.last_outputs)])
     _flush_sums(books, writer)
     changed = writer.take(CHANGES, len(books.changed))
     entries = writer.take(ENTRIES, len(books.new_records))
@@ -114,7 +116,7 @@ def _flush_allotments(books: Books, writer: bulk.Writer) -> None:
     for each in allotments:
         if each.new or (each.dirty and each.shown() != each.stored):
             books.changed.add(("execution", each.execution.uid))
-    for allotment in books.outputs:
+    for allotment in (*books.outputs, *books.last_outputs):
         books.changed.add(("execution", books.allotments[allotment].execution.uid))
 
 
@@ -156,6 +158,7 @@ def _life_of(allotment: Allotment) -> dict[str, Any]:
         "progress": allotment.progress,
         "debits": _json(allotment.debits) if allotment.debits else "{}",
         "corrected_nanos": allotment.corrected_nanos,
+        "last_word": None if allotment.word is None else allotment.word.to_json(),
     }
 
 

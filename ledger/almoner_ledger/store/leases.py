@@ -17,7 +17,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from almoner_core.wire import AllotmentState, ErrorCode, ItemAnswer, Purpose
+from almoner_core.wire import AllotmentState, Dimension, ErrorCode, ItemAnswer, Purpose
 from almoner_ledger import schema
 from almoner_ledger.errors import LedgerError
 from almoner_ledger.leasing import LeasePolicy
@@ -60,10 +60,11 @@ def check_no_other_active(books: Books, uid: str, attempt: int) -> None:
             )
 
 
-def give_up(books: Books, allotment: Allotment, reason: str) -> None:
-    """Charge off what an active attempt could still have spent, and close it."""
-    charging.charge_off(books, allotment)
+def give_up(books: Books, allotment: Allotment, reason: str) -> dict[Dimension, int]:
+    """Charge off what an active attempt could still have spent, and close it. Gives what was charged."""
+    charged = charging.charge_off(books, allotment)
     charging.end(books, allotment, AllotmentState.CLOSED, reason)
+    return charged
 
 
 def expire(books: Books, command: Command) -> ItemAnswer:

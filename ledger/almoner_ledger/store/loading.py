@@ -26,6 +26,7 @@ from almoner_ledger.store.state import (
     Hold,
     Usage,
     Window,
+    Word,
     execution_account_id,
     quota_account_id,
     usage_values,
@@ -210,6 +211,7 @@ def allotment_of(row: Any) -> Allotment:
         purpose=Purpose(row.purpose),
         debits=_debits(row.debits),
         corrected_nanos=row.corrected_nanos,
+        word=None if row.last_word is None else Word.of_json(row.last_word),
         usage=usage_of(row),
         stored=(row.state, row.progress, *usage_values(row)),
     )

@@ -10,7 +10,7 @@ from almoner_core.usage import UsageRecord
 from almoner_core.wire import AllotmentState, Dimension, ErrorCode, Posted, PostRecords
 from almoner_ledger.errors import LedgerError, invalid
 from almoner_ledger.sequences import TooManyGapsError
-from almoner_ledger.store import charging, compute, rates
+from almoner_ledger.store import charging, compute, finishing, last_words, rates
 from almoner_ledger.store.allotments import speaking_for, wrong_state
 from almoner_ledger.store.books import LARGEST_SUM, Books, StoredRecord
 from almoner_ledger.store.commands import Command, Done
@@ -33,7 +33,7 @@ def post(books: Books, command: Command) -> Posted:
     for record, digest, metadata in posted:
         enter(books, allotment, record, digest, metadata)
     rates.settle(books, allotment, [record for record, _, _ in posted], body.refunds)
-    charging.finish(books, allotment)
+    finishing.finish(books, allotment)
     books.touch(allotment)
     return Posted(
         last_sequence=allotment.sequences.contiguous,
@@ -110,7 +110,10 @@ def _metadata(record: UsageRecord, place: str) -> str:
 def enter(books: Books, allotment: Allotment, record: UsageRecord, digest: str, metadata: str) -> None:
     """Post one record that `fresh` gave."""
     amounts = amounts_of(record)
-    if allotment.usage.unaccounted_nanos or any(hold.charged for hold in allotment.holds.values()):
+    if allotment.word is not None:
+        # Late: the last word gives way to it.
+        last_words.give_way(books, allotment, Usage.of(record), record.id)
+    elif allotment.usage.unaccounted_nanos or any(hold.charged for hold in allotment.holds.values()):
         # Late: it explains part of what was charged off.
         charging.uncharge(books, allotment, amounts, record.id)
     row = charging.entry(books, allotment, _row(record, digest, metadata))

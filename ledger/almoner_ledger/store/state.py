@@ -7,6 +7,7 @@ loads and flushes them. Each knows whether it changed.
 from __future__ import annotations
 
 import hashlib
+import json
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -318,6 +319,16 @@ def _machine_time(record: UsageRecord) -> dict[str, int]:
     return {COMPUTE_COLUMNS[record.model]: record.units}
 
 
+def usage_amounts(usage: Usage) -> dict[Dimension, int]:
+    """What sums of records post to accounts, by dimension."""
+    return {
+        Dimension.USD: usage.cost_nanos,
+        Dimension.TOKENS: usage.input_tokens + usage.output_tokens,
+        Dimension.TOOL_CALLS: usage.tool_calls,
+        Dimension.REQUESTS: usage.requests,
+    }
+
+
 def amounts_of(record: UsageRecord) -> dict[Dimension, int]:
     """What one record posts to accounts, by dimension."""
     return {
@@ -326,6 +337,29 @@ def amounts_of(record: UsageRecord) -> dict[Dimension, int]:
         Dimension.TOOL_CALLS: record.tool_calls,
         Dimension.REQUESTS: record.requests,
     }
+
+
+@dataclass(slots=True)
+class Word:
+    """What a meter's last word added to its attempt's sums and no record has replaced yet; entered as of `at_ms`."""
+
+    at_ms: int
+    usage: Usage = field(default_factory=Usage)
+
+    def to_json(self) -> str:
+        """The column's value."""
+        sums = {name: value for name, value in self.usage.to_row().items() if value}
+        return json.dumps({"at_ms": self.at_ms, **sums}, sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def of_json(cls, text: str) -> Word:
+        """Read the column's value."""
+        values = json.loads(text)
+        return cls(values.pop("at_ms"), Usage(**values))
+
+    def amounts(self) -> dict[Dimension, int]:
+        """What it posts to accounts, by dimension."""
+        return usage_amounts(self.usage)
 
 
 @dataclass(slots=True)
@@ -352,6 +386,7 @@ class Allotment:
     usage: Usage = field(default_factory=Usage)
     purpose: Purpose = Purpose.RUN
     debits: dict[str, dict[Dimension, int]] = field(default_factory=dict)  # by bucket: see rates
+    word: Word | None = None  # what stands in for records that have not come; None: no last word was taken
     corrected_nanos: int = 0  # what the corrections of its entries sum to: its meter knows nothing of them
     holds: dict[WindowKey, Hold] = field(default_factory=dict)
     # What the feed of changes told of it last: `shown` as it was loaded.
@@ -397,11 +432,15 @@ class Allotment:
             held[dimension] = min(sums, default=0)
         return held
 
+    def reported(self) -> Usage:
+        """What its records sum to as its meter reported them: charges, corrections and its last word apart."""
+        sums = Usage(*usage_values(self.usage))
+        if self.word is not None:
+            for name in USAGE_COLUMNS:
+                setattr(sums, name, getattr(sums, name) - getattr(self.word.usage, name))
+        sums.cost_nanos -= sums.unaccounted_nanos + self.corrected_nanos
+        return sums
+
     def settled(self) -> dict[Dimension, int]:
         """What its records sum to as its meter reported them, by dimension."""
-        return {
-            Dimension.USD: self.usage.cost_nanos - self.usage.unaccounted_nanos - self.corrected_nanos,
-            Dimension.TOKENS: self.usage.input_tokens + self.usage.output_tokens,
-            Dimension.TOOL_CALLS: self.usage.tool_calls,
-            Dimension.REQUESTS: self.usage.requests,
-        }
+        return usage_amounts(self.reported())

@@ -10,8 +10,11 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from almoner_ledger import schema
+from almoner_ledger.history.sources import entry_usage
+from almoner_ledger.store import last_words
 from almoner_ledger.store.charging import UNACCOUNTED
 from almoner_ledger.store.flushing import CHANGES
+from almoner_ledger.store.state import Word
 from almoner_ledger.verify.findings import AMOUNTS, Check, Violation, total
 from almoner_ledger.windows import month_of
 
@@ -77,7 +80,7 @@ def rated_by_version(connection: Connection) -> Iterator[Violation]:
 
 
 def charged_is_entered(connection: Connection) -> Iterator[Violation]:
-    """Invariant 7: what attempts are charged without a record is what their `unaccounted` entries sum to."""
+    """Invariant 7: what attempts are charged without a record is entered, as `unaccounted` or as `last_word`."""
     holds, records = schema.holds, schema.records
     charged = (
         sa.select(holds.c.allotment_id, holds.c.account_id, holds.c.dimension, total(holds.c.charged).label("charged"))
@@ -90,19 +93,59 @@ def charged_is_entered(connection: Connection) -> Iterator[Violation]:
         most[key] = max(row.charged, most.get(key, 0))
     entered = (
         sa.select(records.c.allotment_id, *(total(column).label(each.value) for each, column in AMOUNTS.items()))
-        .where(records.c.resource_type == UNACCOUNTED)
+        .where(records.c.resource_type.in_((UNACCOUNTED, last_words.KIND)))
         .group_by(records.c.allotment_id)
     )
+    uncounted = _uncounted(connection)
     for entry in connection.execute(entered).mappings():
         for each in AMOUNTS:
-            amount = most.pop((entry["allotment_id"], each.value), 0)
-            if amount != entry[each.value]:
+            key = (entry["allotment_id"], each.value)
+            amount = most.pop(key, 0)
+            if amount != entry[each.value] and key not in uncounted:
                 found = f"{amount} {each.value} charged, entries sum to {entry[each.value]}"
                 yield Violation("charges-are-entered", f"allotment {entry['allotment_id']}", found)
     for (allotment, dimension), amount in sorted(most.items()):
         yield Violation(
             "charges-are-entered", f"allotment {allotment}", f"{amount} {dimension} charged without an entry"
         )
+
+
+def _uncounted(connection: Connection) -> set[tuple[str, str]]:
+    """Dimensions of attempts with a last word that no account counts: the word says them, nothing is charged there."""
+    holds, allotments = schema.holds, schema.allotments
+    heard = sa.select(allotments.c.id).where(allotments.c.last_word.is_not(None))
+    ids = connection.execute(heard).scalars().all()
+    query = sa.select(holds.c.allotment_id, holds.c.dimension).where(holds.c.allotment_id.in_(heard)).distinct()
+    counted = {(row.allotment_id, row.dimension) for row in connection.execute(query)}
+    return {(each, dimension.value) for each in ids for dimension in AMOUNTS} - counted
+
+
+def last_words_are_entered(connection: Connection) -> Iterator[Violation]:
+    """What stands in for an attempt's records is what its `last_word` entries sum to: nothing once all have come."""
+    records, allotments = schema.records, schema.allotments
+    word = entry_usage()
+    sums = (
+        sa.select(records.c.allotment_id, *(total(column).label(name) for name, column in word.items()))
+        .where(records.c.kind == last_words.KIND)
+        .group_by(records.c.allotment_id)
+    )
+    entered = {row["allotment_id"]: dict(row) for row in connection.execute(sums).mappings()}
+    kept = sa.select(allotments.c.id, allotments.c.last_word, allotments.c.contiguous, allotments.c.final_sequence)
+    for row in connection.execute(kept.where(allotments.c.last_word.is_not(None))):
+        found = entered.pop(row.id, {})
+        try:
+            usage = Word.of_json(row.last_word).usage.to_row()
+        except (ValueError, KeyError, TypeError):
+            yield Violation("last-words-are-entered", f"allotment {row.id}", f"it keeps {row.last_word:.80}")
+            continue
+        for name, amount in usage.items():
+            if amount != found.get(name, 0):
+                text = f"{name} {amount}, entries sum to {found.get(name, 0)}"
+                yield Violation("last-words-are-entered", f"allotment {row.id}", text)
+        if any(usage.values()) and row.final_sequence is not None and row.contiguous >= row.final_sequence:
+            yield Violation("last-words-are-entered", f"allotment {row.id}", "every record is here, and a word beside")
+    for allotment in sorted(entered):
+        yield Violation("last-words-are-entered", f"allotment {allotment}", "entered, and not kept")
 
 
 def feed_is_numbered(connection: Connection) -> Iterator[Violation]:
@@ -119,5 +162,6 @@ CHECKS: Final[tuple[Check, ...]] = (
     in_their_month,
     rated_by_version,
     charged_is_entered,
+    last_words_are_entered,
     feed_is_numbered,
 )
