@@ -173,7 +173,7 @@ def test_an_output_with_two_names_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(files.OutputError, match="more than one link"):
         files.read_output(tmp_path / "output")
     (tmp_path / "other").unlink()
-    assert files.read_output(tmp_path / "output") == files.Output("x", truncated=False)
+    assert files.read_output(tmp_path / "output") == files.Output("x", truncated=False, size=1, decoded=True)
     assert files.read_output(tmp_path / "none") is None
 
 
@@ -189,7 +189,8 @@ def test_a_large_output_is_not_cut_within_a_character(tmp_path: Path) -> None:
     assert OUTPUT_BYTES_MAX % 3
     (tmp_path / "output").write_text("字" * (OUTPUT_BYTES_MAX // 3 + 10), encoding="utf-8")
     found = files.read_output(tmp_path / "output")
-    assert found == files.Output("字" * (OUTPUT_BYTES_MAX // 3), truncated=True)
+    size = 3 * (OUTPUT_BYTES_MAX // 3 + 10)
+    assert found == files.Output("字" * (OUTPUT_BYTES_MAX // 3), truncated=True, size=size, decoded=True)
 
 
 def test_the_input_is_written_readable_for_the_agent(tmp_path: Path) -> None:
