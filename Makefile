@@ -23,7 +23,7 @@ setup: $(STAMP) ## Create .venv and install Almoner with its development tools
 
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: apt-get install python3 python3-venv, or PYTHON=/path/to/python3.11"; exit 1; }
-	@echo "==> setting up $(VENV) with $$("$(PYTHON)" --version)"
+	@echo "==> setting up $(VENV) with $$("$(PYTHON)" --version): installs packages, once, for a minute or two"
 	@test -x $(PY) || "$(PYTHON)" -m venv $(VENV) || { echo "venv is missing: apt-get install python3-venv"; exit 1; }
 	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
