@@ -10,13 +10,17 @@ from typing import Final
 
 # Part -> (module, function that takes the rest of the arguments and gives the exit code, help).
 PARTS: Final = {
-    "ledger": ("almoner_ledger.cli", "main", "the books: serve, migrate, verify, costs"),
+    "ledger": ("almoner_ledger.cli", "main", "the books: what was spent, audits, corrections, the service"),
     "operator": ("almoner_operator.__main__", "main", "run the operator"),
 }
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="almoner", description="Run AI agents on Kubernetes inside hard limits.")
+    parser = argparse.ArgumentParser(
+        prog="almoner",
+        description="Run AI agents on Kubernetes inside hard limits.",
+        epilog="`almoner PART --help` says what a part offers. What users do is done with kubectl: docs/start.md.",
+    )
     parser.add_argument("--version", action="version", version=f"almoner {version('almoner')}")
     parts = parser.add_subparsers(dest="part", required=True, metavar="PART")
     for name, (_, _, text) in PARTS.items():
@@ -31,6 +35,9 @@ def main(argv: list[str] | None = None) -> int:
     # The rest goes to the part as it is: options before a subcommand would confuse a REMAINDER.
     if arguments and arguments[0] in PARTS:
         return _run(arguments[0], arguments[1:])
+    if not arguments:
+        _parser().print_help(sys.stderr)
+        return 2
     _parser().parse_args(arguments)
     return 2
 

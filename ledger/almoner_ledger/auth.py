@@ -81,7 +81,13 @@ def load_static_tokens(path: Path) -> dict[str, Caller]:
     Raises ValueError that names what is wrong.
     """
     callers: dict[str, Caller] = {}
-    for index, entry in enumerate(json.loads(path.read_text())):
+    try:
+        entries = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"--static-tokens: {path} is no JSON: {error}") from error
+    if not isinstance(entries, list):
+        raise ValueError(f"--static-tokens: {path} is no JSON list")  # noqa: TRY004 - one kind of error for bad input
+    for index, entry in enumerate(entries):
         try:
             role, token = Role(entry["role"]), str(entry["token"])
         except (KeyError, TypeError, ValueError) as error:

@@ -90,8 +90,15 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.database = _database_url(arguments.database, arguments.database_file)
         return _serve(arguments) if arguments.run_on is None else _on_database(arguments)
     except (ValueError, OSError) as error:
-        print(f"almoner ledger: {error}", file=sys.stderr)
+        print(f"almoner ledger: {_words(error)}", file=sys.stderr)
         return 2
+
+
+def _words(error: Exception) -> str:
+    """Say an error without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
 
 
 def _database_url(given: str | None, file: Path | None) -> str:
@@ -174,6 +181,6 @@ def _on_database(arguments: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry of `almoner-ledger` and of `almoner ledger`."""
-    parser = argparse.ArgumentParser(prog="almoner-ledger", description="The ledger of Almoner.")
+    parser = argparse.ArgumentParser(prog="almoner ledger", description="The ledger of Almoner.")
     add_arguments(parser)
     return run(parser.parse_args(argv))

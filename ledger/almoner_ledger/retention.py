@@ -124,7 +124,7 @@ def prune(
     `say` gets a line for each month, `progress` what is being done. Raises ValueError for fewer than KEEP_MONTHS_MIN.
     """
     if keep_months < KEEP_MONTHS_MIN:
-        raise ValueError(f"keep-months: write at least {KEEP_MONTHS_MIN}")
+        raise ValueError(f"--keep-months: write at least {KEEP_MONTHS_MIN}")
     database = store.database
     progress("looking for months to drop")
     months = database.snapshot(

@@ -39,7 +39,7 @@ def grant(connection: Connection, role: str) -> None:
     Raises ValueError where the database has no roles, the role is not there, or grants would not bind it.
     """
     if connection.dialect.name != "postgresql":
-        raise ValueError("grant-to: SQLite has no roles; whoever can write the file can change it")
+        raise ValueError("--grant-to: SQLite has no roles; whoever can write the file can change it")
     _check(connection, role)
     quote = connection.dialect.identifier_preparer.quote
     name, place = quote(role), quote(str(_scalar(connection, "SELECT current_schema()")))
@@ -60,7 +60,7 @@ def grant(connection: Connection, role: str) -> None:
     if _scalar(connection, "SELECT has_schema_privilege(:role, current_schema(), 'CREATE')", role=role):
         # PostgreSQL before 15 lets everybody create in the schema `public`.
         raise ValueError(
-            f"grant-to: {role} may still create tables, as everybody may: run "
+            f"--grant-to: {role} may still create tables, as everybody may: run "
             f"REVOKE CREATE ON SCHEMA {place} FROM PUBLIC first"
         )
 
@@ -68,14 +68,14 @@ def grant(connection: Connection, role: str) -> None:
 def _check(connection: Connection, role: str) -> None:
     found = connection.execute(sa.text("SELECT rolsuper FROM pg_roles WHERE rolname = :role"), {"role": role}).first()
     if found is None:
-        raise ValueError(f"grant-to: there is no role {role!r:.70}: run CREATE ROLE ... LOGIN PASSWORD ... first")
+        raise ValueError(f"--grant-to: there is no role {role!r:.70}: run CREATE ROLE ... LOGIN PASSWORD ... first")
     if found.rolsuper:
-        raise ValueError(f"grant-to: {role} is a superuser, whom no grant binds: make a role for the service")
+        raise ValueError(f"--grant-to: {role} is a superuser, whom no grant binds: make a role for the service")
     owners = (
         "SELECT count(*) FROM pg_tables WHERE schemaname = current_schema() AND pg_has_role(:role, tableowner, 'USAGE')"
     )
     if _scalar(connection, owners, role=role):
-        raise ValueError(f"grant-to: {role} owns tables of the ledger, or may act as their owner: make another role")
+        raise ValueError(f"--grant-to: {role} owns tables of the ledger, or may act as their owner: make another role")
 
 
 def _scalar(connection: Connection, query: str, **values: str) -> object:

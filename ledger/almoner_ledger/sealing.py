@@ -139,7 +139,9 @@ def parse_head(text: str) -> tuple[int, str]:
     """Read NUMBER:DIGEST. Raises ValueError."""
     number, _, digest = text.strip().partition(":")
     if not number.isdigit() or len(digest) != 64:
-        raise ValueError(f"expect-head: {text[:80]!r} is no NUMBER:DIGEST as `almoner ledger verify --head` prints it")
+        raise ValueError(
+            f"--expect-head: {text[:80]!r} is no NUMBER:DIGEST as `almoner ledger verify --head` prints it"
+        )
     return int(number), digest.lower()
 
 

@@ -33,7 +33,7 @@ def split_address(text: str) -> tuple[str, int]:
     """Read HOST:PORT; an IPv6 host stands in brackets. Raises ValueError."""
     host, _, port = text.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65_535:
-        raise ValueError(f"listen: {text!r} is no HOST:PORT")
+        raise ValueError(f"--listen: {text!r} is no HOST:PORT")
     return host.strip("[]"), int(port)
 
 

@@ -31,7 +31,8 @@ EXIT_USAGE = 2
 def parser() -> argparse.ArgumentParser:
     """Give the command line's parser."""
     made = argparse.ArgumentParser(
-        prog="almoner-operator",
+        prog="almoner operator",
+        usage="%(prog)s [OPTION]...",
         description="Runs Executions and TrainingJobs inside hard limits. Every option can be set by the environment "
         "variable that is named beside it.",
     )
@@ -128,7 +129,8 @@ def _compute_options(option: Callable[..., None]) -> None:
 
 def settings_of(arguments: argparse.Namespace) -> OperatorSettings:
     """Read the settings. Raises SystemExit with what is missing."""
-    missing = [f"--{name.replace('_', '-')}" for name in ("ledger_url", "runner_image") if not getattr(arguments, name)]
+    needed = {"--ledger-url": arguments.ledger_url, "--runner-image": arguments.runner_image}
+    missing = [f"{flag} (ALMONER_{flag[2:].replace('-', '_').upper()})" for flag, value in needed.items() if not value]
     if missing:
         parser().error(f"{' and '.join(missing)} must be given")
     try:

@@ -42,6 +42,9 @@ def run(database: Database, arguments: argparse.Namespace) -> int:
     except export.ExportError as error:
         print(f"almoner ledger export: {error}", file=sys.stderr)
         return 2
+    except FileNotFoundError:
+        print(f"almoner ledger export: {arguments.file}: there is no such folder", file=sys.stderr)
+        return 2
     except BrokenPipeError:
         # The reader had enough, such as head(1). Python would complain once more when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

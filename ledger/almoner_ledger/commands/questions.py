@@ -51,10 +51,9 @@ def add_output(parser: argparse.ArgumentParser, limit: int) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
+    if not (text.isascii() and text.isdecimal()) or not 0 < int(text) < 10**9:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
 
 
 def question_of(arguments: argparse.Namespace, filters: tuple[str, ...]) -> Question:

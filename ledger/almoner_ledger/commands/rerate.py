@@ -16,9 +16,8 @@ HELP = "rate a period again under other prices: each difference becomes a new en
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommand's own arguments."""
-    day = dt.date.fromisoformat
-    parser.add_argument("--from", dest="since", required=True, type=day, metavar="DAY", help="first day (UTC)")
-    parser.add_argument("--to", dest="until", required=True, type=day, metavar="DAY", help="last day (UTC)")
+    parser.add_argument("--from", dest="since", required=True, type=_day, metavar="DAY", help="first day (UTC)")
+    parser.add_argument("--to", dest="until", required=True, type=_day, metavar="DAY", help="last day (UTC)")
     parser.add_argument("--provider", help="only records of this ModelProvider")
     parser.add_argument("--model", help="only records of this model")
     prices = parser.add_mutually_exclusive_group(required=True)
@@ -34,6 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would change, and change nothing")
     parser.add_argument("-o", "--output", choices=("table", "json"), default="table")
+
+
+def _day(text: str) -> dt.date:
+    try:
+        return dt.date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no day: write it as 2026-01-31") from None
 
 
 def run(database: Database, arguments: argparse.Namespace) -> int:
