@@ -21,6 +21,7 @@ LABEL_KIND: Final = "almoner.dev/kind"  # Execution or TrainingJob
 LABEL_ATTEMPT: Final = "almoner.dev/attempt"
 LABEL_AGENT: Final = "almoner.dev/agent"
 ANNOTATION_NAME: Final = "almoner.dev/name"  # full name of the Execution or TrainingJob
+ANNOTATION_NONCE: Final = "almoner.dev/nonce"  # tells the operator's own pod before its uid is known
 LABEL_AGENT_READABLE: Final = "almoner.dev/agent-readable"  # "true" on Secrets that agents may read
 
 # --- containers -------------------------------------------------------------------------------------------------------

@@ -22,6 +22,11 @@ def pod_name(name: str, uid: str, attempt: int) -> str:
     return f"{prefix}-{attempt}-{digest}"
 
 
+def pod_proof(pod: str, nonce: str) -> str:
+    """Give what is told of a pod before it exists, so that nobody who reads it can make a pod that fits: a digest."""
+    return hashlib.sha256(f"pod/{pod}/{nonce}".encode()).hexdigest()[:32]
+
+
 def allotment_id(uid: str, attempt: int) -> str:
     """Give the allotment's id in the ledger for an execution's uid and attempt."""
     return str(uuid5(_NAMESPACE, f"allotment/{uid}/{attempt}"))

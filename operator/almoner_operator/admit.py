@@ -28,7 +28,7 @@ from almoner_core.api.execution import (
 )
 from almoner_core.api.training_job import TrainingJobSpec
 from almoner_core.contract import EXTRA_FIRST_NEED
-from almoner_core.identity import allotment_id, operation_id, pod_name
+from almoner_core.identity import allotment_id, operation_id, pod_proof
 from almoner_operator import demand, failpoints, metrics, outcome, providers, rates, tool_providers
 from almoner_operator.admitted import Admitted
 from almoner_operator.agents import AgentFacts, ProviderFacts, ToolProviderFacts, runner_secrets_verdict
@@ -38,6 +38,7 @@ from almoner_operator.context import Context, now, run_target
 from almoner_operator.errors import (
     AlreadyExistsError,
     ApiError,
+    ConflictError,
     ForbiddenError,
     InvalidError,
     LedgerError,
@@ -48,8 +49,9 @@ from almoner_operator.kubernetes import CONFIG_MAPS, PODS
 from almoner_operator.limiter import Rank
 from almoner_operator.pins import PinLostError
 from almoner_operator.pods import PodError, PodRequest, build_pod
-from almoner_operator.records import Run, runner_of
+from almoner_operator.records import Run, parse_pod, runner_of
 from almoner_operator.refusals import explain, pod_refusal
+from almoner_operator.runner_pods import belongs, place_of
 from almoner_operator.scheduling.model import Admission, Wait
 from almoner_operator.secret_facts import secrets_of
 
@@ -75,6 +77,10 @@ class _NotAdmittedError(Exception):
 
 class _ChangedError(Exception):
     """What it asks for is not what was decided on: the Agent or a price changed meanwhile. It is decided again."""
+
+
+class _PodNameTakenError(Exception):
+    """A pod has the attempt's name that the operator did not create."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +133,7 @@ class Admitter:
         run.admitting = True
         try:
             log.info("finishing the admission of %s/%s, attempt %d", run.key.namespace, run.key.name, attempt.number)
-            pod = context.cache.pods.get(run.key.uid, {}).get(attempt.number)
-            if pod is not None and not pod.raw.get("gone"):
-                await self._bind(run, attempt, pod.uid)
-                return
-            spec = await self._pinned_spec(run, run.status.agent)
-            first_need = run.admitted.first_need if run.admitted is not None else {}
-            await self._start(run, attempt, self._pod(run, spec, attempt.number, first_need))
+            await self._resume(run, attempt)
         except (PodError, PinLostError) as error:
             run.end = AttemptEnd(AttemptOutcome.FAILED, FailureReason.RUNNER_FAILED, str(error), finished=now())
         except (ApiError, LedgerError) as error:
@@ -141,6 +141,25 @@ class Admitter:
         finally:
             run.admitting = False
             context.cache.touch(run, review=True)
+
+    async def _resume(self, run: Run, attempt: Attempt) -> None:
+        """Bind the attempt's pod, or create it: one that this process has no nonce for is announced first."""
+        known = self._context.cache.pods.of(run)
+        if known is not None and not known.raw.get("gone"):
+            await self._bind(run, attempt, known.uid)
+            return
+        found = await self._context.client.get_metadata(PODS, run.key.namespace, attempt.pod)
+        if attempt.pod_uid is not None and (found is None or found.get("uid") != attempt.pod_uid):
+            return  # It vanished, whatever has its name now: nothing runs twice.
+        if found is None:
+            proof = pod_proof(attempt.pod, _nonce(run, attempt.number))
+            if proof != attempt.pod_proof:
+                run.status = run.status.model_copy(update={"attempts": outcome.changed_attempt(run, pod_proof=proof)})
+                if not await self._context.writer.flush(run_target(run), Rank.ADMIT):
+                    return
+        spec = await self._pinned_spec(run, run.status.agent)
+        first_need = run.admitted.first_need if run.admitted is not None else {}
+        await self._start(run, attempt, self._pod(run, spec, attempt.number, first_need))
 
     # -- the steps -----------------------------------------------------------------------------------
 
@@ -212,9 +231,11 @@ class Admitter:
 
     @staticmethod
     def _attempt(run: Run, number: int, admitted: Admitted) -> Attempt:
+        pod = place_of(run.key, number)[1]
         return Attempt(
             number=number,
-            pod=pod_name(run.key.name, run.key.uid, number),
+            pod=pod,
+            pod_proof=pod_proof(pod, _nonce(run, number)),
             allotment=allotment_id(run.key.uid, number),
             admitted_time=outcome.moment(now()),
             admission=admitted.to_status(),
@@ -278,6 +299,7 @@ class Admitter:
                 remaining_seconds=remaining_seconds(limits.timeout_seconds, used),
                 extra=extra,
                 prestop_token=secrets.token_hex(16),
+                nonce=_nonce(run, number),
             ),
             self._context.settings.runner,
         )
@@ -344,6 +366,9 @@ class Admitter:
         """Create the pod and bind it. Raises ApiError or LedgerError where that can be tried again."""
         try:
             pod_uid = await self._create_pod(run, attempt, pod)
+        except _PodNameTakenError as error:
+            await self._unadmit(run, attempt, str(error), reason=WaitReason.POD_NAME_TAKEN)
+            return
         except InvalidError as error:
             run.end = AttemptEnd(
                 AttemptOutcome.FAILED,
@@ -359,6 +384,7 @@ class Admitter:
         except NotFoundError as error:
             await self._unadmit(run, attempt, f"the namespace is going away: {error.message}")
             return
+        run.made = (attempt.number, pod_uid)
         failpoints.hit(failpoints.AFTER_POD)
         await self._bind(run, attempt, pod_uid)
 
@@ -385,19 +411,23 @@ class Admitter:
         failpoints.hit(failpoints.AFTER_BIND)
         if run.attempt is not None and run.attempt.number == attempt.number:
             # Known from now on; written with the next change, since nothing depends on it before.
-            run.status = run.status.model_copy(update={"attempts": outcome.changed_attempt(run, pod_uid=pod_uid)})
+            attempts = outcome.changed_attempt(run, pod_uid=pod_uid, pod_proof=None)
+            run.status = run.status.model_copy(update={"attempts": attempts})
 
     async def _create_pod(self, run: Run, attempt: Attempt, pod: dict[str, Any]) -> str:
-        """Create the attempt's pod, or find that it exists, and give its uid."""
-        client, name = self._context.client, attempt.pod
+        """Create the attempt's pod, or find it, and give its uid. Raises _PodNameTakenError where it is another's."""
+        client = self._context.client
         try:
             return str((await client.create(PODS, run.key.namespace, pod))["uid"])
-        except AlreadyExistsError:
-            found = await client.get_metadata(PODS, run.key.namespace, name)
-        owners = (found or {}).get("ownerReferences") or []
-        if found is None or not any(owner.get("uid") == run.key.uid for owner in owners):
-            raise InvalidError(409, "AlreadyExists", f"a pod {name} of somebody else's is in the way")
-        return str(found["uid"])
+        except AlreadyExistsError as error:
+            metadata = await client.get_metadata(PODS, run.key.namespace, attempt.pod)
+            if metadata is None:
+                raise ConflictError(error.status, error.reason, f"pod {attempt.pod} was there and is not") from error
+        found = parse_pod({"metadata": metadata})
+        if found is None or run.attempt is None or not belongs(found, run, run.attempt):
+            text = f"pod {attempt.pod} has the name of attempt {attempt.number}'s, and Almoner did not create it"
+            raise _PodNameTakenError(text)
+        return found.uid
 
     # -- undoing -------------------------------------------------------------------------------------
 
@@ -464,6 +494,13 @@ def _refused(error: LedgerError) -> _NotAdmittedError:
     if error.code == wire.ErrorCode.NOT_FOUND:
         return _NotAdmittedError(WaitReason.QUOTA_NOT_READY, error.message, BUSY_SECONDS)
     return _NotAdmittedError(WaitReason.LEDGER_UNAVAILABLE, f"the ledger refuses: {error}", REFUSED_SECONDS)
+
+
+def _nonce(run: Run, number: int) -> str:
+    """Give what the pod of an attempt is told by, drawn at the first call."""
+    if run.nonce is None or run.nonce[0] != number:
+        run.nonce = (number, secrets.token_hex(16))
+    return run.nonce[1]
 
 
 def wire_amounts(**amounts: int | None) -> dict[wire.Dimension, int]:

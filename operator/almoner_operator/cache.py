@@ -39,6 +39,7 @@ from almoner_operator.records import (
     parse_run,
     version_of,
 )
+from almoner_operator.runner_pods import RunnerPods, is_stranger
 from almoner_operator.scheduling.model import (
     Account,
     Agent,
@@ -89,7 +90,9 @@ class Cache:
         self.spaces: dict[str, Space] = {}
         self.runs: dict[str, Run] = {}
         self.finished: dict[str, Finished] = {}
-        self.pods: dict[str, dict[int, Pod]] = {}
+        self.pods = RunnerPods()
+        self.strangers: list[tuple[Run, Pod]] = []
+        """Pods that say they are a run's and are not: one for each run, to be told of."""
         self.gone: list[Run] = []
         """Runs that were deleted and whose allotments may still be open."""
         self.counts = Counts()
@@ -277,25 +280,21 @@ class Cache:
         pod = parse_pod(raw)
         if pod is None:
             return
-        attempts = self.pods.setdefault(pod.run_uid, {})
-        known = attempts.get(pod.attempt)
-        seen = known.times if known is not None and known.uid == pod.uid else None
+        known = self.pods.at((pod.namespace, pod.name), pod.uid)
+        seen = known.times if known is not None else None
         pod.raw["status"], pod.times = clocks.correct(pod.raw, seen, moment or datetime.now(UTC))
-        if event == DELETED:
-            if known is not None and known.uid == pod.uid:
-                # What it said last still tells how the attempt ended.
-                pod.raw["gone"] = True
-                attempts[pod.attempt] = pod
-        elif known is None or known.uid != pod.uid or pod.version > known.version:
-            attempts[pod.attempt] = pod
-        else:
-            return
-        self.review.add(pod.run_uid)
-        self.wake()
+        run = self.runs.get(pod.run_uid)
+        if run is not None and not run.warned and is_stranger(pod, run):
+            run.warned = True
+            self.strangers.append((run, pod))
+            self.wake()
+        if self.pods.observe(pod, deleted=event == DELETED):
+            self.review.add(pod.run_uid)
+            self.wake()
 
     def drop_pods(self, uid: str) -> None:
         """Forget the pods of a run that needs them no more."""
-        self.pods.pop(uid, None)
+        self.pods.drop(uid)
 
     # -- what others tell ----------------------------------------------------------------------------
 

@@ -110,7 +110,7 @@ class MachineTime:
             if attempt is None or attempt.allotment is None or run.end is not None or run.settling:
                 continue
             meter = self._meters.get(attempt.allotment)
-            pod = cache.pods.get(run.key.uid, {}).get(attempt.number) if meter is not None else None
+            pod = cache.pods.of(run) if meter is not None else None
             if meter is None or pod is None or pod.raw.get("gone") or has_terminated(pod.raw):
                 continue
             meter.seen = seen = pod_time(pod.raw)
@@ -169,7 +169,7 @@ class MachineTime:
         attempt = run.attempt
         if attempt is None or attempt.allotment is None:
             return False
-        pod = self._context.cache.pods.get(run.key.uid, {}).get(attempt.number)
+        pod = self._context.cache.pods.of(run)
         if pod is not None or attempt.start_time is None:
             return await self.finish(attempt.allotment, pod)
         # It vanished while no operator looked: it had what it was admitted with.

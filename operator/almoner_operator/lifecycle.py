@@ -37,6 +37,7 @@ from almoner_operator.kubernetes import BY_KIND, PODS
 from almoner_operator.limiter import Rank
 from almoner_operator.machines import pod_time
 from almoner_operator.records import Finished, Pod, Run, parse_time
+from almoner_operator.runner_pods import known_uid, place_of
 from almoner_operator.scheduling.model import Rejection, Stop, StopCause, WorkloadKey
 from almoner_operator.settle import Settler
 from almoner_operator.writer import COALESCE_SECONDS
@@ -97,6 +98,7 @@ class Lifecycle:
                     log.exception("looking at %s/%s failed", run.key.namespace, run.key.name)
             elif uid not in cache.finished and uid in cache.pods:
                 self._review_left_pods(uid)
+        self._tell_strangers()
         gone, cache.gone = cache.gone, []
         for run in gone:
             self._adopt_gone(run)
@@ -121,13 +123,25 @@ class Lifecycle:
         if attempt is None:
             return
         if run.end is None:
-            pod = self._context.cache.pods.get(run.key.uid, {}).get(attempt.number)
+            pod = self._context.cache.pods.of(run)
             if pod is None:
                 self._review_missing(run)
             else:
                 self._review_pod(run, pod)
         if run.end is not None and not run.settling:
+            pod = self._context.cache.pods.of(run)
+            if pod is not None and attempt.pod_uid is None:
+                attempts = outcome.changed_attempt(run, pod_uid=pod.uid, pod_proof=None)
+                run.status = run.status.model_copy(update={"attempts": attempts})
             self._settler.start(run)
+
+    def _tell_strangers(self) -> None:
+        """Say once for a run that somebody's pod takes its name: it counts for nothing."""
+        strangers, self._context.cache.strangers = self._context.cache.strangers, []
+        for run, pod in strangers:
+            log.warning("pod %s/%s is not that of %s/%s", pod.namespace, pod.name, run.key.namespace, run.key.name)
+            note = f"pod {pod.namespace}/{pod.name} says that it is this one's, but Almoner did not create it: ignored"
+            self._context.events.tell(*run.key, reason="StrangePod", note=note, warning=True, once="strange pod")
 
     async def _finish(self, run: Run) -> None:
         try:
@@ -140,7 +154,7 @@ class Lifecycle:
         context = self._context
         if run.attempt is not None:
             run.end = AttemptEnd(AttemptOutcome.FAILED, FailureReason.INVALID_SPEC, run.invalid, finished=now())
-            pod = context.cache.pods.get(run.key.uid, {}).get(run.attempt.number)
+            pod = context.cache.pods.of(run)
             if pod is not None and not has_terminated(pod.raw) and not pod.raw.get("gone"):
                 self._delete_pod(pod)
                 run.end = None
@@ -247,7 +261,7 @@ class Lifecycle:
         run = self._context.cache.runs.get(decided.key.uid)
         if run is None or run.stop is not None or run.attempt is None or run.settling or run.admitting:
             return
-        pod = self._context.cache.pods.get(run.key.uid, {}).get(run.attempt.number)
+        pod = self._context.cache.pods.of(run)
         if pod is not None and has_agent_ended(pod.raw):
             return  # How it ended stands; its pod is about to end.
         run.stop = decided.cause
@@ -334,8 +348,7 @@ class Lifecycle:
             self._tried = {key: at for key, at in self._tried.items() if at > cutoff}
 
     def _check_timeout(self, run: Run, moment: datetime) -> None:
-        attempt = run.attempt
-        pod = self._context.cache.pods.get(run.key.uid, {}).get(attempt.number) if attempt is not None else None
+        pod = self._context.cache.pods.of(run)
         if pod is None or run.timed_out or pod.raw.get("gone"):
             return
         if not has_agent_ended(pod.raw) and self._overdue(run, _started(run, pod), moment):
@@ -392,8 +405,8 @@ class Lifecycle:
             run.key.namespace,
             run.key.uid,
             attempt.number,
-            attempt.pod,
-            attempt.pod_uid,
+            place_of(run.key, attempt.number)[1],
+            known_uid(run, attempt),
             time.monotonic(),
         )
 
@@ -440,7 +453,7 @@ class Lifecycle:
 
     def _may_close(self, orphan: Orphan) -> bool:
         """Whether the attempt's pod surely runs no more."""
-        pod = self._context.cache.pods.get(orphan.uid, {}).get(orphan.attempt)
+        pod = self._orphans_pod(orphan)
         if pod is not None:
             if has_terminated(pod.raw) or (pod.raw.get("gone") and not pod.raw["spec"].get("nodeName")):
                 return True
@@ -454,9 +467,18 @@ class Lifecycle:
             return True
         return time.monotonic() - orphan.since >= self._context.settings.lost_seconds
 
+    def _orphans_pod(self, orphan: Orphan) -> Pod | None:
+        cache, place = self._context.cache, (orphan.namespace, orphan.pod)
+        if orphan.pod_uid is not None:
+            return cache.pods.at(place, orphan.pod_uid)
+        if orphan.uid in cache.runs:
+            return None  # It was never bound: whatever is there is not the operator's, or can spend nothing.
+        # Its owner is no more, so it is to be collected, whoever made it.
+        return next((pod for pod in cache.pods.left_by(orphan.uid) if (pod.namespace, pod.name) == place), None)
+
     async def _close_orphan(self, orphan: Orphan) -> None:
-        await self._machines.finish(orphan.allotment, self._context.cache.pods.get(orphan.uid, {}).get(orphan.attempt))
-        await self._settler.close(orphan.allotment, "its execution is gone", uid=orphan.uid, attempt=orphan.attempt)
+        await self._machines.finish(orphan.allotment, self._orphans_pod(orphan))
+        await self._settler.close(orphan.allotment, "its execution is gone", lambda: self._orphans_pod(orphan))
         self._orphans.pop(orphan.allotment, None)
         if orphan.uid not in self._context.cache.runs:
             self._context.cache.drop_pods(orphan.uid)
@@ -465,7 +487,7 @@ class Lifecycle:
         """Pods of a run that is not known: being collected, or a leftover of a superseded attempt."""
         if any(orphan.uid == uid for orphan in self._orphans.values()):
             self._review_orphans()
-        elif all(pod.raw.get("gone") for pod in self._context.cache.pods[uid].values()):
+        elif all(pod.raw.get("gone") for pod in self._context.cache.pods.left_by(uid)):
             self._context.cache.drop_pods(uid)
 
 

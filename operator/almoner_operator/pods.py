@@ -108,7 +108,8 @@ class PodRequest:
     `agent` is the pinned AgentSpec, None for a TrainingJob with a runner of its own. `limits` are the effective ones.
     `input` is the text (or JSON) as it is to be written to the input file; `input_from` a ConfigMap key instead.
     `remaining_seconds` is what is left of the timeout over all attempts; None without one. `extra` reaches the meter
-    as it is. `prestop_token` is a secret that the kubelet shows the meter so that nobody else can make it drain.
+    as it is. `prestop_token` is a secret that the kubelet shows the meter so that nobody else can make it drain. By its
+    `nonce` the operator knows the pod for its own while it does not know its uid.
     """
 
     kind: str
@@ -128,6 +129,7 @@ class PodRequest:
     remaining_seconds: int | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     prestop_token: str | None = None
+    nonce: str = ""
 
 
 def build_pod(request: PodRequest, settings: RunnerSettings) -> Json:
@@ -164,7 +166,11 @@ def build_pod(request: PodRequest, settings: RunnerSettings) -> Json:
             "name": pod_name(request.name, request.uid, request.attempt),
             "namespace": request.namespace,
             "labels": _labels(request),
-            "annotations": {**dict(settings.annotations), contract.ANNOTATION_NAME: request.name},
+            "annotations": {
+                **dict(settings.annotations),
+                contract.ANNOTATION_NAME: request.name,
+                **({contract.ANNOTATION_NONCE: request.nonce} if request.nonce else {}),
+            },
             "ownerReferences": [
                 {
                     "apiVersion": API_VERSION,

@@ -31,7 +31,7 @@ from almoner_core.api.model_provider import ModelProviderSpec, ModelProviderStat
 from almoner_core.api.resource_quota import QuotaReason, ResourceQuotaSpec, ResourceQuotaStatus
 from almoner_core.api.runner import Runner
 from almoner_core.api.training_job import TrainingJobSpec, TrainingJobStatus
-from almoner_core.contract import LABEL_ATTEMPT, LABEL_EXECUTION_UID
+from almoner_core.contract import ANNOTATION_NONCE, LABEL_ATTEMPT, LABEL_EXECUTION_UID
 from almoner_core.wire import AllotmentState, ExecutionTotals
 from almoner_operator.admitted import Admitted
 from almoner_operator.attempts import AttemptEnd
@@ -126,6 +126,12 @@ class Run:
     """Between the decision and the status: it holds quota already."""
     bound: int = 0
     """The attempt whose pod the ledger knows; until then its meter can spend nothing."""
+    nonce: tuple[int, str] | None = None
+    """An attempt, and what this process gives its pod to be told by."""
+    made: tuple[int, str] | None = None
+    """An attempt whose pod this process created or found to be the operator's own, and the pod's uid."""
+    warned: bool = False
+    """Whether it was told of a pod that is not its own."""
     pod_missing_since: float | None = None
     backoff_until: datetime | None = None
     wrote: int = 0
@@ -268,7 +274,11 @@ class Pod:
     uid: str
     version: int
     run_uid: str
+    """Whose pod it says it is, as `attempt`: whether it is, runner_pods.py says."""
     attempt: int
+    owner: str
+    """Name of the run that controls it, by the uid that it names; "" where none does."""
+    nonce: str
     raw: dict[str, Any]
     """metadata, a little of spec, and status, as the pure layers read them; its node's times are corrected."""
     times: dict[str, str] = field(default_factory=dict)
@@ -422,6 +432,7 @@ def parse_pod(raw: Mapping[str, Any]) -> Pod | None:
                 "creationTimestamp",
                 "deletionTimestamp",
                 "deletionGracePeriodSeconds",
+                "ownerReferences",
             )
             if name in metadata
         },
@@ -442,6 +453,15 @@ def parse_pod(raw: Mapping[str, Any]) -> Pod | None:
         version=version_of(raw),
         run_uid=str(run_uid),
         attempt=int(attempt),
+        owner=next(
+            (
+                str(each.get("name") or "")
+                for each in metadata.get("ownerReferences") or []
+                if each.get("uid") == run_uid and each.get("controller")
+            ),
+            "",
+        ),
+        nonce=str((metadata.get("annotations") or {}).get(ANNOTATION_NONCE) or ""),
         raw=kept,
     )
 

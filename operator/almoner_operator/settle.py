@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Final
 
 from pydantic import ValidationError
@@ -24,7 +25,7 @@ from almoner_operator.context import Context, now, run_target
 from almoner_operator.errors import ApiError, LedgerError, LedgerUnavailableError, NotFoundError
 from almoner_operator.kubernetes import BY_KIND
 from almoner_operator.limiter import Rank
-from almoner_operator.records import Finished, Run, cost_mark
+from almoner_operator.records import Finished, Pod, Run, cost_mark
 from almoner_operator.scheduling.model import EXECUTION
 from almoner_operator.writer import COALESCE_SECONDS, difference
 
@@ -62,7 +63,7 @@ class Settler:
             if attempt.allotment is not None:
                 charged = await self._machines.finish_run(run)
                 why = end.reason.value if end.reason else end.outcome.value
-                state = await self.close(attempt.allotment, why, uid=run.key.uid, attempt=attempt.number)
+                state = await self.close(attempt.allotment, why, lambda: context.cache.pods.of(run))
                 failpoints.hit(failpoints.AFTER_CLOSE)
                 if charged or state != wire.AllotmentState.VOID:  # What was never activated has used nothing.
                     await self._last_totals(run, attempt.number)
@@ -86,14 +87,16 @@ class Settler:
             self._told.pop(run.key.uid, None)
             context.cache.touch(run, review=True)
 
-    async def close(self, allotment: str, reason: str, *, uid: str, attempt: int) -> str:
+    async def close(self, allotment: str, reason: str, pod_of: Callable[[], Pod | None]) -> str:
         """Close an allotment whose pod is gone, or void it where it was only offered; as long as it takes.
 
-        Where nobody saw the pod's containers end, that is until the ledger takes the meter's silence for its end.
+        Where nobody saw the containers of the attempt's pod (`pod_of`) end, that is until the ledger takes the meter's
+        silence for its end.
         """
         leased = False
         while True:
-            terminated = self._seen_terminated(uid, attempt)
+            pod = pod_of()
+            terminated = pod is not None and seen_to_end(pod.raw)
             item = wire.CloseAllotment(
                 operation_id=operation_id("close", allotment, "terminated" if terminated else ""),
                 allotment=allotment,
@@ -116,11 +119,6 @@ class Settler:
                     return await self._void(allotment, reason)
                 log.warning("allotment %s cannot be closed: %s", allotment, error)
                 return ""
-
-    def _seen_terminated(self, uid: str, attempt: int) -> bool:
-        """Whether the attempt's containers were seen to have ended, or its pod never got to a node."""
-        pod = self._context.cache.pods.get(uid, {}).get(attempt)
-        return pod is not None and seen_to_end(pod.raw)
 
     async def _void(self, allotment: str, reason: str) -> str:
         item = wire.CloseAllotment(

@@ -45,15 +45,15 @@ Observe = Callable[[str | None, Mapping[str, Any]], None]
 
 
 def observers(cache: Cache) -> list[tuple[Resource, str | None, Observe]]:
-    """Give every watched resource with its label selector and who takes its events in; agents before executions."""
+    """Give every watched resource with its label selector and who takes its events in; what others name comes first."""
     return [
         (PROVIDERS, None, cache.observe_provider),
         (TOOL_PROVIDERS, None, lambda event, raw: tool_providers.observe(cache, event, raw)),
         (QUOTAS, None, cache.observe_quota),
         (AGENTS, None, cache.observe_agent),
-        (PODS, POD_SELECTOR, cache.observe_pod),
         (EXECUTIONS, None, lambda event, raw: cache.observe_run(EXECUTION, event, raw)),
         (TRAINING_JOBS, None, lambda event, raw: cache.observe_run(TRAINING_JOB, event, raw)),
+        (PODS, POD_SELECTOR, cache.observe_pod),
     ]
 
 
@@ -116,9 +116,7 @@ def _known(cache: Cache, resource: Resource) -> dict[str, dict[str, Any]]:
     if resource is PODS:
         return {
             pod.uid: {**pod.raw, "metadata": {**pod.raw["metadata"], "labels": pod.labels}}
-            for attempts in cache.pods.values()
-            for pod in attempts.values()
-            if not pod.raw.get("gone")
+            for pod in cache.pods.present()
         }
     if resource in (EXECUTIONS, TRAINING_JOBS):
         keys = [run.key for run in cache.runs.values()] + [done.key for done in cache.finished.values()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import sqlalchemy as sa
 
 from almoner_core import wire
 from almoner_core.compute import ComputePrices
-from almoner_core.identity import allotment_id, compute_allotment_id
+from almoner_core.identity import allotment_id, compute_allotment_id, pod_name
 from almoner_core.wire import ErrorCode
 from almoner_ledger import schema
 from almoner_ledger.errors import LedgerError as Refused
@@ -28,6 +29,7 @@ from tests.support.books import DOLLAR, USD, Books, Clock
 Json = dict[str, Any]
 UID = "8c7e1a52-1111-4222-8333-444455556666"
 ALLOTMENT = allotment_id(UID, 1)
+POD = pod_name("run", UID, 1)
 START = 1_800_000_000
 # A dollar a second for its core: ten seconds an interval, and 5 + 15 s ahead.
 SETTINGS = ComputeSettings(ComputePrices.parse("3600", None, None), interval_seconds=10)
@@ -74,6 +76,7 @@ class Site:
         self.ledger = Ledger(books)
         self.cache = Cache(meter=Requests(), wake=lambda: None)
         self.stops: list[Stop] = []
+        self.versions = itertools.count(1)
         books.open(
             uid=UID, allotment=ALLOTMENT, need={}, compute={USD: SETTINGS.prices.hold(self.pod_machine(), AHEAD)}
         )
@@ -111,7 +114,7 @@ class Site:
         admission = {"cpuMilli": 1000, "graceSeconds": 5}
         attempt = {
             "number": 1,
-            "pod": "pod",
+            "pod": POD,
             "podUID": "pod-uid",
             "allotment": ALLOTMENT,
             "outcome": "Running",
@@ -129,10 +132,11 @@ class Site:
             state = {"terminated": {"exitCode": 0, "finishedAt": moment(START + finished)}}
         raw = {
             "metadata": {
-                "name": "pod",
+                "name": POD,
                 "namespace": "team",
                 "uid": "pod-uid",
-                "resourceVersion": str(self.clock.now),
+                "resourceVersion": str(next(self.versions)),
+                "ownerReferences": [{"kind": "Execution", "name": "run", "uid": UID, "controller": True}],
                 "labels": {"almoner.dev/execution-uid": UID, "almoner.dev/attempt": "1"},
             },
             "spec": {
@@ -144,9 +148,7 @@ class Site:
         }
         pod = parse_pod(raw)
         assert pod is not None
-        if gone:
-            pod.raw["gone"] = True
-        self.cache.pods[UID] = {1: pod}
+        self.cache.pods.observe(pod, deleted=gone)
 
     @property
     def run(self) -> Run:
@@ -309,7 +311,7 @@ async def test_a_pod_that_vanished_is_charged_until_it_was_given_up_at_most_what
 async def test_a_pod_that_vanished_while_no_operator_looked_had_what_it_was_admitted_with(site: Site) -> None:
     await site.at(12)
     await site.takes_over()
-    site.cache.pods.clear()
+    site.cache.drop_pods(UID)
     attempt = site.run.status.attempts[-1].model_copy(update={"start_time": _datetime(START)})
     site.run.status = site.run.status.model_copy(update={"attempts": [attempt]})
     assert await site.ends(20)
@@ -326,7 +328,9 @@ def _datetime(seconds: int) -> Any:
 
 async def test_what_never_started_is_charged_nothing(books: Books, clock: Clock) -> None:
     site = Site(books, clock, 100)
-    site.cache.pods[UID][1].raw["status"] = {}
+    pod = site.cache.pods.of(site.run)
+    assert pod is not None
+    pod.raw["status"] = {}
     await site.at(100)
     assert not await site.ends(101)
     assert (site.charged, site.held) == ([], 0)

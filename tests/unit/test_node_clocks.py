@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from almoner_core.identity import pod_name
 from almoner_operator.attempts import agent_ended_at, started_at
 from almoner_operator.cache import Cache
 from almoner_operator.clocks import LATENCY_SECONDS, correct
@@ -35,9 +36,10 @@ def raw(version: int, started: datetime | None = None, finished: datetime | None
         status = {"phase": "Running", "startTime": stamp(started), "containerStatuses": [container]}
     return {
         "metadata": {
-            "name": "pod",
+            "name": pod_name("run", UID, 1),
             "namespace": "team",
             "uid": "pod-uid",
+            "ownerReferences": [{"kind": "Execution", "name": "run", "uid": UID, "controller": True}],
             "resourceVersion": str(version),
             "creationTimestamp": stamp(CREATED),
             "labels": {"almoner.dev/execution-uid": UID, "almoner.dev/attempt": "1"},
@@ -62,7 +64,7 @@ def test_a_pod_that_was_seen_to_start_and_to_end_has_the_operators_times(skew: i
     cache.observe_pod("MODIFIED", raw(2, began + off), began + second)
     cache.observe_pod("MODIFIED", raw(3, began + off), began + 30 * second)
     cache.observe_pod("MODIFIED", raw(4, began + off, ended + off), ended + second)
-    pod = cache.pods[UID][1].raw
+    pod = cache.pods.left_by(UID)[0].raw
     assert 120 - LATENCY_SECONDS <= seconds(started_at(pod)) <= 121, "within the bound"
     assert 180 - LATENCY_SECONDS <= seconds(agent_ended_at(pod)) <= 181, "within the bound"
     time = pod_time(pod)
@@ -79,7 +81,7 @@ def test_one_that_ran_before_the_operator_looked_started_after_it_was_created_an
 ) -> None:
     cache = Cache(meter=Requests(), wake=lambda: None)
     cache.observe_pod(None, raw(1, CREATED + timedelta(seconds=120 + skew)), CREATED + timedelta(seconds=170))
-    assert seconds(started_at(cache.pods[UID][1].raw)) == believed
+    assert seconds(started_at(cache.pods.left_by(UID)[0].raw)) == believed
 
 
 @given(

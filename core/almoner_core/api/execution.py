@@ -80,6 +80,8 @@ class WaitReason(StrEnum):
     POD_REFUSED = "PodRefused"
     """The cluster refuses the pod for what it is, and waiting does not help: a core ResourceQuota wants a limit that a
     container lacks, a LimitRange or a policy does not let it in. The message says what is to be set."""
+    POD_NAME_TAKEN = "PodNameTaken"
+    """A pod of the attempt's name is there that the operator did not create; the next attempt has another name."""
     BACKOFF = "Backoff"
     """A failed attempt is retried after a while."""
     LEDGER_UNAVAILABLE = "LedgerUnavailable"
@@ -298,6 +300,11 @@ class Attempt(APIModel):
     number: int = Field(ge=1, description="Counts from 1.")
     pod: str = Field(max_length=253, description="Name of the pod.")
     pod_uid: str | None = Field(default=None, alias="podUID", max_length=64, description="Uid of the pod.")
+    pod_proof: str | None = Field(
+        default=None,
+        max_length=64,
+        description="Digest of what the operator's own pod carries: no other pod counts while the uid is not known.",
+    )
     allotment: str | None = Field(default=None, max_length=64, description="Id of its allotment in the ledger.")
     admitted_time: Timestamp | None = Field(default=None, description="When it was admitted.")
     start_time: Timestamp | None = Field(default=None, description="When the agent container started.")
