@@ -451,11 +451,9 @@ def _refusal(error: LedgerError) -> wire.RefusedAccount:
 
 
 def unsupported(spec: ResourceQuotaSpec) -> str:
-    """Say what of a quota this version cannot enforce; empty where there is nothing. Watching needs no enforcing."""
-    if spec.enforcement is not Enforcement.ENFORCE:
-        return ""
+    """Say what of a quota this version can neither enforce nor watch; empty where there is nothing."""
     if spec.hard.storage is not None:
-        return "spec.hard.storage: this version cannot enforce storage; nothing is admitted under this quota"
+        return "spec.hard.storage: this version does not count storage; nothing is admitted under this quota: remove it"
     return ""
 
 

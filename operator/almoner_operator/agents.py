@@ -6,19 +6,21 @@ What is missing becomes a reason and a message that names the field and the fix.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, TypeVar
 
+from almoner_core.agent_checks import Checked, first_problem
 from almoner_core.api.agent import AgentReason, AgentSpec, AgentType, Limits, ModelChoice, Tool
 from almoner_core.api.base import SecretKeyReference
 from almoner_core.api.model_provider import ModelProviderSpec, ProviderReason, ProviderType
 from almoner_core.api.runner import Runner
 from almoner_core.api.tool_provider import ToolProviderSpec
-from almoner_core.contract import LABEL_AGENT_READABLE, METER_USER
+from almoner_core.contract import LABEL_AGENT_READABLE, METER_USER, Dialect
 from almoner_core.money import Money
 from almoner_operator.pods import reserved_env
+from almoner_operator.providers import dialects_of
 
 _MODELS_NAMED_MAX = 5
 _NEEDS_KEY = frozenset({ProviderType.OPENAI, ProviderType.ANTHROPIC})
@@ -68,16 +70,17 @@ class ToolProviderFacts:
 class AgentFacts:
     """What surrounds an agent in its namespace.
 
-    `agents` are the names of all Agents. `secrets` by name, those that do not exist left out. `has_price` says whether
-    a model of a provider (by name) has a price. `budgeted`: a quota with an enforced budget can govern it.
+    `secrets` by name, those that do not exist left out. `has_price` says whether a model of a provider (by name) has a
+    price. `budgeted`: a quota with an enforced budget can govern it. `checked`: the spec's own first problem, where
+    somebody looked for it already.
     """
 
     providers: Mapping[str, ProviderFacts] = field(default_factory=dict)
     tool_providers: Mapping[str, ToolProviderFacts] = field(default_factory=dict)
-    agents: Collection[str] = frozenset()
     secrets: Mapping[str, SecretFacts] = field(default_factory=dict)
     has_price: Callable[[str, str], bool] = lambda _provider, _model: True
     budgeted: bool = False
+    checked: Checked | None = None
 
 
 class AgentVerdict(NamedTuple):
@@ -96,12 +99,13 @@ class ProviderVerdict(NamedTuple):
 
 
 def agent_verdict(spec: AgentSpec, facts: AgentFacts) -> AgentVerdict:
-    """Judge an Agent: its runner, providers, models, prices, handoffs, Secrets, and the teeth of its type, in order."""
+    """Judge an Agent: itself, its providers, models, prices, Secrets, and the teeth of its type, in order."""
     for verdict in (
         _runner_verdict(spec.runner),
+        _spec_verdict(spec, facts),
         *(_model_verdict(path, choice, facts) for path, choice in _choices(spec)),
+        _dialect_verdict(spec, facts),
         *(_tool_verdict(f"spec.tools[{index}]", tool, facts) for index, tool in enumerate(spec.tools)),
-        _handoff_verdict(spec, facts),
         runner_secrets_verdict(spec.runner, facts),
         _deployment_verdict(spec, facts),
     ):
@@ -123,6 +127,26 @@ def _runner_verdict(runner: Runner) -> AgentVerdict | None:
         return AgentVerdict(AgentReason.INVALID_SPEC, text)
     if runner.run_as_user == METER_USER:
         text = f"spec.runner.runAsUser: {METER_USER} is the meter's own user: choose another"
+        return AgentVerdict(AgentReason.INVALID_SPEC, text)
+    return None
+
+
+def _spec_verdict(spec: AgentSpec, facts: AgentFacts) -> AgentVerdict | None:
+    problem = first_problem(spec) if facts.checked is None else facts.checked.problem
+    return None if problem is None else AgentVerdict(AgentReason(problem.kind.value), f"spec.{problem}")
+
+
+def _dialect_verdict(spec: AgentSpec, facts: AgentFacts) -> AgentVerdict | None:
+    """The loop speaks the dialect that the spec names, else the provider's first."""
+    provider = facts.providers.get(spec.model.provider)
+    if provider is None or spec.runner.image is not None:
+        return None
+    spoken, wanted = dialects_of(provider.spec), spec.model.api
+    if wanted is not None and wanted.value not in {dialect.value for dialect in spoken}:
+        text = f"spec.model.api: ModelProvider {spec.model.provider} speaks {', '.join(spoken)}, not {wanted}"
+        return AgentVerdict(AgentReason.INVALID_SPEC, text)
+    if (wanted or spoken[0]).value == Dialect.ANTHROPIC.value and spec.model.settings.seed is not None:
+        text = "spec.model.settings.seed: Anthropic's API has no seed: remove it"
         return AgentVerdict(AgentReason.INVALID_SPEC, text)
     return None
 
@@ -165,14 +189,6 @@ def _tool_verdict(path: str, tool: Tool, facts: AgentFacts) -> AgentVerdict | No
             f"add it to spec.prices of ToolProvider {tool.provider}"
         )
         return AgentVerdict(AgentReason.TOOL_UNPRICED, text)
-    return None
-
-
-def _handoff_verdict(spec: AgentSpec, facts: AgentFacts) -> AgentVerdict | None:
-    for index, handoff in enumerate(spec.handoffs):
-        if handoff.agent not in facts.agents:
-            text = f"spec.handoffs[{index}].agent: Agent {handoff.agent} does not exist in this namespace"
-            return AgentVerdict(AgentReason.HANDOFF_NOT_FOUND, text)
     return None
 
 

@@ -208,12 +208,6 @@ class Cache:
         space.dirty |= space.by_agent.get(name, set())
         space.stale = True
         self.agents_changed.add((namespace, name))
-        # Handoffs name agents: whoever names this one may be ready now.
-        self.agents_changed.update(
-            (namespace, other.name)
-            for other in space.agents.values()
-            if other.spec is not None and any(handoff.agent == name for handoff in other.spec.handoffs)
-        )
         self.wake()
 
     def observe_quota(self, event: str | None, raw: Mapping[str, Any]) -> None:

@@ -324,7 +324,6 @@ AGENT_IN_PROGRESS: Final = frozenset(
         AgentReason.PROVIDER_NOT_READY,
         AgentReason.TOOL_PROVIDER_NOT_FOUND,
         AgentReason.TOOL_PROVIDER_NOT_READY,
-        AgentReason.HANDOFF_NOT_FOUND,
         AgentReason.SECRET_NOT_FOUND,
         AgentReason.SECRET_UNKNOWN,
     }

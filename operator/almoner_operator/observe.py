@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
+from almoner_core.agent_checks import Checked, Problem, ProblemKind, first_problem
 from almoner_core.api.agent import AgentReason, AgentSpec, ExecutionCounts
 from almoner_core.api.base import LocalObjectReference
 from almoner_core.api.execution import ExecutionPhase
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 AGAIN_SECONDS: Final = 30.0
 COUNTS_SECONDS: Final = 0.8
+CHECK_SECONDS: Final = 10.0
 AT_ONCE_MAX: Final = 16
 """Objects judged at once: each may wait for the API server's word on a Secret."""
 _PROVIDER_AGAIN: Final = frozenset(
@@ -266,11 +268,23 @@ class Observer:
                 if each.spec is not None
             },
             tool_providers=_tool_facts(space),
-            agents=space.agents.keys(),
             secrets=await self._context.secrets.facts(space.name, secrets_of(spec.runner)),
             has_price=lambda provider, model: _has_price(space, provider, model),
             budgeted=_budgeted(space, record, spec),
+            checked=await _checked(record, spec),
         )
+
+
+async def _checked(record: AgentRecord, spec: AgentSpec) -> Checked:
+    """Check a spec by itself, once, in a thread: nobody else waits for a large schema."""
+    if record.checked is None:
+        try:
+            async with asyncio.timeout(CHECK_SECONDS):
+                record.checked = Checked(await asyncio.to_thread(first_problem, spec))
+        except TimeoutError:
+            said = f"its schemas take longer than {CHECK_SECONDS:.0f} seconds to check: simplify them"
+            record.checked = Checked(Problem(ProblemKind.INVALID, "output", said))
+    return record.checked
 
 
 def _tool_facts(space: Space) -> dict[str, ToolProviderFacts]:

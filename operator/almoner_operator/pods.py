@@ -215,6 +215,10 @@ def _check(request: PodRequest) -> None:
         raise PodError(f"model.fallbacks: {len(request.providers)} providers, at most {PROVIDERS_MAX}: name fewer")
     if runner.image is None and request.agent is None:
         raise PodError("runner.image: needed, since there is no agent whose loop could run")
+    if runner.image is not None and request.limits.max_turns is not None:
+        raise PodError(
+            "limits.maxTurns: only Almoner's own loop counts turns, and runner.image runs instead: remove it"
+        )
     if request.input is not None and request.input_from is not None:
         raise PodError("input: give either the input itself or a ConfigMap's key, not both")
 

@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
 
+from almoner_core.agent_checks import Checked
 from almoner_core.api.agent import AgentReason, AgentSpec, AgentStatus
 from almoner_core.api.base import APIModel
 from almoner_core.api.execution import (
@@ -204,6 +205,8 @@ class AgentRecord:
     message: str = ""
     judged: bool = False
     """Whether `reason` is about this generation; until then nothing is admitted with it."""
+    checked: Checked | None = None
+    """Its own first problem, once that was looked for: with large schemas a matter of some milliseconds."""
     revision_known: bool = False
     wrote: int = 0
     writing: bool = False

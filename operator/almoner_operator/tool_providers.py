@@ -59,6 +59,9 @@ def verdict(spec: ToolProviderSpec, secrets: Mapping[str, SecretFacts]) -> tuple
     """Judge a ToolProvider."""
     from almoner_operator.agents import credentials_problem  # noqa: PLC0415 - agents is above this
 
+    if spec.base_url is not None:
+        text = "spec.baseURL: not supported by this version, whose tools call no service: remove it"
+        return ToolProviderReason.NOT_SUPPORTED, text
     problem = credentials_problem(spec.credentials, secrets)
     if problem is not None:
         return ToolProviderReason(problem[0].value), problem[1]

@@ -294,7 +294,7 @@ def test_a_pod_that_no_node_takes_gives_its_quota_back_and_tries_again(cluster: 
 
 def test_a_quota_that_cannot_be_enforced_admits_nothing(cluster: Cluster) -> None:
     cluster.world()
-    cluster.create("ResourceQuota", "volumes", {"hard": {"storage": "1Gi"}})
+    cluster.create("ResourceQuota", "volumes", {"hard": {"storage": "1Gi"}, "enforcement": "Monitor"})
     condition = cluster.wait_ready("ResourceQuota", "volumes", "NotSupported")
     assert "storage" in condition["message"]
     cluster.execution("one")

@@ -61,15 +61,18 @@ def test_a_quotas_rates_are_in_force_and_in_its_status(cluster: Cluster, stack: 
 def test_a_providers_rates_bind_the_runs_that_may_call_it(cluster: Cluster, stack: Stack) -> None:
     cluster.provider(rateLimits={"requestsPerMinute": 30})
     cluster.provider("spare", rateLimits={"tokensPerMinute": 9000})
-    cluster.agent(model={"provider": "local", "name": "small", "fallbacks": [{"provider": "spare", "name": "small"}]})
-    cluster.wait_ready("Agent", "agent")
-    cluster.execution("one")
-    cluster.wait_phase("one", "Succeeded")
+    cluster.agent()
+    cluster.agent("other", model={"provider": "spare", "name": "small"})
+    for name, agent in (("one", "agent"), ("another", "other")):
+        cluster.wait_ready("Agent", agent)
+        cluster.execution(name, agent=agent)
+        cluster.wait_phase(name, "Succeeded")
     local, spare = (account_id(AccountKind.PROVIDER, cluster.namespace, name) for name in ("local", "spare"))
     assert buckets(stack, local) == {("requests", 60): (30, 30)}
     assert buckets(stack, spare) == {("tokens", 60): (9000, 9000)}
     assert local in tracked(stack, cluster, "one")
-    assert spare in tracked(stack, cluster, "one")
+    assert spare not in tracked(stack, cluster, "one")
+    assert spare in tracked(stack, cluster, "another")
     cluster.patch("ModelProvider", "local", {"rateLimits": None})
     query = sa.select(schema.accounts.c.rates).where(schema.accounts.c.id == local)
     cluster.wait(lambda: rows(stack, query)[0].rates == "[]", "the provider's rates to be taken back")

@@ -25,7 +25,7 @@ def test_a_tools_price_reaches_the_meter_as_it_was_at_admission(cluster: Cluster
     cluster.provider()
     tool_provider(cluster)
     cluster.wait_ready("ToolProvider", "search")
-    cluster.agent("run-600000", tools=[{"name": "calculator"}, SEARCH])
+    cluster.agent("run-600000", runner={"image": "example/sdk:1"}, tools=[SEARCH])
     cluster.wait_ready("Agent", "run-600000")
     cluster.execution("one", agent="run-600000")
     cluster.wait_phase("one", "Running")
@@ -48,7 +48,7 @@ def test_a_tools_price_reaches_the_meter_as_it_was_at_admission(cluster: Cluster
 
 def test_an_agent_waits_for_its_tools_and_says_which(cluster: Cluster) -> None:
     cluster.provider()
-    cluster.agent(tools=[SEARCH])
+    cluster.agent(runner={"image": "example/sdk:1"}, tools=[SEARCH])
     condition = cluster.wait_ready("Agent", "agent", "ToolProviderNotFound")
     assert "spec.tools[0].provider: ToolProvider search does not exist" in condition["message"]
     tool_provider(cluster, credentials={"name": "search-key", "key": "k"})

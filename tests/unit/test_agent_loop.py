@@ -163,7 +163,7 @@ async def test_an_unknown_tool_is_refused_before_the_model_is_asked(tmp_path: Pa
     model, seen = scripted("never")
     failure = await failure_of(spec(tools=[{"name": "abacus"}]), model, tmp_path)
     assert failure.exit_code == AgentExitCode.INVALID_INPUT
-    assert failure.line.startswith("ToolNotFound: tools: there is no tool named 'abacus'; this version has: calculator")
+    assert failure.line == "tools[0].name: there is no tool named 'abacus'; this version has: calculator"
     assert seen == []
 
 
@@ -289,7 +289,7 @@ async def test_a_redaction_that_breaks_the_schema_is_no_answer(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"handoffs": [{"agent": "other"}]}, "handoffs (to 'other'): not supported"),
+        ({"handoffs": [{"agent": "other"}]}, "handoffs[0]: not supported"),
         ({"guardrails": {"input": [{"name": "g", "agent": "judge"}]}}, "guardrails.input[g].agent: not supported"),
         ({"guardrails": {"output": [{"name": "g", "agent": "judge"}]}}, "guardrails.output[g].agent: not supported"),
         ({"guardrails": {"input": [{"name": "g", "pattern": "("}]}}, "guardrails.input[g].pattern: not a regular"),
@@ -308,7 +308,7 @@ async def test_a_redaction_that_breaks_the_schema_is_no_answer(tmp_path: Path) -
         ),
         ({"output": {"jsonSchema": {"type": "array"}}}, "output.jsonSchema.type: must be 'object'"),
         ({"output": {"jsonSchema": {"type": "object", "required": "city"}}}, "output.jsonSchema: at $.required"),
-        ({"tools": [{"name": "calculator", "config": {"precision": 0}}]}, "tools: calculator: precision must be"),
+        ({"tools": [{"name": "calculator", "config": {"precision": 0}}]}, "tools[0].config: calculator: precision"),
     ],
 )
 async def test_what_cannot_be_run_is_refused_by_name(tmp_path: Path, fields: dict[str, Any], says: str) -> None:

@@ -124,7 +124,7 @@ def test_the_last_line_says_why_and_the_exit_code_too(tmp_path: Path) -> None:
     agent = spec(handoffs=[{"agent": "other"}])
     ended = command(**environment(tmp_path, agent))
     assert ended.returncode == AgentExitCode.INVALID_INPUT
-    assert ended.stderr.splitlines()[-1].startswith("almoner-agent: handoffs (to 'other'): not supported")
+    assert ended.stderr.splitlines()[-1].startswith("almoner-agent: handoffs[0]: not supported")
     assert "Traceback" not in ended.stderr
     assert not (tmp_path / "output").exists()
 

@@ -44,6 +44,7 @@ def provider_spec(**fields: Any) -> ModelProviderSpec:
 MAIN = {"main": ProviderFacts(provider_spec())}
 SECRETS = {"readable": SecretFacts(agent_readable=True, keys=frozenset({"k"})), "private": SecretFacts()}
 TOOLS = ToolProviderSpec.model_validate({"type": "DuckDuckGo", "prices": [{"tool": "web_search", "perCall": "0"}]})
+IMAGE = {"image": "example/sdk:1"}
 SAFE = {"type": "RealDeployment", "safety": {"budgetEnforced": True}}
 
 
@@ -70,12 +71,6 @@ VERDICTS: dict[str, tuple[AgentSpec, AgentFacts, AgentReason, str]] = {
         AgentReason.PROVIDER_NOT_READY,
         "no Secret",
     ),
-    "fallback's provider missing": (
-        spec(model={"provider": "main", "name": "small", "fallbacks": [{"provider": "other", "name": "x"}]}),
-        facts(),
-        AgentReason.PROVIDER_NOT_FOUND,
-        "spec.model.fallbacks[0].provider",
-    ),
     "model not listed": (
         spec(),
         facts(providers={"main": ProviderFacts(provider_spec(models=[{"name": "large"}]))}),
@@ -95,34 +90,46 @@ VERDICTS: dict[str, tuple[AgentSpec, AgentFacts, AgentReason, str]] = {
         "add it to spec.prices of ModelProvider main",
     ),
     "tool's provider missing": (
-        spec(tools=[{"name": "calculator"}, {"name": "web_search", "provider": "serper"}]),
+        spec(runner=IMAGE, tools=[{"name": "web_search", "provider": "serper"}]),
         facts(),
         AgentReason.TOOL_PROVIDER_NOT_FOUND,
-        "spec.tools[1].provider: ToolProvider serper does not exist",
+        "spec.tools[0].provider: ToolProvider serper does not exist",
     ),
     "tool's provider not ready": (
-        spec(tools=[{"name": "web_search", "provider": "serper"}]),
+        spec(runner=IMAGE, tools=[{"name": "web_search", "provider": "serper"}]),
         facts(tool_providers={"serper": ToolProviderFacts(TOOLS, ready=False, message="no Secret")}),
         AgentReason.TOOL_PROVIDER_NOT_READY,
         "no Secret",
     ),
     "tool without a price": (
-        spec(tools=[{"name": "send_email", "provider": "serper"}]),
+        spec(runner=IMAGE, tools=[{"name": "send_email", "provider": "serper"}]),
         facts(tool_providers={"serper": ToolProviderFacts(TOOLS)}),
         AgentReason.TOOL_UNPRICED,
         "add it to spec.prices of ToolProvider serper",
     ),
     "tool with a price": (
-        spec(tools=[{"name": "web_search", "provider": "serper"}]),
+        spec(runner=IMAGE, tools=[{"name": "web_search", "provider": "serper"}]),
         facts(tool_providers={"serper": ToolProviderFacts(TOOLS)}),
         AgentReason.READY,
         "",
     ),
-    "handoff to nowhere": (
-        spec(handoffs=[{"agent": "helper"}, {"agent": "nobody"}]),
-        facts(agents={"helper"}),
-        AgentReason.HANDOFF_NOT_FOUND,
-        "spec.handoffs[1].agent: Agent nobody",
+    "not supported": (
+        spec(handoffs=[{"agent": "helper"}]),
+        facts(),
+        AgentReason.NOT_SUPPORTED,
+        "spec.handoffs[0]: not supported",
+    ),
+    "a dialect that the provider does not speak": (
+        spec(model={"provider": "main", "name": "small", "api": "Anthropic"}),
+        facts(),
+        AgentReason.INVALID_SPEC,
+        "spec.model.api: ModelProvider main speaks OpenAI, not Anthropic",
+    ),
+    "a seed for Anthropic": (
+        spec(model={"provider": "claude", "name": "small", "settings": {"seed": 1}}),
+        facts(providers={"claude": ProviderFacts(provider_spec(type="Anthropic"))}),
+        AgentReason.INVALID_SPEC,
+        "spec.model.settings.seed: Anthropic's API has no seed",
     ),
     "secret missing": (spec(**env_from("nothing")), facts(), AgentReason.SECRET_NOT_FOUND, "Secret nothing"),
     "secret without the key": (
@@ -184,7 +191,7 @@ VERDICTS: dict[str, tuple[AgentSpec, AgentFacts, AgentReason, str]] = {
     "a deployment under a quota's budget": (spec(**SAFE), facts(budgeted=True), AgentReason.READY, ""),
     "a deployment with maxCost": (spec(**SAFE, limits={"maxCost": "1"}), facts(), AgentReason.READY, ""),
     "a deployment with maxCost that asserts no more": (
-        spec(type="RealDeployment", safety={"allowedDomains": ["a.example"]}, limits={"maxCost": "1"}),
+        spec(type="RealDeployment", safety={}, limits={"maxCost": "1"}),
         facts(),
         AgentReason.READY,
         "",

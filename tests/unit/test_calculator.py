@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from almoner_core.api.agent import Tool
+from almoner_core.json_schema import Schema
 from almoner_runner.tools.base import ToolConfigError
 from almoner_runner.tools.calculator import Calculator
 from almoner_runner.tools.errors import ToolError, ToolErrorCode
 from almoner_runner.tools.registry import build, known_names
-from almoner_runner.tools.schema import Schema
 
 CALL_SECONDS_MAX = 1.0
 

@@ -15,7 +15,7 @@ from almoner_core.api.training_job import TrainingJobSpec
 from almoner_dev.demo.manifests import NAMESPACE, ManifestError, expected_phases, load
 from almoner_dev.model import MODEL_NAME
 from almoner_runner.agent.guardrails import Guards
-from almoner_runner.agent.invocation import check_supported
+from almoner_runner.agent.invocation import check
 from almoner_runner.agent.output import output_schema
 from almoner_runner.tools.registry import build
 
@@ -99,7 +99,7 @@ def test_every_reference_leads_somewhere() -> None:
 
 def test_the_loop_runs_every_agent_and_keeps_answers_short() -> None:
     for agent in agents().values():
-        check_supported(agent)
+        check(agent)
         output_schema(agent.output)
         Guards(agent.guardrails.input, side="input")
         build(agent.tools)

@@ -316,6 +316,7 @@ def test_a_quotas_status_tells_every_limit_with_its_use() -> None:
     [
         ({"rates": {"tokensPerMinute": 5}}, ""),
         ({"hard": {"storage": "1Gi"}}, "storage"),
+        ({"hard": {"storage": "1Gi"}, "enforcement": "Monitor"}, "storage"),
         ({"rates": {"tokensPerMinute": 5}, "enforcement": "Monitor"}, ""),
         ({"hard": {"executions": 1}}, ""),
     ],

@@ -157,7 +157,11 @@ def test_our_loop_is_told_the_providers_first_dialect_where_the_agent_chooses_no
 
 def test_an_image_of_the_users_runs_as_it_is() -> None:
     runner = Runner.model_validate({"image": "example/sdk:1", "args": ["--x"], "env": [{"name": "A", "value": "$(B)"}]})
-    _, agent = containers(build_pod(replace(request(), runner=runner), SETTINGS))
+    asked = replace(request(), runner=runner)
+    with pytest.raises(PodError, match=r"limits.maxTurns: only Almoner's own loop"):
+        build_pod(asked, SETTINGS)
+    asked = replace(asked, limits=asked.limits.model_copy(update={"max_turns": None}))
+    _, agent = containers(build_pod(asked, SETTINGS))
     assert agent["image"] == "example/sdk:1"
     assert agent["args"] == ["--x"]
     assert "command" not in agent

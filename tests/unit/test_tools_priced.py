@@ -29,6 +29,7 @@ SERPER: dict[str, Any] = {
     "credentials": {"name": "serper-key", "key": "api-key"},
     "prices": [{"tool": "web_search", "perCall": "0.001"}, {"tool": "store", "perCall": "0.1", "perUnit": "0.002"}],
 }
+IMAGE = {"runner": {"image": "example/sdk:1"}}
 SEARCH = Tool("web_search", "serper", "web_search", ToolPrice("v", per_call=1_000_000))
 STORE = Tool("store", "serper", "vector_db", ToolPrice("v", per_call=100, per_unit=7))
 UNPRICED = Tool("other", "serper", "web_search")
@@ -166,7 +167,7 @@ def facts(**more: Any) -> AgentFacts:
 def test_an_agent_is_ready_when_its_tools_are(
     tool: dict[str, Any], more: dict[str, Any], reason: AgentReason, says: str
 ) -> None:
-    found = agent_verdict(agent(tool), facts(**more))
+    found = agent_verdict(agent(tool, **({} if tool["name"] == "calculator" else IMAGE)), facts(**more))
     assert found.reason is reason
     assert says in found.message
 

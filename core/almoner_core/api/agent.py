@@ -69,8 +69,8 @@ class AgentReason(StrEnum):
     """A ToolProvider that one of the agent's tools names is not Ready."""
     TOOL_UNPRICED = "ToolUnpriced"
     """The ToolProvider of a tool has no price for it, so no budget could bound it."""
-    HANDOFF_NOT_FOUND = "HandoffNotFound"
-    """A handoff names an Agent that does not exist."""
+    NOT_SUPPORTED = "NotSupported"
+    """The agent asks for something that this version does not do; the message names the field."""
     SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105 - a reason, not a password
     """A Secret that the runner's environment names does not exist, or lacks the key."""
     SECRET_NOT_READABLE = "SecretNotReadable"  # noqa: S105 - likewise
@@ -82,7 +82,7 @@ class AgentReason(StrEnum):
     UNSAFE_DEPLOYMENT = "UnsafeDeployment"
     """A RealDeployment without a hard budget or a safety policy, or on a provider that can be walked past."""
     INVALID_SPEC = "InvalidSpec"
-    """The stored object does not fit the schema of this version."""
+    """A field cannot be used as it is written, or the stored object does not fit the schema of this version."""
 
 
 class ModelSettings(APIModel):
@@ -126,7 +126,10 @@ class AgentModel(ModelChoice):
     )
     settings: ModelSettings = Field(default=ModelSettings(), description="Settings of every call.")
     fallbacks: list[ModelChoice] = Field(
-        default=[], max_length=8, description="Models to try in this order when the provider fails."
+        default=[],
+        max_length=8,
+        description="Models to try in this order when the provider fails. Not supported yet: such an Agent is not "
+        "Ready.",
     )
 
 
@@ -142,7 +145,9 @@ class Tool(APIModel):
     )
     config: AnyObject | None = Field(default=None, description="Settings of the tool; its own page lists them.")
     calls_per_minute: int | None = Field(default=None, ge=1, le=100_000, description="Most calls a minute in one run.")
-    timeout_seconds: int = Field(default=30, ge=1, le=3600, description="Seconds after which a call has failed.")
+    timeout_seconds: int | None = Field(
+        default=None, ge=1, le=3600, description="Seconds after which a call has failed; 30 where absent."
+    )
 
 
 class Handoff(APIModel):
@@ -180,10 +185,15 @@ class Guardrail(APIModel):
 
     name: str = Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", description="Its name.")
     action: GuardrailAction = Field(default=GuardrailAction.TRIP, description="What happens when it trips.")
-    pattern: str | None = Field(default=None, max_length=1024, description="Regular expression that must not match.")
+    pattern: str | None = Field(
+        default=None, max_length=1024, description="Regular expression (RE2) that must not match."
+    )
     max_length: int | None = Field(default=None, ge=1, le=1_048_576, description="Most characters of the text.")
     json_schema: AnyObject | None = Field(default=None, description="JSON Schema that the text must satisfy.")
-    agent: ObjectName | None = Field(default=None, description="An Agent that answers whether the text passes.")
+    agent: ObjectName | None = Field(
+        default=None,
+        description="An Agent that answers whether the text passes. Not supported yet: such an Agent is not Ready.",
+    )
 
 
 class Guardrails(APIModel):
@@ -230,13 +240,14 @@ class Safety(APIModel):
     allowed_domains: list[Annotated[str, Field(min_length=1, max_length=253, pattern=DOMAIN_PATTERN)]] = Field(
         default=[],
         max_length=128,
-        description="Domains that Almoner's own tools may reach, such as 'api.example.com' or '*.example.com'.",
+        description="Domains that Almoner's own tools may reach, such as 'api.example.com' or '*.example.com'. Not "
+        "supported yet: such an Agent is not Ready.",
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
     approval_required: list[Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z][a-z0-9_]*$")]] = Field(
         default=[],
         max_length=64,
-        description="Tools whose calls wait for a person's approval.",
+        description="Tools whose calls wait for a person's approval. Not supported yet: such an Agent is not Ready.",
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
 
@@ -247,7 +258,7 @@ class AgentSpec(APIModel):
     model_config = validated(
         Rule(
             "self.type != 'RealDeployment' || has(self.safety)",
-            "a RealDeployment must declare safety: at least budgetEnforced, allowedDomains or approvalRequired",
+            "a RealDeployment must declare safety, such as budgetEnforced: true",
             ".safety",
             "FieldValueRequired",
         ),
@@ -273,7 +284,7 @@ class AgentSpec(APIModel):
     handoffs: list[Handoff] = Field(
         default=[],
         max_length=32,
-        description="Agents that may take over.",
+        description="Agents that may take over. Not supported yet: such an Agent is not Ready.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["agent"]},
     )
     guardrails: Guardrails = Field(default=Guardrails(), description="Checks of input and output.")

@@ -120,7 +120,9 @@ class HardLimits(APIModel):
     cpu: Quantity | None = Field(default=None, description="Processor cores of running pods, the meter's included.")
     memory: Quantity | None = Field(default=None, description="Memory of running pods, the meter's included.")
     gpu: int | None = Field(default=None, ge=0, le=1_000_000, description="GPUs of running pods.")
-    storage: Quantity | None = Field(default=None, description="Storage of checkpoint volumes.")
+    storage: Quantity | None = Field(
+        default=None, description="Storage of checkpoint volumes. Not supported yet: such a quota is not Ready."
+    )
 
 
 class Budget(APIModel):

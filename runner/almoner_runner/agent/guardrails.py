@@ -1,21 +1,23 @@
 """Guardrails: checks of what comes in and of what goes out.
 
 Role: apply a list of guardrails, in their order, to a text or to a structured value. Boundary: pure; what a retry is,
-the loop knows. Agents as guardrails are refused at the start of a run (see invocation.check_supported).
+the loop knows. What cannot be used was refused before (almoner_core.agent_checks). Each check is bounded in time: RE2
+is linear, but a JSON Schema may be asked about one value in exponentially many ways.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from almoner_core.api.agent import Guardrail, GuardrailAction
 from almoner_core.contract import AgentExitCode
+from almoner_core.json_schema import Schema, SchemaError
+from almoner_core.patterns import PatternError, compile_pattern
 from almoner_runner.agent.failures import AgentFailure, invalid_input
-from almoner_runner.tools.schema import Schema, SchemaError
+from almoner_runner.agent.time_bound import time_bound
 
 REDACTED: Final = "[redacted]"
 
@@ -39,7 +41,7 @@ class Guards:
 
     def __init__(self, guardrails: list[Guardrail], *, side: str) -> None:
         self._side = side
-        self._checks = [_compile(guardrail, f"guardrails.{side}[{guardrail.name}]", side) for guardrail in guardrails]
+        self._checks = [_compile(guardrail, f"guardrails.{side}[{guardrail.name}]") for guardrail in guardrails]
 
     def apply(self, value: Any) -> Any:
         """Give the value, redacted where asked.
@@ -48,7 +50,8 @@ class Guards:
         Raises AgentFailure (GUARDRAIL_TRIPPED) for Trip and RetryAsked for Retry.
         """
         for check in self._checks:
-            problem = check.problem(_text(value))
+            with time_bound(f"guardrail {check.name}"):
+                problem = check.problem(_text(value))
             if problem is None:
                 continue
             if check.action is GuardrailAction.RETRY:
@@ -78,17 +81,13 @@ def _redact(value: Any, redact: Callable[[str], str]) -> Any:
     return value
 
 
-def _compile(guardrail: Guardrail, place: str, side: str) -> _Check:
-    if side == "input" and guardrail.action is GuardrailAction.RETRY:
-        raise invalid_input(f"{place}.action: Retry has no meaning for the input; use Trip or Redact")
+def _compile(guardrail: Guardrail, place: str) -> _Check:
     redact: Callable[[str], str] | None
     if guardrail.pattern is not None:
         problem, redact = _pattern(guardrail.pattern, place)
     elif guardrail.max_length is not None:
         problem, redact = _max_length(guardrail.max_length)
     elif guardrail.json_schema is not None:
-        if guardrail.action is GuardrailAction.REDACT:
-            raise invalid_input(f"{place}.action: a jsonSchema says nothing to redact; use Trip or Retry")
         problem, redact = _json_schema(guardrail.json_schema, place), None
     else:
         raise invalid_input(f"{place}: needs one of pattern, maxLength, jsonSchema")
@@ -97,15 +96,15 @@ def _compile(guardrail: Guardrail, place: str, side: str) -> _Check:
 
 def _pattern(pattern: str, place: str) -> tuple[Callable[[str], str | None], Callable[[str], str]]:
     try:
-        compiled = re.compile(pattern)
-    except re.error as error:
+        compiled = compile_pattern(pattern)
+    except PatternError as error:
         raise invalid_input(f"{place}.pattern: not a regular expression: {error}") from error
 
     def problem(text: str) -> str | None:
         # What matched is not repeated: it may be the very thing that must not get out.
-        return "the text matches a pattern that must not appear" if compiled.search(text) else None
+        return "the text matches a pattern that must not appear" if compiled.found_in(text) else None
 
-    return problem, lambda text: compiled.sub(REDACTED, text)
+    return problem, lambda text: compiled.replace(text, REDACTED)
 
 
 def _max_length(length: int) -> tuple[Callable[[str], str | None], Callable[[str], str]]:

@@ -15,8 +15,9 @@ from typing import Final
 from pydantic import ValidationError
 
 from almoner_core import contract
+from almoner_core.agent_checks import first_problem
 from almoner_core.api.agent import AgentSpec, ModelAPI
-from almoner_runner.agent.failures import AgentFailure, invalid_input
+from almoner_runner.agent.failures import invalid_input
 
 INPUT_BYTES_MAX: Final = 1_048_576
 
@@ -100,18 +101,11 @@ def _input(path: Path) -> str:
     return text
 
 
-def check_supported(spec: AgentSpec) -> None:
-    """Refuse by name what this version's loop does not do, rather than to leave it out in silence.
+def check(spec: AgentSpec) -> None:
+    """Refuse by name what this version's loop does not do or cannot use, rather than to leave it out in silence.
 
-    Raises AgentFailure (INVALID_INPUT).
+    The operator made the same checks; it may be of another version. Raises AgentFailure (INVALID_INPUT).
     """
-    if spec.handoffs:
-        raise _later(f"handoffs (to {spec.handoffs[0].agent!r})")
-    for side, guardrails in (("input", spec.guardrails.input), ("output", spec.guardrails.output)):
-        for guardrail in guardrails:
-            if guardrail.agent is not None:
-                raise _later(f"guardrails.{side}[{guardrail.name}].agent")
-
-
-def _later(what: str) -> AgentFailure:
-    return invalid_input(f"{what}: not supported by the agent loop of this version; remove it, or bring your own image")
+    problem = first_problem(spec)
+    if problem is not None:
+        raise invalid_input(str(problem))

@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any, Final
 from almoner_core.contract import AgentExitCode
 from almoner_runner.agent.failures import AgentFailure, classify
 from almoner_runner.agent.guardrails import Guards, RetryAsked
-from almoner_runner.agent.invocation import Invocation, check_supported
+from almoner_runner.agent.invocation import Invocation, check
 from almoner_runner.agent.models import build_model, build_settings
 from almoner_runner.agent.output import output_schema, output_type
+from almoner_runner.agent.time_bound import time_bound
 from almoner_runner.agent.toolset import HttpMeter, Meter, build_tools
 
 if TYPE_CHECKING:
     from pydantic_ai import Agent, RunContext
     from pydantic_ai.models import Model
 
-    from almoner_runner.tools.schema import Schema
+    from almoner_core.json_schema import Schema
 
 MAX_TURNS_DEFAULT: Final = 50
 OUTPUT_RETRIES: Final = 2
@@ -56,7 +57,7 @@ async def run(invocation: Invocation, *, model: Model | None = None, meter: Mete
 
 async def _run(invocation: Invocation, model: Model | None, meter: Meter | None) -> Answer:
     spec = invocation.spec
-    check_supported(spec)
+    check(spec)
     schema = output_schema(spec.output)
     inward = Guards(spec.guardrails.input, side="input")
     outward = Guards(spec.guardrails.output, side="output")
@@ -89,9 +90,15 @@ def _check_output(agent: Agent[None, Any], schema: Schema | None, guards: Guards
     """Have every answer checked, by the schema before and after the guardrails had their way with it."""
     from pydantic_ai import ModelRetry  # noqa: PLC0415 - heavy
 
+    def problems_of(value: Any) -> list[str]:
+        if schema is None:
+            return []
+        with time_bound("output.jsonSchema"):
+            return schema.problems(value)
+
     async def check(context: RunContext[None], value: Any) -> Any:
         last = context.retry >= OUTPUT_RETRIES
-        problems = schema.problems(value) if schema else []
+        problems = problems_of(value)
         if problems:
             message = "the answer does not fit output.jsonSchema: " + "; ".join(problems)
             if last:
@@ -105,7 +112,7 @@ def _check_output(agent: Agent[None, Any], schema: Schema | None, guards: Guards
                     AgentExitCode.GUARDRAIL_TRIPPED, f"{asked} Gave up after {last + 1} tries."
                 ) from asked
             raise ModelRetry(str(asked)) from asked
-        if schema and (problems := schema.problems(checked)):
+        if problems := problems_of(checked):
             raise AgentFailure(
                 AgentExitCode.INVALID_OUTPUT,
                 "the redacted answer does not fit output.jsonSchema: " + "; ".join(problems),

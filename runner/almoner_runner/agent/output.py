@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from almoner_core.api.agent import Output
 from almoner_core.contract import OUTPUT_BYTES_MAX, AgentExitCode
+from almoner_core.json_schema import Schema, SchemaError
 from almoner_runner.agent.failures import AgentFailure, invalid_input
-from almoner_runner.tools.schema import Schema, SchemaError
 
 if TYPE_CHECKING:
     from pydantic_ai.models import Model
@@ -25,8 +25,6 @@ def output_schema(output: Output | None) -> Schema | None:
     """Compile the agent's output schema; None for free text. Raises AgentFailure (INVALID_INPUT)."""
     if output is None:
         return None
-    if output.json_schema.get("type") != "object":
-        raise invalid_input("output.jsonSchema.type: must be 'object'; wrap a list or a value in an object")
     try:
         return Schema(output.json_schema)
     except SchemaError as error:

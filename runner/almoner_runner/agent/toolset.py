@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from almoner_core.api.agent import Tool
+from almoner_core.json_schema import Schema
 from almoner_runner.agent.failures import (
     AgentFailure,
     invalid_input,
@@ -27,12 +28,12 @@ from almoner_runner.agent.failures import (
 from almoner_runner.tools.base import BuiltinTool, ToolConfigError
 from almoner_runner.tools.errors import ToolError, ToolErrorCode
 from almoner_runner.tools.registry import build
-from almoner_runner.tools.schema import Schema
 
 if TYPE_CHECKING:
     from pydantic_ai import Tool as FrameworkTool
 
 MINUTE_SECONDS: Final = 60.0
+TOOL_SECONDS_DEFAULT: Final = 30
 # Longer than the meter itself waits for room.
 METER_TIMEOUT_SECONDS: Final = 60.0
 # Where the meter says that waiting helps, or is just restarting.
@@ -177,7 +178,7 @@ class MeteredTool:
             raise ToolError(ToolErrorCode.TOOL_INPUT_INVALID, "; ".join(problems))
         self._pace.take()
         await self._meter.reserve(self._tool.name)
-        seconds = self._manifest.timeout_seconds
+        seconds = self._manifest.timeout_seconds or TOOL_SECONDS_DEFAULT
         try:
             return await asyncio.wait_for(asyncio.to_thread(self._tool.run, arguments), timeout=seconds)
         except TimeoutError as error:

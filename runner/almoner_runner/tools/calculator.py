@@ -10,11 +10,10 @@ import decimal
 from decimal import Decimal
 from typing import Any, ClassVar, Final
 
+from almoner_core.agent_checks import calculator_precision
 from almoner_runner.tools.base import ToolConfigError
 from almoner_runner.tools.errors import ToolError, ToolErrorCode
 
-PRECISION_DEFAULT: Final = 28
-PRECISION_MAX: Final = 100
 OPERAND_CHARS_MAX: Final = 128
 EXPONENT_MAX: Final = 9999  # of ten, of operands and results
 POWER_MAX: Final = 10_000  # absolute value of the second operand of power
@@ -46,12 +45,10 @@ class Calculator:
     }
 
     def __init__(self, config: dict[str, Any]) -> None:
-        if unknown := sorted(set(config) - {"precision"}):
-            raise ToolConfigError(f"calculator: unknown setting {unknown[0]!r}; the only one is precision")
-        precision = config.get("precision", PRECISION_DEFAULT)
-        if type(precision) is not int or not 1 <= precision <= PRECISION_MAX:
-            raise ToolConfigError(f"calculator: precision must be an integer from 1 to {PRECISION_MAX}")
-        self._precision = precision
+        try:
+            self._precision = calculator_precision(config)
+        except ValueError as error:
+            raise ToolConfigError(str(error)) from error
 
     def run(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Give `success`, `result` (a decimal string) and `exact` (whether nothing was rounded). Raises ToolError."""

@@ -1,0 +1,186 @@
+"""JSON Schemas that users write: checked as a whole before anything runs, and then asked about values.
+
+Role: one validator for tools' arguments, structured output and guardrails, with messages that a model can act upon; the
+operator judges a schema with the same code that the agent loop runs. Boundary: it never fetches a `$ref` from anywhere,
+which the library would do by default. Patterns are RE2's (patterns.py), not Python's.
+
+Why bounded: a wrong answer can break a schema in a thousand places, and three of them are enough to mend it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any, Final
+
+from almoner_core.patterns import PatternError, compile_pattern
+
+MESSAGES_MAX: Final = 3
+MESSAGE_CHARS_MAX: Final = 200
+# Values of these are data, not schemas.
+_DATA: Final = frozenset({"const", "enum", "default", "examples"})
+
+
+class SchemaError(ValueError):
+    """The schema itself is not a JSON Schema that can be used; the message says where."""
+
+
+class Schema:
+    """A JSON Schema (draft 2020-12), checked once, used often. Raises SchemaError where it is none."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        import jsonschema  # noqa: PLC0415 - heavy, and only where there are schemas
+        import referencing  # noqa: PLC0415
+
+        self.document = document
+        try:
+            # Without formats: they would judge patterns by Python's rules.
+            no_formats = jsonschema.FormatChecker(formats=())
+            jsonschema.Draft202012Validator.check_schema(document, format_checker=no_formats)
+        except jsonschema.SchemaError as error:
+            raise SchemaError(f"at {_path(error)}: {error.message[:MESSAGE_CHARS_MAX]}") from error
+        except RecursionError as error:
+            raise SchemaError("nested too deeply") from error
+        _check_patterns(document)
+        _check_references(document)
+        self._validator = _validator_class()(document, registry=referencing.Registry())
+
+    def problems(self, value: Any) -> list[str]:
+        """Give what is wrong with the value, at most three messages that name the place; empty where nothing is.
+
+        Raises SchemaError for a schema that cannot be followed.
+        """
+        from referencing.exceptions import Unresolvable  # noqa: PLC0415 - loaded already
+
+        found: list[str] = []
+        try:
+            for error in self._validator.iter_errors(value):
+                found.append(f"{_path(error)}: {error.message[:MESSAGE_CHARS_MAX]}")
+                if len(found) == MESSAGES_MAX:
+                    break
+        except Unresolvable as error:
+            raise SchemaError(f"$ref {error.ref!r} leads nowhere; only references within the schema work") from error
+        except RecursionError as error:
+            raise SchemaError("its references, or the value, go round in circles or too deep") from error
+        return found
+
+
+def references(document: Any) -> Iterator[tuple[str, str]]:
+    """Yield the place and the target of every `$ref` and `$dynamicRef` of a schema."""
+    for place, schema in subschemas(document):
+        for keyword in ("$ref", "$dynamicRef"):
+            target = schema.get(keyword)
+            if isinstance(target, str):
+                yield f"{place}.{keyword}", target
+
+
+def subschemas(document: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every object of a schema that may be a schema itself, with its place. Does not recurse."""
+    waiting: list[tuple[str, Any]] = [("$", document)]
+    while waiting:
+        place, value = waiting.pop()
+        if isinstance(value, dict):
+            yield place, value
+            waiting.extend((f"{place}.{key}", below) for key, below in value.items() if key not in _DATA)
+        elif isinstance(value, list):
+            waiting.extend((f"{place}[{index}]", below) for index, below in enumerate(value))
+
+
+def resolve(document: dict[str, Any], target: str) -> Any:
+    """Return what a reference within the schema leads to. Raises SchemaError where it leads nowhere or elsewhere."""
+    import referencing  # noqa: PLC0415 - heavy
+    from referencing.exceptions import NoSuchResource, Unresolvable  # noqa: PLC0415
+    from referencing.jsonschema import DRAFT202012  # noqa: PLC0415
+
+    if not target.startswith("#"):
+        raise SchemaError(f"$ref {target!r} leads out of the schema; only references within the schema work")
+    resource: Any = DRAFT202012.create_resource(document)
+    registry: Any = referencing.Registry().with_resource("", resource)
+    try:
+        return registry.resolver("").lookup(target).contents
+    except (Unresolvable, NoSuchResource, ValueError, TypeError, LookupError) as error:
+        raise SchemaError(f"$ref {target!r} leads nowhere; only references within the schema work") from error
+
+
+def _check_patterns(document: dict[str, Any]) -> None:
+    unevaluated = patterned = ""
+    for place, schema in subschemas(document):
+        patterns = schema.get("patternProperties")
+        named = [(f"{place}.pattern", schema.get("pattern"))]
+        if isinstance(patterns, dict):
+            named += [(f"{place}.patternProperties", pattern) for pattern in patterns]
+            patterned = place
+        if "unevaluatedProperties" in schema:
+            unevaluated = place
+        for where, pattern in named:
+            if isinstance(pattern, str):
+                try:
+                    compile_pattern(pattern)
+                except PatternError as error:
+                    raise SchemaError(f"at {where}: not a regular expression of RE2: {error}") from error
+    if unevaluated and patterned:
+        # The library would match them with Python's regular expressions.
+        raise SchemaError(f"at {unevaluated}.unevaluatedProperties: does not go together with patternProperties")
+
+
+def _check_references(document: dict[str, Any]) -> None:
+    for place, target in references(document):
+        try:
+            found = resolve(document, target)
+        except SchemaError as error:
+            raise SchemaError(f"at {place}: {error}") from error
+        if not isinstance(found, dict | bool):
+            raise SchemaError(f"at {place}: $ref {target!r} leads to something that is no schema")
+
+
+@functools.cache
+def _validator_class() -> Any:
+    """The library's validator, with RE2 where it would use Python's regular expressions."""
+    import jsonschema  # noqa: PLC0415 - heavy
+
+    extend: Any = jsonschema.validators.extend
+    return extend(
+        jsonschema.Draft202012Validator,
+        {
+            "pattern": _pattern,
+            "patternProperties": _pattern_properties,
+            "additionalProperties": _additional_properties,
+        },
+    )
+
+
+def _pattern(validator: Any, pattern: str, instance: Any, _schema: Any) -> Iterator[Any]:
+    from jsonschema import ValidationError  # noqa: PLC0415 - loaded already
+
+    if validator.is_type(instance, "string") and not compile_pattern(pattern).found_in(instance):
+        yield ValidationError(f"{instance[:MESSAGE_CHARS_MAX]!r} does not match {pattern!r}")
+
+
+def _pattern_properties(validator: Any, patterns: dict[str, Any], instance: Any, _schema: Any) -> Iterator[Any]:
+    if not validator.is_type(instance, "object"):
+        return
+    for pattern, below in patterns.items():
+        compiled = compile_pattern(pattern)
+        for name, value in instance.items():
+            if compiled.found_in(name):
+                yield from validator.descend(value, below, path=name, schema_path=pattern)
+
+
+def _additional_properties(validator: Any, allowed: Any, instance: Any, schema: dict[str, Any]) -> Iterator[Any]:
+    from jsonschema import ValidationError  # noqa: PLC0415 - loaded already
+
+    if not validator.is_type(instance, "object"):
+        return
+    patterns = [compile_pattern(pattern) for pattern in schema.get("patternProperties", {})]
+    known = schema.get("properties", {})
+    extras = [name for name in instance if name not in known and not any(each.found_in(name) for each in patterns)]
+    if validator.is_type(allowed, "object"):
+        for name in extras:
+            yield from validator.descend(instance[name], allowed, path=name)
+    elif not allowed and extras:
+        named = ", ".join(repr(name) for name in sorted(extras)[:MESSAGES_MAX])
+        yield ValidationError(f"Additional properties are not allowed: {named}")
+
+
+def _path(error: Any) -> str:
+    return "$" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
