@@ -240,7 +240,7 @@ def test_defaults_go_down(objects: Any) -> None:
         "runAsUser": 10001,
         "terminationGracePeriodSeconds": 30,
     }
-    assert spec["tools"] == [{"name": "calculator", "timeoutSeconds": 30}]
+    assert spec["tools"] == [{"name": "calculator"}]
     quota = {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": "ResourceQuota",
