@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 demo: $(STAMP) ## Run the main job on a real control plane (KEEP=1 leaves it running)
-	@$(PY) -m almoner_dev demo $(if $(KEEP),--keep)
+	@$(PY) -m almoner_dev demo $(if $(filter-out 0 no false,$(KEEP)),--keep)
 
 demo-env: $(STAMP) ## Print the exports that lead to it (source <(make -s demo-env))
 	@$(PY) -m almoner_dev demo --env
@@ -61,7 +61,7 @@ verify: generate lint types layers ## Regenerate, lint, check types and layers, 
 	@git diff --exit-code -- crds docs/reference || { echo "generated files were stale: commit what 'make generate' wrote"; exit 1; }
 	@test -z "$$(git status --porcelain)" || { git status --short; echo "the tree is not clean"; exit 1; }
 
-bench: $(STAMP) ## Run a benchmark: make bench NAME=admission|ledger|meter
+bench: $(STAMP) ## Run a benchmark: make bench NAME=admission|history|ledger|meter
 	@$(PY) -m almoner_dev.bench $(or $(NAME),--help) $(if $(NAME),--json)
 
 clean: ## Remove the virtual environment and caches of this checkout

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 
 from almoner_dev.demo import run
 from almoner_dev.state import Environment
+from tests.conftest import missing
 from tests.support.pages import Block, blocks_of, shown, type_in
 
 PAGE = """
@@ -59,6 +62,21 @@ def test_lines_are_typed_into_one_shell(tmp_path: Path) -> None:
         seconds=20,
     )
     assert [(each.code, each.output.strip()) for each in typed] == [(0, ""), (1, ""), (0, "it")]
+
+
+@pytest.mark.parametrize(("given", "keeps"), [("", False), ("KEEP=", False), ("KEEP=0", False), ("KEEP=1", True)])
+def test_keep_is_what_it_says(repository: Path, given: str, keeps: bool) -> None:
+    if shutil.which("make") is None:
+        missing(RuntimeError("no make"))
+    told = subprocess.run(
+        ["make", "--dry-run", "--old-file=.venv/.installed", "demo", *given.split()],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=True,
+    )
+    assert told.stdout.rstrip().endswith("almoner_dev demo --keep" if keeps else "almoner_dev demo")
 
 
 class Terminal:
