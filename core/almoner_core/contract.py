@@ -11,7 +11,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from almoner_core.environment import *  # noqa: F403 - hands every constant on
-from almoner_core.environment import DEFAULT_CONTEXT_WINDOW
 
 
 class AgentExitCode:
@@ -62,11 +61,14 @@ class PriceCard(ContractModel):
 
 
 class MeterModel(ContractModel):
-    """One model that the meter may call. `price` None: unknown, refused where `usd` is limited."""
+    """One model that the meter may call. `price` None: unknown, refused where `usd` is limited.
+
+    `context_window` None: unknown, so that input which its bytes do not bound is refused where money or tokens are.
+    """
 
     name: str
     price: PriceCard | None = None
-    context_window: int = DEFAULT_CONTEXT_WINDOW
+    context_window: int | None = None
     max_output_tokens: int | None = None
 
 

@@ -94,7 +94,8 @@ LEASE_MARGIN_SECONDS: Final = 30
 SILENCE_SECONDS: Final = LEASE_SECONDS + CALL_SECONDS_MAX + LEASE_MARGIN_SECONDS
 PROGRESS_INTERVAL_SECONDS: Final = 1
 DEFAULT_MAX_OUTPUT_TOKENS: Final = 1024  # set by the meter where neither request nor agent bounds the output
-DEFAULT_CONTEXT_WINDOW: Final = 128_000  # where provider and price data do not say
+# For estimates, where neither provider nor price data say, and nothing is limited.
+DEFAULT_CONTEXT_WINDOW: Final = 128_000
 
 
 class OutputProblem(StrEnum):

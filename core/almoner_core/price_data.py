@@ -19,7 +19,7 @@ from almoner_core.api.model_provider import (
     ProviderType,
 )
 from almoner_core.api.tool_provider import RESOURCE_TYPES, ToolProviderSpec
-from almoner_core.contract import DEFAULT_CONTEXT_WINDOW, MeterModel, MeterTool, PriceCard, PriceTier, ToolPriceCard
+from almoner_core.contract import MeterModel, MeterTool, PriceCard, PriceTier, ToolPriceCard
 from almoner_core.money import NANOS_PER_DOLLAR, Money
 
 _PROVIDER_IDS: Final = {ProviderType.OPENAI: "openai", ProviderType.ANTHROPIC: "anthropic"}
@@ -81,7 +81,7 @@ def meter_model(
     return MeterModel(
         name=model,
         price=price_card(provider, provider_key, model, generation, at=at),
-        context_window=context_window(provider, model) or DEFAULT_CONTEXT_WINDOW,
+        context_window=context_window(provider, model),
         max_output_tokens=listed.max_output_tokens if listed is not None else None,
     )
 

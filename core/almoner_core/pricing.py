@@ -158,11 +158,12 @@ def input_tokens_bound(text_bytes: int, messages: int, *, tool_bytes: int = 0, s
     """Give the most tokens that a request of inline text can have.
 
     text_bytes: bytes of the request's JSON. A token of any tokenizer in use (byte-level BPE, SentencePiece with byte
-    fallback, Unigram) stands for at least one byte of text, and JSON never writes text in fewer bytes than it has. What
-    a model's chat template adds is bounded by constants: the markers and role of a message are 5 to 10 tokens in the
-    known templates (16 here), a system prompt that a template puts in by itself and the turn that it opens are up to
-    about 40 (64 here); tools and output schemas bring instructions of up to 700 tokens (1,024 here) and are written out
-    again, indented, in some templates, so their bytes count twice.
+    fallback, Unigram) stands for at least one byte of text, and JSON never writes text in fewer bytes than it has; what
+    a tokenizer's normalization adds is the caller's to add. What a model's chat template adds is bounded by constants:
+    the markers and role of a message are 5 to 10 tokens in the known templates (16 here), a system prompt that a
+    template puts in by itself and the turn that it opens are up to about 40 (64 here); tools and output schemas bring
+    instructions of up to 700 tokens (1,024 here) and are written out again, indented, in
+    some templates, so their bytes count twice.
     """
     tokens = text_bytes + messages * MESSAGE_OVERHEAD_TOKENS + REQUEST_OVERHEAD_TOKENS
     if tool_bytes or schema:

@@ -283,6 +283,19 @@ def test_a_request_with_two_meanings_is_refused_before_anything_is_held(
     assert not ledger.records
 
 
+def test_a_larger_window_that_a_header_asks_for_is_held(start: Callable[..., Meter]) -> None:
+    stored = [{"role": "user", "content": [{"type": "document", "source": {"type": "file", "file_id": "f"}}]}]
+    body = {"model": MODEL, "max_tokens": 16, "messages": stored}
+    with LedgerDouble({"usd": 500_000 * MICRO}) as ledger:
+        meter = start(ledger)
+        assert meter.post("/anthropic/v1/messages", body)[0] == 200
+        for lines in (["context-1m-2025-08-07"], ["files-api-2025-04-14", "context-1m-2025-08-07"]):
+            headers = [("anthropic-beta", line) for line in lines]
+            answer = httpx.post(f"{meter.url}/anthropic/v1/messages", json=body, headers=headers)
+            assert (answer.status_code, "it could use up to 12500" in answer.text) == (429, True), answer.text
+        settled(meter, ledger, 1)
+
+
 def test_the_clients_spelling_reaches_the_provider(start: Callable[..., Meter], provider: ScriptedProvider) -> None:
     """Found by a trial: numbers that were written anew grew fourfold after the call was bounded."""
     numbers = b"[" + b",".join([b"1e15"] * 1000) + b"]"
@@ -306,6 +319,10 @@ def test_half_an_emoji_is_replaced_and_charged_as_what_it_was(
         assert httpx.post(f"{meter.url}/openai/v1/chat/completions", content=content.encode()).status_code == 200
         settled(meter, ledger, 1)
         assert ledger.records[1].outcome == "ok"
+        # And in a report, where it would end the meter.
+        assert httpx.post(f"{meter.url}/progress", content=rb'{"step":1,"message":"abc \ud83d"}').status_code == 202
+        until(lambda: ledger.progress, 5, "the report in the ledger")
+        assert ledger.progress[0].message == "abc \ufffd"
     assert provider.requests[0]["body"]["messages"][0]["content"] == "abc \ufffd"
     assert ledger.used()["usd"] == (10 + 2 * 5) * MICRO
 

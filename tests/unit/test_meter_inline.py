@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from almoner_core.environment import DEFAULT_CONTEXT_WINDOW
 from almoner_runner.meter import anthropic, openai
 from almoner_runner.meter.body import read_body
 from almoner_runner.meter.config import Card, Model, Provider, Tier
@@ -272,6 +274,56 @@ def test_embeddings_of_anything_else(given_input: Any) -> None:
     with pytest.raises(InvalidCallError, match="input: under a budget"):
         bounded(openai.embeddings, input=given_input)
     assert not bounded(openai.embeddings, FREE, input=given_input)
+
+
+NOWHERE = Provider("p", "OpenAICompatible", "http://x/v1", ("OpenAI",), {"m": Model("m", CARD)})
+
+
+@pytest.mark.parametrize(
+    ("bounder", "name", "fields"),
+    [
+        (openai.chat, "messages", {"messages": [{"role": "assistant", "audio": {"id": "audio_1"}}]}),
+        (openai.responses, "input", {"input": [{"id": "msg_0"}]}),
+        (
+            anthropic.messages,
+            "messages",
+            {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
+        ),
+    ],
+)
+def test_without_a_known_window_such_input_is_refused_by_name(
+    bounder: Callable[..., Call], name: str, fields: dict[str, Any]
+) -> None:
+    payload = json.dumps({"model": "m", **fields}).encode()
+    with pytest.raises(
+        InvalidCallError, match=r"state contextWindow for the model in spec.models of ModelProvider 'p'"
+    ) as no:
+        bounder(NOWHERE, read_body(payload), STRICT)
+    assert (no.value.code, no.value.param) == ("unbounded_input", name)
+    assert bounder(NOWHERE, read_body(payload), FREE).input_bound == DEFAULT_CONTEXT_WINDOW, "an estimate"
+    text = json.dumps({"model": "m", "messages": [user(TEXT)], "max_tokens": 5}).encode()
+    if bounder is not openai.responses:
+        assert bounder(NOWHERE, read_body(text), STRICT).input_bound < 500
+
+
+@pytest.mark.parametrize(
+    ("betas", "window"),
+    [
+        ((), 0),
+        (("files-api-2025-04-14",), 0),
+        (("context-1m-2025-08-07",), 1_000_000),
+        (("interleaved-thinking-2025-05-14, context-1m-2025-08-07",), 1_000_000),
+        (("files-api-2025-04-14", "context-2m-2026-01-01,context-1m-2025-08-07"), 2_000_000),
+        (("context-management-2025-06-27",), 0),
+    ],
+)
+def test_a_larger_window_that_the_headers_ask_for_is_what_bounds(betas: tuple[str, ...], window: int) -> None:
+    asked = anthropic.window_asked(betas)
+    assert asked == window
+    stored = {"messages": [user({"type": "document", "source": {"type": "file", "file_id": "f"}})], "max_tokens": 5}
+    rules = dataclasses.replace(STRICT, window_least=asked)
+    call = anthropic.messages(PROVIDER, read_body(json.dumps({"model": "m", **stored}).encode()), rules)
+    assert call.input_bound == max(WINDOW, window)
 
 
 def test_a_bound_by_the_window_is_never_below_what_is_sent() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from almoner_core.api.model_provider import ModelProviderSpec
-from almoner_core.contract import DEFAULT_CONTEXT_WINDOW, PriceCard, PriceTier
+from almoner_core.contract import PriceCard, PriceTier
 from almoner_core.price_data import context_window, meter_model, price_card
 from almoner_core.pricing import (
     TokenCounts,
@@ -237,4 +237,4 @@ def test_what_the_meter_is_told_about_a_model() -> None:
     )
     model = meter_model(spec, "k", "small", 1)
     assert (model.price, model.context_window, model.max_output_tokens) == (None, 2048, 256)
-    assert meter_model(spec, "k", "other", 1).context_window == DEFAULT_CONTEXT_WINDOW
+    assert meter_model(spec, "k", "other", 1).context_window is None

@@ -137,7 +137,11 @@ class ProviderModel(APIModel):
 
     name: ModelName = Field(description="The model's name as the provider knows it.")
     context_window: int | None = Field(
-        default=None, ge=1, le=100_000_000, description="Most tokens of input and output together."
+        default=None,
+        ge=1,
+        le=100_000_000,
+        description="Most tokens of input and output together. It bounds input that is not text, or is not in the "
+        "request; without it, and where the public price data does not say, such input is refused under a budget.",
     )
     max_output_tokens: int | None = Field(
         default=None, ge=1, le=10_000_000, description="Most output tokens of a call."

@@ -21,6 +21,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
+from multidict import CIMultiDict
+
 from almoner_core.pricing import TokenCounts, cost_nanos
 from almoner_dev.simulate.bodies import MODEL, PATHS, Drawer, Drawn, stored_tokens
 from almoner_dev.simulate.clockwork import Clock, Ids, StalledError, VirtualLoop, installed
@@ -269,7 +271,7 @@ class _Request:
 
     method: Final = "POST"
     query_string: Final = ""
-    headers: Final[dict[str, str]] = {}
+    headers: Final = CIMultiDict[str]()
     transport: Final = SimpleNamespace(is_closing=lambda: False)
 
     def __init__(self, drawn: Drawn) -> None:

@@ -7,6 +7,8 @@ hour.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Any, Final
 
 from almoner_core.pricing import TOOLS_OVERHEAD_TOKENS, TokenCounts, input_tokens_bound
@@ -22,6 +24,7 @@ from almoner_runner.meter.dialect import (
     details,
     find_model,
     flag,
+    input_bound,
     number,
     output_maximum,
     sequence,
@@ -43,10 +46,9 @@ WATCHED: Final = (b"message_start", b"message_delta", b"message_stop", b'"error"
 def messages(provider: Provider, payload: Body, rules: Rules) -> Call:
     """Bound a message."""
     model = find_model(provider, payload, rules)
-    tools = sequence(payload, "tools")
     if rules.strict:
         check_fields(payload, MESSAGE_FIELDS, "messages")
-        _check_tools(tools)
+        _check_tools(sequence(payload, "tools"))
         _check_cache(payload)
         if payload.get("service_tier") not in SERVICE_TIERS:
             raise InvalidCallError(
@@ -64,7 +66,7 @@ def messages(provider: Provider, payload: Body, rules: Rules) -> Call:
         model=model,
         payload=payload,
         usage_shape="anthropic",
-        input_bound=_input(payload, tools, model),
+        input_bound=_input(provider, payload, model, rules),
         output_max=maximum,
         output_fields=("max_tokens",),
         # The API wants max_tokens above the thinking budget; with interleaved thinking the budget may be the larger.
@@ -74,8 +76,8 @@ def messages(provider: Provider, payload: Body, rules: Rules) -> Call:
     )
 
 
-def _input(payload: Body, tools: list[Any], model: Model) -> int:
-    given = sequence(payload, "messages")
+def _input(provider: Provider, payload: Body, model: Model, rules: Rules) -> int:
+    given, tools = sequence(payload, "messages"), sequence(payload, "tools")
     schemas = payload.schema_bytes("tools", "output_config", "output_format")
     bound = input_tokens_bound(payload.text_bytes(), len(given) + 1, tool_bytes=schemas)
     bound += TOOLS_OVERHEAD_TOKENS * sum(1 for tool in tools if _is_client_tool(tool))
@@ -85,12 +87,19 @@ def _input(payload: Body, tools: list[Any], model: Model) -> int:
         and all(map(inline.message, given))
         and all(map(inline.message_tool, tools))
     )
-    return bound + sum(map(_calls_growth, given)) if whole else max(bound, model.context_window)
+    bound += sum(map(_calls_growth, given)) if whole else 0
+    return input_bound(bound, whole=whole, name="messages", provider=provider, model=model, rules=rules)
 
 
 def _calls_growth(message: dict[str, Any]) -> int:
     content = message["content"]
     return 0 if isinstance(content, str) else sum(growth(block.get("input")) for block in content or ())
+
+
+def window_asked(betas: Iterable[str]) -> int:
+    """Give the context window that a beta header asks for (`context-1m-2025-08-07`); 0 where none does."""
+    found = [int(millions) for beta in betas for millions in re.findall(r"context-([0-9]{1,3})m\b", beta)]
+    return max(found, default=0) * 1_000_000
 
 
 def _thinking_budget(payload: Body) -> int:

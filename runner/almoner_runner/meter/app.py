@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -151,7 +151,10 @@ class App:
         if bounder is None:
             with self._free.one(provider.name):
                 return route, await self._forwarder.free(payload, target)
-        call = bounder(provider, payload, self.rules)
+        rules = self.rules
+        if dialect == ANTHROPIC and (window := anthropic.window_asked(request.headers.getall("anthropic-beta", ()))):
+            rules = replace(rules, window_least=window)
+        call = bounder(provider, payload, rules)
         tried = await self.holds.begin(call)
         return route, await self._forwarder.forward(request, tried, target)
 

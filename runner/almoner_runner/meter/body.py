@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, Final
 
+from almoner_runner.meter.normalization import normalization_growth
 from almoner_runner.meter.refusals import InvalidCallError
 
 # Schemas of real tools reach 40 levels; the interpreter's own limit is a thousand.
@@ -124,8 +125,13 @@ class Body:
         return "".join(parts)
 
     def text_bytes(self) -> int:
-        """Give the most bytes that the text of what is sent has, wherever its numbers are written anew."""
-        return len(self.content()) + NUMBER_CHARS_MAX * self._exponents
+        """Give the most bytes that what is sent has, wherever its numbers are written anew, and its text normalized."""
+        return len(self.content()) + NUMBER_CHARS_MAX * self._exponents + normalization_growth(self._text)
+
+    def release(self) -> None:
+        """Keep what is sent, and nothing else: for a call that is under way, which may take minutes."""
+        self.content()
+        self.fields, self._text, self._spans = {}, "", {}
 
     def schema_bytes(self, *names: str) -> int:
         """Give the bytes to count once more for fields that a server writes anew: tools and output schemas.

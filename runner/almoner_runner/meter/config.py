@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from almoner_core.environment import DEFAULT_CONTEXT_WINDOW, METER_CONFIG_BYTES_MAX
+from almoner_core.environment import METER_CONFIG_BYTES_MAX
 
 OPENAI: Final = "OpenAI"
 ANTHROPIC: Final = "Anthropic"
@@ -54,7 +54,7 @@ class Model:
 
     name: str
     price: Card | None = None
-    context_window: int = DEFAULT_CONTEXT_WINDOW
+    context_window: int | None = None  # None: not known
     max_output_tokens: int | None = None
 
 
@@ -187,7 +187,7 @@ def _model(value: Any, path: str) -> Model:
     return Model(
         name=_text(given, path, "name"),
         price=None if price is None else _card(price, f"{path}.price"),
-        context_window=_number(given, path, "context_window", DEFAULT_CONTEXT_WINDOW, least=1),
+        context_window=_optional_number(given, path, "context_window", least=1),
         max_output_tokens=_optional_number(given, path, "max_output_tokens", least=1),
     )
 

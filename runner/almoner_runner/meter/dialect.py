@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from almoner_core.environment import DEFAULT_CONTEXT_WINDOW
 from almoner_core.pricing import (
     MIN_OUTPUT_TOKENS,
     SLOW_TIERS,
@@ -37,6 +38,7 @@ class Rules:
     strict: bool  # money or tokens are limited: only known fields
     priced: bool  # money is limited: only priced models
     default_output: int  # output maximum where neither request nor model says
+    window_least: int = 0  # of a model's context window, where the request's headers ask for a larger one
 
 
 @dataclass(slots=True)
@@ -196,6 +198,24 @@ def output_maximum(asked: Iterable[int | None], model: Model, rules: Rules) -> i
     """
     maximum = max((value for value in asked if value is not None), default=rules.default_output)
     return maximum if model.max_output_tokens is None else min(maximum, model.max_output_tokens)
+
+
+def input_bound(bound: int, *, whole: bool, name: str, provider: Provider, model: Model, rules: Rules) -> int:
+    """Give the most tokens of input: `bound`, which its bytes say, where the request is `whole`, else the window.
+
+    `name` is the field where what its bytes do not bound is. Raises InvalidCallError: the window is not known.
+    """
+    if whole:
+        return bound
+    if model.context_window is None and rules.strict:
+        raise InvalidCallError(
+            f"{name}: holds what its bytes do not bound (an image, a file, something stored, or a field that the meter "
+            f"does not know), and the context window of model {model.name!r} is not known, so no budget can bound it: "
+            f"send it as text, or state contextWindow for the model in spec.models of ModelProvider {provider.name!r}",
+            code="unbounded_input",
+            param=name,
+        )
+    return max(bound, model.context_window or DEFAULT_CONTEXT_WINDOW, rules.window_least)
 
 
 def count(usage: dict[str, Any], *names: str) -> int | None:

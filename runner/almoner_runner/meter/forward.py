@@ -117,8 +117,10 @@ class Forwarder:
         call = tried.call
         assert call is not None
         try:
+            body = call.body()
+            call.payload.release()
             async with self._session.post(
-                target.url, data=call.body(), headers=target.headers, timeout=TIMEOUT, allow_redirects=False
+                target.url, data=body, headers=target.headers, timeout=TIMEOUT, allow_redirects=False
             ) as answer:
                 if answer.status >= 300:
                     return await self._pass_error(answer, tried)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
+from almoner_core.environment import DEFAULT_CONTEXT_WINDOW
 from almoner_core.pricing import TokenCounts, input_tokens_bound
 from almoner_runner.meter import inline
 from almoner_runner.meter.body import Body, growth
@@ -24,6 +25,7 @@ from almoner_runner.meter.dialect import (
     details,
     find_model,
     flag,
+    input_bound,
     number,
     output_maximum,
     sequence,
@@ -61,7 +63,6 @@ def chat(provider: Provider, payload: Body, rules: Rules) -> Call:
         _check_tools(sequence(payload, "tools"))
         if not batch:
             _set_service_tier(provider, payload)
-    messages = sequence(payload, "messages")
     asked = [number(payload, name, least=1) for name in ("max_completion_tokens", "max_tokens")]
     maximum = output_maximum(asked, model, rules)
     if provider.type == OPENAI_TYPE:
@@ -81,7 +82,7 @@ def chat(provider: Provider, payload: Body, rules: Rules) -> Call:
         model=model,
         payload=payload,
         usage_shape="openai",
-        input_bound=_chat_input(payload, messages, model),
+        input_bound=_chat_input(provider, payload, model, rules),
         output_max=maximum,
         output_fields=fields,
         choices=number(payload, "n", least=1, most=CHOICES_MAX) or 1,
@@ -91,7 +92,8 @@ def chat(provider: Provider, payload: Body, rules: Rules) -> Call:
     )
 
 
-def _chat_input(payload: Body, messages: list[Any], model: Model) -> int:
+def _chat_input(provider: Provider, payload: Body, model: Model, rules: Rules) -> int:
+    messages = sequence(payload, "messages")
     tools = payload.schema_bytes("tools", "functions", "response_format")
     bound = input_tokens_bound(payload.text_bytes(), len(messages), tool_bytes=tools)
     whole = (
@@ -100,7 +102,8 @@ def _chat_input(payload: Body, messages: list[Any], model: Model) -> int:
         and all(map(inline.chat_tool, sequence(payload, "tools")))
         and all(map(inline.chat_function, sequence(payload, "functions")))
     )
-    return bound + sum(map(_calls_growth, messages)) if whole else max(bound, model.context_window)
+    bound += sum(map(_calls_growth, messages)) if whole else 0
+    return input_bound(bound, whole=whole, name="messages", provider=provider, model=model, rules=rules)
 
 
 def _calls_growth(message: dict[str, Any]) -> int:
@@ -170,7 +173,7 @@ def responses(provider: Provider, payload: Body, rules: Rules) -> Call:
         model=model,
         payload=payload,
         usage_shape="responses",
-        input_bound=_response_input(payload, model),
+        input_bound=_response_input(provider, payload, model, rules),
         output_max=maximum,
         output_fields=("max_output_tokens",),
         stream=flag(payload, "stream"),
@@ -178,7 +181,7 @@ def responses(provider: Provider, payload: Body, rules: Rules) -> Call:
     )
 
 
-def _response_input(payload: Body, model: Model) -> int:
+def _response_input(provider: Provider, payload: Body, model: Model, rules: Rules) -> int:
     given = payload.get("input")
     items = given if isinstance(given, list) else []
     tools = payload.schema_bytes("tools", "text")
@@ -192,7 +195,8 @@ def _response_input(payload: Body, model: Model) -> int:
         and isinstance(payload.get("instructions") or "", str)
         and all(map(inline.response_tool, sequence(payload, "tools")))
     )
-    return bound + sum(growth(item.get("arguments")) for item in items) if whole else max(bound, model.context_window)
+    bound += sum(growth(item.get("arguments")) for item in items) if whole else 0
+    return input_bound(bound, whole=whole, name="input", provider=provider, model=model, rules=rules)
 
 
 def embeddings(provider: Provider, payload: Body, rules: Rules) -> Call:
@@ -210,7 +214,7 @@ def embeddings(provider: Provider, payload: Body, rules: Rules) -> Call:
                 code="unsupported_parameter",
                 param="input",
             )
-        bound = max(bound, model.context_window * texts)
+        bound = max(bound, (model.context_window or DEFAULT_CONTEXT_WINDOW) * texts)
     return Call(
         operation="embeddings",
         resource_type="embedding",
