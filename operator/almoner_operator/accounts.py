@@ -1,7 +1,7 @@
 """Quotas as the ledger knows them: limits handed over, use and money read back into their status.
 
-Role: every ResourceQuota has an account in the ledger for each of its subjects (one, or one for each owner that was
-seen). Nothing is admitted under a quota until the ledger has acknowledged its limits, or under one that asks for what
+Role: every ResourceQuota has an account in the ledger for each of its subjects (one, or one for each owner that it
+names). Nothing is admitted under a quota until the ledger has acknowledged its limits, or under one that asks for what
 this version cannot enforce: limits fail closed.
 
 The generation that the ledger orders updates by is the leader's epoch and a counter: a quota that was deleted and
@@ -220,13 +220,11 @@ class Accounts:
         self._counter += 1
         return (self._context.ledger.epoch << 32) + self._counter
 
-    def subjects_seen(self, space: Space, record: QuotaRecord) -> set[str]:
-        """Give the subjects of a quota: the owners seen, where it opens an account for each, else the one."""
+    def _subjects(self, record: QuotaRecord) -> set[str]:
+        """Give the subjects of a quota: the owners that it names, where it opens an account for each, else the one."""
         if record.spec is None or record.spec.scope is None or not record.spec.scope.per_owner:
             return {""}
-        owners = {run.owner for run in space.runs.values()}
-        listed = set(record.spec.scope.owners)
-        return (owners & listed) | listed if listed else owners
+        return set(record.spec.scope.owners)
 
     def _updates(self, space: Space, name: str) -> list[Update]:
         record = space.quotas.get(name)
@@ -249,16 +247,13 @@ class Accounts:
             record.reason, record.message = QuotaReason.NOT_SUPPORTED, problem
             record.acknowledged = -1
             return []
-        seen = self.subjects_seen(space, record)
+        named = self._subjects(record)
         fresh = record.acknowledged != record.generation
         if fresh:
             # Not in force until the ledger has the new limits.
             record.reason, record.message = QuotaReason.LEDGER_UNAVAILABLE, "the ledger does not have its limits yet"
         # Also those whose window ended, though nobody of that owner is here.
-        wanted = seen | told if fresh else (seen | told) - record.subjects
-        if fresh and not wanted:
-            # No owner was seen yet: there is nothing to hand over, and an owner without an account is refused.
-            self._in_force(record)
+        wanted = named | told if fresh else (named | told) - record.subjects
         return [(owner, self._limits(space.name, name, subject, record.spec)) for subject in sorted(wanted)]
 
     def _forget(self, space: Space, name: str) -> None:
@@ -437,6 +432,9 @@ class Accounts:
 
 def invalid(spec: ResourceQuotaSpec) -> str:
     """Say what of a quota has no meaning that the schema could not see; empty where there is nothing."""
+    if spec.scope is not None and spec.scope.per_owner and not spec.scope.owners:
+        # Stored before the schema asked for them.
+        return "spec.scope.owners: perOwner needs the owners that get an account each"
     if spec.budget is not None:
         try:
             zone(spec.budget.time_zone)

@@ -138,10 +138,6 @@ class Cache:
         self.runs[uid] = space.runs[uid] = parsed
         if parsed.agent_name:
             space.by_agent.setdefault(parsed.agent_name, set()).add(uid)
-        for quota in space.quotas.values():
-            # An account for an owner who was not seen before, where the quota opens one for each.
-            if parsed.owner not in quota.subjects and quota.spec and quota.spec.scope and quota.spec.scope.per_owner:
-                self.quotas_changed.add((space.name, quota.name))
         self.count_run(parsed)
         self.touch(parsed, review=True)
 

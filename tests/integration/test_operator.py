@@ -307,7 +307,7 @@ def test_per_owner_opens_an_account_for_each_owner(cluster: Cluster) -> None:
     cluster.world()
     cluster.agent("forever")
     cluster.wait_ready("Agent", "forever")
-    cluster.quota("each", scope={"perOwner": True}, hard=HOLD, budget={"amount": "0.50"})
+    cluster.quota("each", scope={"perOwner": True, "owners": ["ann", "bob"]}, hard=HOLD, budget={"amount": "0.50"})
     for owner in ("ann", "bob"):
         cluster.execution(f"first-{owner}", agent="forever", owner=owner, max_cost=None)
     for owner in ("ann", "bob"):
@@ -322,6 +322,10 @@ def test_per_owner_opens_an_account_for_each_owner(cluster: Cluster) -> None:
     cluster.wait(
         lambda: subjects() >= {("budget", "ann"), ("budget", "bob"), ("executions", "ann")}, "both owners' accounts"
     )
+    # Whoever invents an owner gets no budget of its own by that.
+    cluster.execution("invented", owner="carl", max_cost=None)
+    cluster.wait_reason("invented", "NoBudget")
+    assert not any(subject == "carl" for _, subject in subjects())
 
 
 def test_a_more_important_one_preempts_and_the_victim_runs_again(cluster: Cluster) -> None:

@@ -28,6 +28,7 @@ class RefusingLedger:
         self.refuse, self.whole = set(refuse), whole
         self.away = False
         self.taken: dict[str, wire.AccountLimits] = {}
+        self.subjects: set[tuple[str, str]] = set()
 
     async def update_accounts(
         self, accounts: Sequence[wire.AccountLimits], *, operation_id: str
@@ -39,6 +40,7 @@ class RefusingLedger:
         if bad and self.whole:
             raise LedgerError(ErrorCode.INVALID, "accounts.0.rates: no", field="accounts.0.rates")
         self.taken |= {each.key.quota: each for index, each in enumerate(accounts) if index not in bad}
+        self.subjects |= {(each.key.quota, each.key.subject) for each in accounts}
         error = wire.Error(code=ErrorCode.INVALID, message="rates: no", field="rates")
         return wire.AccountsAnswer(
             accounts=[], refused=[wire.RefusedAccount(index=index, error=error) for index in bad]
@@ -57,8 +59,8 @@ class World:
         )
         self.accounts = Accounts(context)
 
-    def quota(self, name: str, zone: str = "UTC", version: int = 1) -> None:
-        spec = {"budget": {"amount": "1.00", "timeZone": zone}}
+    def quota(self, name: str, zone: str = "UTC", version: int = 1, **more: Any) -> None:
+        spec = {"budget": {"amount": "1.00", "timeZone": zone}, **more}
         self.cache.observe_quota(None, {"metadata": meta(name, version), "spec": spec, "status": {}})
 
     def provider(self, name: str) -> None:
@@ -155,3 +157,18 @@ def test_what_a_ledger_that_is_away_did_not_get_is_handed_over_later() -> None:
     world.sync()
     assert world.reasons() == {"new": QuotaReason.IN_FORCE}
     assert world.ledger.taken["gone"].limits == {}, "a deleted quota's limits are lifted, however late"
+
+
+def test_per_owner_has_accounts_for_the_owners_that_it_names_alone() -> None:
+    world = World(RefusingLedger([]))
+    world.quota("each", scope={"perOwner": True, "owners": ["ann", "bob"]})
+    # As it may be stored from before the schema asked for owners.
+    world.quota("anybody", scope={"perOwner": True})
+    for owner in ("ann", "carl"):
+        spec = {"agentRef": {"name": "agent"}, "input": {"text": "hi"}, "owner": owner}
+        world.cache.observe_run("Execution", None, {"metadata": meta(owner), "spec": spec, "status": {}})
+    world.sync()
+    assert world.ledger.subjects == {("each", "ann"), ("each", "bob")}
+    assert world.reasons() == {"each": QuotaReason.IN_FORCE, "anybody": QuotaReason.INVALID_SPEC}
+    assert "spec.scope.owners" in world.message("anybody")
+    assert world.admits() == {"each"}

@@ -87,9 +87,15 @@ class Scope(APIModel):
             "(has(self.owners) && size(self.owners) > 0) || "
             "(has(self.agentSelector) && size(self.agentSelector) > 0) || "
             "(has(self.agentTypes) && size(self.agentTypes) > 0) || (has(self.perOwner) && self.perOwner)",
-            "an empty scope selects nothing: give owners, agentSelector, agentTypes or perOwner, or leave scope out "
-            "for the whole namespace",
-        )
+            "an empty scope selects nothing: give owners, agentSelector or agentTypes, or leave scope out for the "
+            "whole namespace",
+        ),
+        Rule(
+            "!has(self.perOwner) || !self.perOwner || (has(self.owners) && size(self.owners) > 0)",
+            "perOwner needs owners: name those that get an account each, or every owner that somebody invents would "
+            "bring a new budget",
+            ".perOwner",
+        ),
     )
 
     owners: list[OwnerName] = Field(
@@ -108,7 +114,9 @@ class Scope(APIModel):
         description="Types of agents that count.",
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
-    per_owner: bool = Field(default=False, description="Open one account for every owner, each with the whole amounts.")
+    per_owner: bool = Field(
+        default=False, description="Open one account for each of owners, every one with the whole amounts."
+    )
 
 
 class HardLimits(APIModel):
