@@ -7,6 +7,7 @@ Heavy imports happen inside the fixtures, so that unit tests stay fast.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from tests.support.polling import until
 
 if TYPE_CHECKING:
     from almoner_dev.controlplane import ControlPlane
+    from almoner_dev.pgbouncer import PgBouncer
     from almoner_dev.postgres import Postgres
 
 NAMESPACE_SECONDS = 30.0
@@ -94,6 +96,20 @@ def postgres_server() -> Iterator[Postgres]:
         missing(error)
     with server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def pgbouncer(postgres_server: Postgres) -> Iterator[PgBouncer]:
+    """A pooler in transaction mode in front of the session's PostgreSQL server."""
+    from almoner_dev.pgbouncer import PgBouncer, PgBouncerMissing
+
+    try:
+        pooler = PgBouncer(postgres_server).__enter__()
+    except PgBouncerMissing as error:
+        missing(error)
+    with contextlib.ExitStack() as stack:
+        stack.push(pooler)
+        yield pooler
 
 
 @pytest.fixture

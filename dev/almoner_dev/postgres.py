@@ -135,7 +135,7 @@ class Postgres:
                 return
             if self._binaries is None:
                 self._binaries = find_binaries(self._environ)
-                self._user = _unprivileged()
+                self._user = unprivileged()
             if self._directory is None:
                 self._directory = processes.scratch_directory("almoner-postgres-")
             atexit.register(self.close)
@@ -306,7 +306,7 @@ def _number(text: str) -> float:
         return -1.0
 
 
-def _unprivileged() -> tuple[int, int] | None:
+def unprivileged() -> tuple[int, int] | None:
     """Returns the user and group to run as: None for our own, which serves unless we are root."""
     if os.geteuid() != 0:
         return None

@@ -240,7 +240,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route("GET", "/v1/executions/{uid}/output", "output", "An execution's output", Role.READER),
     Route("GET", "/healthz", "healthz", "Whether the process lives"),
-    Route("GET", "/readyz", "readyz", "Whether the database answers"),
+    Route("GET", "/readyz", "readyz", "Whether the database answers and takes writes"),
     Route("GET", "/metrics", "metrics", "Metrics for Prometheus"),
     Route("GET", "/openapi.json", "openapi", "This document"),
 )

@@ -69,6 +69,7 @@ class Service:
         self.authenticator = authenticator
         self.version = version
         self.people = People(store)
+        self._probe: asyncio.Task[None] | None = None
 
     def application(self) -> web.Application:
         """Make the application; its start-up and clean-up start and stop the writer."""
@@ -246,11 +247,20 @@ class Service:
     async def _readyz(self, _: Route, __: web.Request, ___: Caller | None) -> web.Response:
         if self.stopping.is_set():
             raise LedgerError(ErrorCode.UNAVAILABLE, "shutting down")
-        try:
-            await asyncio.wait_for(self._read(queries.last_change), READY_SECONDS)
-        except TimeoutError as error:
-            raise LedgerError(ErrorCode.UNAVAILABLE, "the database does not answer") from error
+        # One at a time, however many ask: it may take longer than anybody waits.
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.create_task(asyncio.to_thread(self._check), name="ledger-probe")
+            # Whoever asked may be gone when it fails.
+            self._probe.add_done_callback(lambda probe: None if probe.cancelled() else probe.exception())
+        ended, _pending = await asyncio.wait({self._probe}, timeout=READY_SECONDS)
+        if not ended:
+            raise LedgerError(ErrorCode.UNAVAILABLE, "the database does not answer")
+        await self._probe
         return web.Response(text="ok\n")
+
+    def _check(self) -> None:
+        self.store.database.check_writable()
+        self.store.read(queries.last_change)
 
     async def _metrics(self, _: Route, __: web.Request, ___: Caller | None) -> web.Response:
         return web.Response(body=prometheus_client.generate_latest(), content_type="text/plain")

@@ -79,6 +79,7 @@ class FaultyDatabase(Database):
         self.engine = engine
         self.patience_seconds = PATIENCE_S
         self.retries = 0
+        self.health = ledger_database.WriteHealth()
         self.is_postgresql = engine.dialect.name == "postgresql"
         self._faults = faults
         self._server = server
@@ -90,12 +91,12 @@ class FaultyDatabase(Database):
         event.remove(self.engine, "before_cursor_execute", self._statement)
         self.engine.dispose()
 
-    def _once(self, work: Callable[[Connection], T], *, read_only: bool) -> T:
+    def _once(self, work: Callable[[Connection], T], *, read_only: bool, by_index: bool = False) -> T:
         if self._server.away:
             raise _lost("the database is away")
         self._writing = not read_only
         try:
-            result = super()._once(work, read_only=read_only)
+            result = super()._once(work, read_only=read_only, by_index=by_index)
         finally:
             self._writing = False
         if not read_only:

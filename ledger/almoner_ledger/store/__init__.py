@@ -51,8 +51,6 @@ class Store:
         """The clock that all windows follow. `by_index`: see Database.now_ms."""
         if self._clock is None:
             return self.database.now_ms(connection, by_index=by_index)
-        if by_index:
-            self.database.now_ms(connection, by_index=True)
         return self._clock()
 
     def execute(self, commands: Sequence[Command]) -> list[Answer]:
@@ -76,7 +74,8 @@ class Store:
 
     def _transaction(self, commands: Sequence[Command]) -> list[Answer]:
         return self.database.write(
-            lambda connection: run(connection, commands, self.now_ms(connection, by_index=True), self.lease)
+            lambda connection: run(connection, commands, self.now_ms(connection, by_index=True), self.lease),
+            by_index=True,
         )
 
     def read(self, query: Callable[[Connection], T]) -> T:
