@@ -6,7 +6,7 @@ What is missing becomes a reason and a message that names the field and the fix.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, TypeVar
@@ -19,6 +19,7 @@ from almoner_core.api.runner import Runner
 from almoner_core.api.tool_provider import ToolProviderSpec
 from almoner_core.contract import LABEL_AGENT_READABLE, METER_USER, Dialect
 from almoner_core.money import Money
+from almoner_operator import pod_options
 from almoner_operator.pods import reserved_env
 from almoner_operator.providers import dialects_of
 
@@ -128,7 +129,8 @@ def _runner_verdict(runner: Runner) -> AgentVerdict | None:
     if runner.run_as_user == METER_USER:
         text = f"spec.runner.runAsUser: {METER_USER} is the meter's own user: choose another"
         return AgentVerdict(AgentReason.INVALID_SPEC, text)
-    return None
+    problem = pod_options.problem(runner)
+    return None if problem is None else AgentVerdict(AgentReason.INVALID_SPEC, f"spec.runner.{problem}")
 
 
 def _spec_verdict(spec: AgentSpec, facts: AgentFacts) -> AgentVerdict | None:
@@ -193,26 +195,36 @@ def _tool_verdict(path: str, tool: Tool, facts: AgentFacts) -> AgentVerdict | No
 
 
 def runner_secrets_verdict(runner: Runner, facts: AgentFacts, path: str = "spec.runner") -> AgentVerdict | None:
-    """Judge the Secrets that a runner's environment names; None where all may be read."""
+    """Judge the Secrets that a runner names, wherever it names them; None where all may be read."""
     keys = [each.spec.credentials for each in facts.providers.values()]
     keys += [each.spec.credentials for each in facts.tool_providers.values()]
     taken = {key.name for key in keys if key is not None}
-    for variable in runner.env:
-        reference = variable.value_from.secret_key_ref if variable.value_from else None
-        if reference is None:
-            continue
-        where = f"{path}.env {variable.name}: Secret {reference.name}"
-        if reference.name in taken:
+    for place, name, key in secret_references(runner):
+        where = f"{path}.{place}: Secret {name}"
+        if name in taken:
             text = f"{where} holds a provider's key, which no agent may read"
             return AgentVerdict(AgentReason.SECRET_NOT_READABLE, text)
-        secret = facts.secrets.get(reference.name)
+        secret = facts.secrets.get(name)
         if secret is not None and not secret.unknown and not secret.agent_readable:
             text = f'{where} lacks the label {LABEL_AGENT_READABLE}: "true"'
             return AgentVerdict(AgentReason.SECRET_NOT_READABLE, text)
-        problem = secret_problem(where, reference.key, secret)
+        problem = secret_problem(where, key, secret)
         if problem is not None:
             return AgentVerdict(AgentReason(problem[0].value), problem[1])
     return None
+
+
+def secret_references(runner: Runner) -> Iterator[tuple[str, str, str | None]]:
+    """Yield every Secret that a runner names: the place below runner, its name, and the key, None for all keys."""
+    for variable in runner.env:
+        reference = variable.value_from.secret_key_ref if variable.value_from else None
+        if reference is not None:
+            yield f"env {variable.name}", reference.name, reference.key
+    for volume in runner.volumes:
+        if volume.secret is not None:
+            yield f"volumes {volume.name}", volume.secret.secret_name, None
+    for secret in runner.image_pull_secrets:
+        yield "imagePullSecrets", secret.name, None
 
 
 class SecretProblem(StrEnum):

@@ -19,6 +19,7 @@ from almoner_core.api.runner import EnvVar, ResourceAmounts, Runner
 from almoner_core.contract import MeterConfig, MeterProvider, MeterTool
 from almoner_core.identity import allotment_id, pod_name
 from almoner_core.quantity import millicores, whole
+from almoner_operator import pod_options
 from almoner_operator.scheduling.model import Requests
 
 Json = dict[str, Any]
@@ -152,10 +153,11 @@ def build_pod(request: PodRequest, settings: RunnerSettings) -> Json:
         "containers": [_agent(request, settings)],
         "volumes": _volumes(request, settings),
     }
-    if settings.image_pull_secrets:
-        spec["imagePullSecrets"] = [{"name": name} for name in settings.image_pull_secrets]
-    if runner.node_selector:
-        spec["nodeSelector"] = dict(runner.node_selector)
+    pull = dict.fromkeys([*settings.image_pull_secrets, *(each.name for each in runner.image_pull_secrets)])
+    if pull:
+        spec["imagePullSecrets"] = [{"name": name} for name in pull]
+    labels = _labels(request)
+    spec = {**pod_options.spec_of(runner, labels.get(contract.LABEL_AGENT)), **spec}
     if request.remaining_seconds is not None:
         # For when no operator is there to stop it in time. It counts from before the start, image pulls included.
         spec["activeDeadlineSeconds"] = max(1, request.remaining_seconds) + START_SECONDS
@@ -165,8 +167,9 @@ def build_pod(request: PodRequest, settings: RunnerSettings) -> Json:
         "metadata": {
             "name": pod_name(request.name, request.uid, request.attempt),
             "namespace": request.namespace,
-            "labels": _labels(request),
+            "labels": {**runner.labels, **labels},
             "annotations": {
+                **runner.annotations,
                 **dict(settings.annotations),
                 contract.ANNOTATION_NAME: request.name,
                 **({contract.ANNOTATION_NONCE: request.nonce} if request.nonce else {}),
@@ -208,6 +211,8 @@ def _check(request: PodRequest) -> None:
     runner = request.runner
     if runner.run_as_user == contract.METER_USER:
         raise PodError(f"runner.runAsUser: {contract.METER_USER} is the meter's own user: choose another")
+    if (problem := pod_options.problem(runner)) is not None:
+        raise PodError(f"runner.{problem}")
     name = reserved_env(runner.env)
     if name is not None:
         raise PodError(f"runner.env: {name} is set by the runner: remove it, or give it another name")
@@ -330,6 +335,7 @@ def _agent(request: PodRequest, settings: RunnerSettings) -> Json:
             {"name": "input", "mountPath": contract.INPUT_DIR, "readOnly": True},
             {"name": "output", "mountPath": contract.OUTPUT_DIR},
             {"name": "scratch", "mountPath": contract.SCRATCH_DIR},
+            *pod_options.mounts_of(runner),
         ],
         "workingDir": contract.SCRATCH_DIR,
         "resources": _resources(runner),
@@ -519,6 +525,7 @@ def _volumes(request: PodRequest, settings: RunnerSettings) -> list[Json]:
             items = [{"key": reference.key, "path": "key"}]
             secret = {"secretName": reference.name, "items": items, "defaultMode": 0o440}
             volumes.append({"name": volume, "secret": secret})
+    volumes.extend(pod_options.volumes_of(request.runner))
     return volumes
 
 

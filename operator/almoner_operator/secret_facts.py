@@ -14,7 +14,7 @@ from typing import Final
 
 from almoner_core.api.runner import Runner
 from almoner_core.contract import LABEL_AGENT_READABLE
-from almoner_operator.agents import SecretFacts
+from almoner_operator.agents import SecretFacts, secret_references
 from almoner_operator.errors import ApiError, ForbiddenError
 from almoner_operator.kubernetes import SECRETS, KubernetesClient
 
@@ -27,14 +27,8 @@ REMEMBERED_MAX: Final = 4096
 
 
 def secrets_of(runner: Runner) -> list[str]:
-    """Give the names of the Secrets that a runner's environment reads from."""
-    return sorted(
-        {
-            variable.value_from.secret_key_ref.name
-            for variable in runner.env
-            if variable.value_from is not None and variable.value_from.secret_key_ref is not None
-        }
-    )
+    """Give the names of the Secrets that a runner names."""
+    return sorted({name for _, name, _ in secret_references(runner)})
 
 
 class Secrets:

@@ -384,3 +384,31 @@ def test_a_job_may_only_read_secrets_that_agents_may_read(cluster: Cluster) -> N
     label = {"metadata": {"labels": {"almoner.dev/agent-readable": "true"}}}
     cluster.core.patch_namespaced_secret("mine", cluster.namespace, label)
     cluster.wait_phase("job", "Succeeded", kind="TrainingJob", seconds=40)
+
+
+def test_a_runners_options_reach_its_pod_and_its_secrets_obey_the_one_rule(cluster: Cluster) -> None:
+    cluster.provider()
+    cluster.core.create_namespaced_secret(cluster.namespace, {"metadata": {"name": "crm"}, "stringData": {"key": "x"}})
+    cluster.agent(
+        "options",
+        runner={
+            "tolerations": [{"key": "gpu", "operator": "Exists"}],
+            "labels": {"example.com/team": "a"},
+            "volumes": [{"name": "crm", "secret": {"secretName": "crm"}}],
+            "volumeMounts": [{"name": "crm", "mountPath": "/etc/crm", "readOnly": True}],
+        },
+    )
+    message = cluster.wait_ready("Agent", "options", "SecretNotReadable")["message"]
+    assert message.startswith("spec.runner.volumes crm: Secret crm lacks the label")
+    cluster.core.patch_namespaced_secret(
+        "crm", cluster.namespace, {"metadata": {"labels": {"almoner.dev/agent-readable": "true"}}}
+    )
+    cluster.wait_ready("Agent", "options", seconds=90)
+    cluster.execution("one", agent="options")
+    cluster.wait_phase("one", "Succeeded")
+    (pod,) = cluster.pods_of("one")
+    assert "gpu" in {each.key for each in pod.spec.tolerations}
+    assert pod.metadata.labels["example.com/team"] == "a"
+    (agent,) = pod.spec.containers
+    assert [each.mount_path for each in agent.volume_mounts if each.name == "user-crm"] == ["/etc/crm"]
+    assert not [each for each in pod.spec.init_containers[0].volume_mounts if each.name.startswith("user-")]

@@ -51,7 +51,46 @@ GPU = Runner.model_validate(
         ],
     }
 )
+OPTIONS = Runner.model_validate(
+    {
+        "image": "example/private:1",
+        "tolerations": [
+            {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
+            {"key": "spot", "value": "yes", "effect": "NoExecute", "tolerationSeconds": 60},
+        ],
+        "affinity": {
+            "nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {
+                    "nodeSelectorTerms": [
+                        {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a", "b"]}]},
+                        {"matchExpressions": [{"key": "cores", "operator": "Gt", "values": ["8"]}]},
+                    ]
+                },
+                "preferredDuringSchedulingIgnoredDuringExecution": [
+                    {"weight": 5, "preference": {"matchExpressions": [{"key": "ssd", "operator": "Exists"}]}}
+                ],
+            }
+        },
+        "topologySpreadConstraints": [{"topologyKey": "topology.kubernetes.io/zone"}],
+        "imagePullSecrets": [{"name": "registry"}],
+        "annotations": {"example.com/cost-centre": "research, 7"},
+        "labels": {"example.com/team": "research"},
+        "volumes": [
+            {"name": "cache", "emptyDir": {"sizeLimit": "2Gi"}},
+            {"name": "input", "configMap": {"name": "prompts"}},
+            {"name": "token", "secret": {"secretName": "crm"}},
+            {"name": "data", "persistentVolumeClaim": {"claimName": "corpus", "readOnly": True}},
+        ],
+        "volumeMounts": [
+            {"name": "cache", "mountPath": "/cache"},
+            {"name": "input", "mountPath": "/etc/prompts", "readOnly": True},
+            {"name": "token", "mountPath": "/etc/crm", "readOnly": True},
+            {"name": "data", "mountPath": "/data"},
+        ],
+    }
+)
 SHAPES: dict[str, PodRequest] = {
+    "every option of a runner": request(runner=OPTIONS),
     "our loop": request(providers=(provider(),)),
     "an image of the user's": request(runner=GPU, remaining_seconds=60),
     "a job with a runner of its own": request(kind="TrainingJob", runner=GPU, agent=None, agent_name=None),
@@ -82,6 +121,11 @@ def test_the_api_server_accepts_it(shape: str, restricted: str, kubernetes_api: 
             assert ours["securityContext"] == theirs["securityContext"]
             assert set(ours) <= set(theirs)
     assert stored["automountServiceAccountToken"] is False
+    for part in ("affinity", "topologySpreadConstraints", "imagePullSecrets"):
+        assert stored.get(part) == pod["spec"].get(part)
+    assert [each for each in stored["tolerations"] if "node.kubernetes.io" not in each["key"]] == (
+        pod["spec"].get("tolerations") or []
+    )
     assert [each["name"] for each in stored["volumes"]] == [each["name"] for each in pod["spec"]["volumes"]]
 
 

@@ -58,4 +58,6 @@ def request(**fields: Any) -> PodRequest:
         "input": "Say hello",
         **fields,
     }
+    if values["runner"].image is not None and "limits" not in fields:
+        values["limits"] = spec.limits.model_copy(update={"max_turns": None})  # turns are our loop's
     return PodRequest(**values)

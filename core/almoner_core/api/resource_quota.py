@@ -13,7 +13,7 @@ from pydantic import Field
 from almoner_core.api.agent import AgentType
 from almoner_core.api.base import LABEL_KEY_PATTERN, LABEL_VALUE_PATTERN, APIModel, Condition, OwnerName, Timestamp
 from almoner_core.api.meta import AGE, Column, Kind, Rule, condition_reason, condition_status, not_above, validated
-from almoner_core.api.runner import Quantity
+from almoner_core.api.quantities import Quantity
 from almoner_core.money import Money
 
 

@@ -12,23 +12,14 @@ from almoner_core.api.base import (
     LABEL_VALUE_PATTERN,
     APIModel,
     ConfigMapKeyReference,
+    LocalObjectReference,
+    ObjectName,
     SecretKeyReference,
 )
 from almoner_core.api.meta import Rule, exactly_one_of, not_above, validated
-from almoner_core.quantity import QUANTITY_PATTERN
-
-Quantity = Annotated[
-    str | int,
-    Field(
-        json_schema_extra={
-            "x-kubernetes-int-or-string": True,
-            "pattern": QUANTITY_PATTERN,
-            "maxLength": 32,
-            "minimum": 0,
-            "maximum": 999_999_999_999_999,
-        }
-    ),
-]
+from almoner_core.api.placement import Affinity, Toleration, TopologySpread
+from almoner_core.api.quantities import Quantity
+from almoner_core.api.volumes import Volume, VolumeMount
 
 # What the operator sets itself: whoever could set these would call a provider past the meter.
 RESERVED_ENV_PREFIX: Final = "ALMONER_"
@@ -37,6 +28,29 @@ RESERVED_ENV: Final = (
     contract.ENV_OPENAI_API_KEY,
     contract.ENV_ANTHROPIC_BASE_URL,
     contract.ENV_ANTHROPIC_API_KEY,
+)
+
+
+# Annotations and labels that are somebody's instructions about the pod's network, its security or its containers.
+RESERVED_DOMAINS: Final = (
+    "almoner.dev",
+    "kubernetes.io",
+    "k8s.io",
+    "cncf.io",
+    "istio.io",
+    "linkerd.io",
+    "cilium.io",
+    "projectcalico.org",
+    "hashicorp.com",
+    "dapr.io",
+)
+_RESERVED: Final = "|".join(domain.replace(".", "[.]") for domain in RESERVED_DOMAINS)
+# Without a prefix a label may be what a Service or a NetworkPolicy of somebody else's selects.
+_OWN_KEY: Final = f"key.contains('/') && !key.matches('^(.*[.])?({_RESERVED})/')"
+_KEYS: Final = (
+    "needs keys with a prefix of your own, such as example.com/team: keys without one, and those of "
+    + ", ".join(RESERVED_DOMAINS)
+    + " (and below them), decide who else selects or changes the pod"
 )
 
 
@@ -124,6 +138,39 @@ class Resources(APIModel):
 class Runner(APIModel):
     """The container that does the work: our agent loop where `image` is absent, else any image of the user's."""
 
+    model_config = validated(
+        Rule(
+            "!has(self.volumeMounts) || self.volumeMounts.all(mount, has(self.volumes) && "
+            "self.volumes.exists(volume, volume.name == mount.name))",
+            "every mount must name one of runner.volumes",
+            ".volumeMounts",
+        ),
+        Rule(
+            "!has(self.volumes) || self.volumes.all(volume, has(self.volumeMounts) && "
+            "self.volumeMounts.exists(mount, mount.name == volume.name))",
+            "every volume must be mounted by one of runner.volumeMounts",
+            ".volumes",
+        ),
+        Rule(
+            f"!has(self.annotations) || self.annotations.all(key, {_OWN_KEY})",
+            f"annotations {_KEYS}",
+            ".annotations",
+            "FieldValueForbidden",
+        ),
+        Rule(
+            f"!has(self.labels) || self.labels.all(key, {_OWN_KEY})",
+            f"labels {_KEYS}",
+            ".labels",
+            "FieldValueForbidden",
+        ),
+        Rule(
+            "!has(self.priorityClassName) || !self.priorityClassName.startsWith('system-')",
+            "priority classes that begin with system- are the cluster's own",
+            ".priorityClassName",
+            "FieldValueForbidden",
+        ),
+    )
+
     image: str | None = Field(
         default=None,
         min_length=1,
@@ -159,4 +206,44 @@ class Runner(APIModel):
     )
     termination_grace_period_seconds: int = Field(
         default=30, ge=1, le=3600, description="Seconds between SIGTERM and SIGKILL, for writing a last checkpoint."
+    )
+    tolerations: list[Toleration] = Field(default=[], max_length=16, description="Taints that the pod tolerates.")
+    affinity: Affinity | None = Field(default=None, description="Nodes that the pod needs, and nodes that it prefers.")
+    topology_spread_constraints: list[TopologySpread] = Field(
+        default=[],
+        max_length=4,
+        description="How the pods of this Agent are spread over nodes or zones.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["topologyKey"]},
+    )
+    priority_class_name: ObjectName | None = Field(
+        default=None, description="PriorityClass of the pod. Which run is admitted first is spec.priority."
+    )
+    runtime_class_name: ObjectName | None = Field(
+        default=None, description="RuntimeClass of the pod, such as one for gVisor or for GPUs."
+    )
+    image_pull_secrets: list[LocalObjectReference] = Field(
+        default=[],
+        max_length=8,
+        description="Secrets to pull the image with, in the same namespace; each carries the label "
+        'almoner.dev/agent-readable: "true".',
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    annotations: dict[
+        Annotated[str, Field(max_length=317, pattern=LABEL_KEY_PATTERN)], Annotated[str, Field(max_length=4096)]
+    ] = Field(default={}, max_length=16, description="Annotations of the pod, with keys of a domain of your own.")
+    labels: dict[
+        Annotated[str, Field(max_length=317, pattern=LABEL_KEY_PATTERN)],
+        Annotated[str, Field(max_length=63, pattern=LABEL_VALUE_PATTERN)],
+    ] = Field(default={}, max_length=16, description="Labels of the pod, with keys of a domain of your own.")
+    volumes: list[Volume] = Field(
+        default=[],
+        max_length=16,
+        description="Volumes of the pod.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    volume_mounts: list[VolumeMount] = Field(
+        default=[],
+        max_length=16,
+        description="Where the volumes appear in the agent's container.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["mountPath"]},
     )

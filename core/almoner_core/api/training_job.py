@@ -33,6 +33,12 @@ class TrainingJobSpec(APIModel):
             "FieldValueRequired",
         ),
         Rule(
+            "!has(self.runner) || !has(self.runner.topologySpreadConstraints)",
+            "topologySpreadConstraints spread the pods of an Agent: a runner of its own has no others",
+            ".runner.topologySpreadConstraints",
+            "FieldValueForbidden",
+        ),
+        Rule(
             "!has(self.steps) || !has(self.episodes)",
             "steps and episodes exclude each other: a run is counted in one of them",
             ".episodes",
