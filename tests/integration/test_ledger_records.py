@@ -265,3 +265,14 @@ def test_costs_by_every_dimension_sum_to_the_same(books: Books) -> None:
         assert sum(row.totals.cost_nanos for row in found.rows) == 300
     by_model = books.usage("model")
     assert {row.key[-1]: row.totals.cost_nanos for row in by_model.rows} == {"small": 90, "large": 120, "": 90}
+
+
+def test_a_meter_that_lost_what_it_posted_is_told_what_is_here(books: Books) -> None:
+    """It posted from memory while its disk was full, died, and knows of the call alone, not of its settlement."""
+    books.limits(limits={USD: DOLLAR})
+    first, other = books.active(need={USD: 100}), books.active(need={USD: 100})
+    posted, elsewhere = record(1, 60), record(1, 10)
+    books.post(first, [posted])
+    books.post(other, [elsewhere])
+    answer = books.activate(first, unsettled=[posted.id, elsewhere.id, new_id()])
+    assert (answer.known, answer.next_sequence) == ([posted.id], 2)

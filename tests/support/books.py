@@ -180,8 +180,14 @@ class Books:
         )
         return self.run(verb, body, epoch=self.epoch)
 
-    def activate(self, allotment: str, pod_uid: str = "pod-uid", operation_id: str | None = None) -> Any:
-        body = wire.Activate(operation_id=operation_id or new_id())
+    def activate(
+        self,
+        allotment: str,
+        pod_uid: str = "pod-uid",
+        operation_id: str | None = None,
+        unsettled: Sequence[str] = (),
+    ) -> Any:
+        body = wire.Activate(operation_id=operation_id or new_id(), unsettled=list(unsettled))
         return self.run(Verb.ACTIVATE, body, allotment=allotment, pod_uid=pod_uid)
 
     def extend(

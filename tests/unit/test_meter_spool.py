@@ -117,6 +117,95 @@ def test_a_disk_that_fails_refuses_calls_and_loses_no_settlement(tmp_path: Path,
     assert opened(tmp_path).totals.cost_nanos == 100
 
 
+def test_half_a_line_takes_no_other_with_it(tmp_path: Path, monkeypatch: Any) -> None:
+    made = opened(tmp_path)
+    one, two = record(), record()
+    made.hold(one)
+    made.hold(two)
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, bytes(data)[: len(data) // 2]))
+    made.settle(one)
+    monkeypatch.undo()
+    # There is room again, and the meter dies before it has written its file anew.
+    made.settle(two)
+    again = opened(tmp_path)
+    assert [each["id"] for each in again.batch(10)] == [two["id"]]
+
+
+def test_a_gap_that_a_full_disk_left_is_filled(tmp_path: Path, monkeypatch: Any) -> None:
+    """The ledger counts on sequences without gaps."""
+    made = opened(tmp_path)
+    one, two = record(1), record(10)
+    made.hold(one)
+    made.hold(two)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda _fd, data: len(data) // 2)
+        made.settle(one)
+    made.settle(two)
+    again = Spool(tmp_path, "allotment-1")
+    (left,) = again.open().unsettled
+    again.begin(1, spool.Totals())
+    again.settle(left)
+    assert {each["sequence"]: each["id"] for each in again.batch(10)} == {1: one["id"], 2: two["id"]}
+    assert again.totals.cost_nanos == left["cost_nanos"] + 10
+
+
+def test_what_the_ledger_heard_and_the_disk_did_not_take_is_in_the_totals(tmp_path: Path, monkeypatch: Any) -> None:
+    made = opened(tmp_path)
+    one, two = record(1), record(10)
+    made.hold(one)
+    made.hold(two)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda _fd, data: len(data) // 2)
+        made.settle(one)
+    made.settle(two)
+    again = Spool(tmp_path, "allotment-1")
+    assert len(again.open().unsettled) == 1
+    # It was posted from memory: so the ledger says.
+    again.begin(
+        2, spool.Totals(cost_nanos=1, input_tokens=one["tokens"]["input"] + one["tokens"]["output"], requests=1)
+    )
+    again.drop(one["id"])
+    assert (again.posted, again.sequence, [each["id"] for each in again.batch(10)]) == (1, 2, [two["id"]])
+    assert again.totals.cost_nanos == 11
+
+
+@pytest.mark.parametrize(
+    ("withdrawn", "free", "next_ones"),
+    [(2, True, [2, 3]), (1, True, [1, 3]), (2, False, [3, 4]), (1, False, [3, 4])],
+)
+def test_a_record_that_the_ledger_does_not_take_is_withdrawn(
+    withdrawn: int, free: bool, next_ones: list[int], tmp_path: Path
+) -> None:
+    made = opened(tmp_path)
+    for cost in (1, 10):
+        one = record(cost)
+        made.hold(one)
+        made.settle(one)
+    made.withdraw(withdrawn, free=free)
+    left = {1: 10, 2: 1}[withdrawn]
+    again = Spool(tmp_path, "allotment-1")
+    again.open()
+    for each in (made, again):
+        assert (each.totals.cost_nanos, each.unposted["usd"]) == (left, left)
+    assert again.sequence == made.sequence
+    given = []
+    for _ in next_ones:
+        one = record(100)
+        made.hold(one)
+        made.settle(one)
+        given.append(one["sequence"])
+    assert given == next_ones
+
+
+def test_what_was_posted_and_never_written_is_dropped_for_good(tmp_path: Path) -> None:
+    made = opened(tmp_path)
+    one = record()
+    made.hold(one)
+    made.drop(one["id"])
+    assert Spool(tmp_path, "allotment-1").open().unsettled == []
+
+
 def test_a_spool_of_another_allotment_is_refused(tmp_path: Path) -> None:
     opened(tmp_path)
     with pytest.raises(SpoolError, match="belongs to allotment allotment-1"):

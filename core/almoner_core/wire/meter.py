@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
 from almoner_core.usage import UsageRecord
 from almoner_core.wire.common import RECORDS_PER_POST_MAX, AllotmentState, Amounts, Dimension, Id, WireModel
+
+UNSETTLED_MAX: Final = 512
 
 
 class RateInForce(WireModel):
@@ -27,6 +29,9 @@ class Activate(WireModel):
     """The bound pod's meter takes its allotment. A restarted meter activates again and learns what is left."""
 
     operation_id: Id
+    unsettled: Annotated[list[Id], Field(max_length=UNSETTLED_MAX)] = Field(
+        default=[], description="Records whose settlement is not in the spool of a restarted meter."
+    )
 
 
 class Activated(WireModel):
@@ -46,6 +51,9 @@ class Activated(WireModel):
     settled: Amounts
     rates: list[RateInForce] = []
     activation: int = Field(default=0, description="The number of this activation; returns name it.")
+    known: list[Id] = Field(
+        default=[], description="Of `unsettled`, what the ledger has: posted before the spool could be written."
+    )
 
 
 class Extend(WireModel):

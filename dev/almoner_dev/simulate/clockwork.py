@@ -13,14 +13,17 @@ import random
 import selectors
 import uuid
 from collections.abc import Callable, Iterator
+from contextvars import Context
 from typing import Any, Final
 from unittest import mock
 
+from almoner_dev.simulate import pausing
 from almoner_ledger import service as ledger_service
 from almoner_ledger import signals as ledger_signals
 from almoner_runner.meter import books as meter_books
 from almoner_runner.meter import holds as meter_holds
 from almoner_runner.meter import ids as meter_ids
+from almoner_runner.meter import spool as meter_spool
 
 BEGIN_UNIX_S: Final = 1_798_759_200
 """2026-12-31T22:00 UTC: hours, days, months and the year are about to end."""
@@ -61,6 +64,24 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def _move(self, seconds: float) -> None:
         # A hair further: a timer must not be a rounding error away for ever.
         self._now += seconds + 1e-9
+
+    def call_soon(  # type: ignore[override]  # a star of types is more than is needed here
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        """Call soon, or when the process that this belongs to goes on."""
+        process = pausing.current(context)
+        if process is None:
+            return super().call_soon(callback, *args, context=context)
+        return super().call_soon(process.run, callback, *args, context=context)
+
+    def call_at(  # type: ignore[override]  # likewise
+        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """Call at a time, or when the process that this belongs to goes on after it."""
+        process = pausing.current(context)
+        if process is None:
+            return super().call_at(when, callback, *args, context=context)
+        return super().call_at(when, process.run, callback, *args, context=context)
 
     def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # type: ignore[override]
         """Run at once: a thread's progress would not be the seed's."""
@@ -151,6 +172,7 @@ def installed(clock: Clock, ids: Ids, seed: str) -> Iterator[None]:
             (ledger_signals, "time", time),
             (meter_holds, "uuid7", ids),
             (meter_books, "uuid7", ids),
+            (meter_spool, "os", pausing.Disk()),
         ):
             stack.enter_context(mock.patch.object(module, name, value))
         try:

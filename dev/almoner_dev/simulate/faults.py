@@ -28,6 +28,10 @@ class Faults:
     meter_cut_off_every_s: float = 0.0
     replica_killed_every_s: float = 0.0
     database_killed_every_s: float = 0.0
+    process_paused_every_s: float = 0.0
+    replica_paused_every_s: float = 0.0
+    disk_full_every_s: float = 0.0
+    ledger_away_every_s: float = 0.0
     clock_jumps_every_s: float = 0.0
     leader_changes_every_s: float = 0.0
     limits_change_every_s: float = 0.0
@@ -60,6 +64,10 @@ class Faults:
             meter_cut_off_every_s=rate(30.0, 90.0),
             replica_killed_every_s=rate(10.0, 40.0),
             database_killed_every_s=rate(40.0, 120.0),
+            process_paused_every_s=rate(10.0, 40.0),
+            replica_paused_every_s=rate(20.0, 60.0),
+            disk_full_every_s=rate(20.0, 60.0),
+            ledger_away_every_s=rate(60.0),
             clock_jumps_every_s=rate(15.0, 60.0),
             leader_changes_every_s=rate(20.0, 60.0),
             limits_change_every_s=rate(5.0, 20.0),

@@ -10,13 +10,16 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from almoner_dev.simulate.faults import Faults
+from almoner_dev.simulate.pausing import outside
 from almoner_dev.simulate.replica import GoneError
 from almoner_runner.meter.ledger import EXCHANGE_SECONDS_MAX, LedgerClient, LedgerUnreachableError, Secret, _read
+
+T = TypeVar("T")
 
 LATENCY_S: Final = (0.0005, 0.03)
 Answer = tuple[int, bytes]
@@ -59,7 +62,8 @@ class Network:
         """Whether nobody may notice that a connection broke, until a timeout."""
         self.heard: list[Heard] = []
         """Told of each decision as the ledger makes it, whether or not its answer arrives."""
-        self._copies: set[asyncio.Task[None]] = set()
+        # In their order: that of a set would not be the seed's.
+        self._under_way: dict[asyncio.Task[Any], None] = {}
 
     async def ask(self, method: str, path: str, token: str, body: Any = None, *, seconds: float = 10.0) -> Answer:
         """Make one exchange; `body` is bytes, or becomes JSON.
@@ -79,7 +83,8 @@ class Network:
         if faults.strikes("request_lost"):
             await self._silence()
         await asyncio.sleep(self._latency())
-        answer = await self._deliver(method, path, token, data)
+        # What is under way arrives, whatever becomes of its sender meanwhile.
+        answer = await asyncio.shield(self._send(self._deliver(method, path, token, data)))
         if faults.strikes("answer_lost"):
             await self._silence()
         await asyncio.sleep(self._latency())
@@ -106,9 +111,17 @@ class Network:
             except ConnectionError:
                 return
 
-        task = asyncio.create_task(copy())
-        self._copies.add(task)
-        task.add_done_callback(self._copies.discard)
+        self._send(copy())
+
+    def _send(self, message: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = outside(message, self._arrived)
+        self._under_way[task] = None
+        return task
+
+    def _arrived(self, task: asyncio.Task[Any]) -> None:
+        self._under_way.pop(task, None)
+        if not task.cancelled():
+            task.exception()  # Its sender may have gone: nobody else asks.
 
     async def _deliver(self, method: str, path: str, token: str, data: bytes) -> Answer:
         doors = [door for door in self.doors if door.up]
@@ -123,9 +136,9 @@ class Network:
         return status, raw
 
     async def quiet(self) -> None:
-        """Wait until no copy is under way any more."""
-        while self._copies:
-            await asyncio.wait(self._copies)
+        """Wait until no message is under way any more."""
+        while self._under_way:
+            await asyncio.wait(tuple(self._under_way))
 
 
 class MeterClient(LedgerClient):

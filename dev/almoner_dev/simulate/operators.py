@@ -19,6 +19,7 @@ from almoner_core import wire
 from almoner_core.identity import allotment_id, operation_id, pod_name
 from almoner_core.wire import Dimension, ErrorCode
 from almoner_dev.simulate.network import Network
+from almoner_dev.simulate.pausing import Process
 from almoner_operator import ledger_client
 from almoner_operator.errors import LeadershipLostError, LedgerError, LedgerUnavailableError
 
@@ -100,10 +101,11 @@ class Operator:
         self._counter = 0
         self._handed: dict[str, int] = {}
         self._task: asyncio.Task[None] | None = None
+        self.process = Process()
 
     def start(self) -> None:
         """Start leading, in the background."""
-        self._task = asyncio.create_task(self._lead(), name=f"operator {self.name}")
+        self._task = self.process.task(self._lead(), name=f"operator {self.name}")
 
     @property
     def leads(self) -> bool:
@@ -120,6 +122,7 @@ class Operator:
     async def kill(self) -> None:
         """End the process."""
         if self._task is not None:
+            self.process.resume()
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any, Final
 from almoner_core.pricing import TokenCounts, cost_nanos
 from almoner_dev.simulate.network import MeterClient
 from almoner_dev.simulate.oracle import Attempt, Bill
+from almoner_dev.simulate.pausing import Process
 from almoner_runner.meter.body import read_body
 from almoner_runner.meter.books import Books, BooksClosedError
 from almoner_runner.meter.config import Card, Model, Provider, Tier
 from almoner_runner.meter.dialect import Call
 from almoner_runner.meter.holds import Holds, Try
 from almoner_runner.meter.refusals import RefusedError
-from almoner_runner.meter.spool import Spool
+from almoner_runner.meter.spool import Spool, SpoolError
 from almoner_runner.meter.tools import ToolCall, free_tool
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class Pod:
         self._books: Books | None = None
         self._spool: Spool | None = None
         self._killed = False
+        self.process = Process()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._life = asyncio.create_task(self._live(), name=f"pod {name}")
 
@@ -126,6 +128,7 @@ class Pod:
         """End everything of the meter's process at once; nothing reaches its spool any more."""
         spool, books = self._spool, self._books
         self._killed = True
+        self.process.resume()
         if spool is not None:
             spool.path = self.folder / "nowhere" / "spool.jsonl"
             if spool._fd >= 0:  # noqa: SLF001 - a killed process closes its files
@@ -146,18 +149,19 @@ class Pod:
         await self.world.sleep(self._start_s)
         while not self._terminating.is_set():
             self._killed = False
-            process = self._spawn(self._process())
+            with self.process.inside():
+                process = self._spawn(self._process())
             await asyncio.wait((process,))
-            if not self._killed:
-                error = None if process.cancelled() else process.exception()
+            error = None if process.cancelled() else process.exception()
+            if not self._killed and not isinstance(error, SpoolError):
                 if error is not None:
                     self.world.oracle.problem(f"pod {self.name}: {type(error).__name__}: {error}")
                 break
-            # The kubelet's back-off.
+            # The kubelet's back-off. A meter whose spool cannot be opened ends, and is started again too.
             await self.world.sleep(self._chance.uniform(0.5, 5.0))
         else:
-            # Killed while it was to end: the spool goes with the pod.
-            self.attempt.spool_lost = self.attempt.spool_lost or self._killed
+            # Killed while it was to end, or its spool could not be opened again: the spool goes with the pod.
+            self.attempt.spool_lost = True
         self.ended.set()
 
     def _spawn(self, work: Any) -> asyncio.Task[Any]:
@@ -169,6 +173,7 @@ class Pod:
     async def _process(self) -> None:
         """One life of the meter's process, as its lifecycle does it."""
         spool = Spool(self.folder, self.attempt.allotment)
+        self._spool = None
         recovered = spool.open()
         self._spool = spool
         self._client = MeterClient(self.world.network, self.attempt.allotment, self.token)
@@ -227,7 +232,7 @@ class Pod:
         async with self._cut_off_settles(holds, tried):
             await self.world.sleep(self._chance.uniform(0.0, 0.5))
         holds.settle_tool(tried)
-        bill.exact = True
+        bill.exact = self._written
 
     async def _call(self, holds: Holds) -> None:
         chance = self._chance
@@ -252,10 +257,10 @@ class Pod:
             await self._think()
         if fails:
             holds.settle(tried, "error", TokenCounts(), error="HTTP 500", requests=int(sent))
-            bill.exact = True
+            bill.exact = self._written
         elif overbills or not faults.strikes("provider_silent"):
             holds.settle(tried, "ok", billed)
-            bill.exact = True
+            bill.exact = self._written
         elif sent and billed.input <= call.input_bound:
             holds.settle_partly(tried, TokenCounts(input=billed.input), "the stream broke")
         else:
@@ -285,6 +290,11 @@ class Pod:
         return TokenCounts(
             input=given, cached_input=chance.randint(0, given) if chance.random() < 0.3 else 0, output=taken
         )
+
+    @property
+    def _written(self) -> bool:
+        """Whether what was settled just now is on the disk: a full one forgets it with the meter's process."""
+        return self._spool is None or not self._spool.broken
 
     def _bill(self, tried: Try, tokens: TokenCounts, counts: dict[str, int]) -> Bill:
         nothing = tokens.total == 0

@@ -11,7 +11,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import random
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -36,6 +38,7 @@ from almoner_ledger.store import Database
 REPLICAS: Final = 3
 PACE: Final = 0.05
 PODS_MAX: Final = 64
+PAUSE_S_MAX: Final = 4.0
 READY_S: Final = 60.0
 LOOPBACK: Final = "127.0.0.1"
 
@@ -87,9 +90,22 @@ class ProcessDoor:
         if self._child is not None:
             self._child.kill()
 
+    def pause(self) -> None:
+        """Stop it with SIGSTOP, until `resume`."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on, if it is there."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._child is not None and self._child.running():
+            os.kill(self._child.pid, number)
+
     async def stop(self) -> None:
         """Stop it in order."""
         self.up = False
+        self.resume()
         if self._child is not None:
             await asyncio.to_thread(self._child.stop)
         if self._session is not None:
@@ -137,6 +153,8 @@ def _faults(seed: int) -> Faults:
     faults = Faults.drawn(random.Random(f"faults {seed}"))
     faults.delay_longest_s = 1.0
     faults.clock_jumps_every_s = faults.meter_cut_off_every_s = 0.0
+    # Meters and operators live in this very process: nothing can stop them alone, and their disk is this machine's.
+    faults.process_paused_every_s = faults.disk_full_every_s = faults.ledger_away_every_s = 0.0
     # Every schedule of this kind kills ledgers and the database: that is what it is for.
     faults.replica_killed_every_s = 30.0
     faults.database_killed_every_s = 80.0
@@ -161,6 +179,16 @@ async def _live(seed: int, database: Database, postgres: Postgres, folder: Path,
                 door.kill()
                 await door.start()
 
+        async def pause_replica(seconds: float) -> None:
+            up = [door for door in doors if door.up]
+            if len(up) > 1:
+                door = chance.choice(up)
+                door.pause()
+                asyncio.get_running_loop().call_later(min(seconds, PAUSE_S_MAX), door.resume)
+
+        async def ledger_away(_seconds: float) -> None:
+            raise AssertionError("left out where time is real")
+
         async def kill_database() -> None:
             faults.note("database_killed")
             await asyncio.to_thread(_again, postgres)
@@ -182,6 +210,8 @@ async def _live(seed: int, database: Database, postgres: Postgres, folder: Path,
             kill_replica=kill_replica,
             kill_database=kill_database,
             mend=mend,
+            pause_replica=pause_replica,
+            ledger_away=ledger_away,
             pace=PACE,
             nodes_known=True,
         )

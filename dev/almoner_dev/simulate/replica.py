@@ -24,6 +24,7 @@ from yarl import URL
 
 from almoner_dev.simulate.clockwork import Clock
 from almoner_dev.simulate.faults import Faults
+from almoner_dev.simulate.pausing import Process
 from almoner_ledger import database as ledger_database
 from almoner_ledger.auth import Authenticator, Caller
 from almoner_ledger.service import Service
@@ -143,9 +144,15 @@ class Replica:
         self._runner: web.AppRunner | None = None
         self._database: FaultyDatabase | None = None
         self._protocol = _protocol()
+        self.process = Process()
 
     async def start(self) -> None:
         """Start the service over the database."""
+        self.process = Process()
+        with self.process.inside():
+            await self._start()
+
+    async def _start(self) -> None:
         self._database = FaultyDatabase(self._site.engine, self._site.faults, self._site.server)
         store = Store(self._database, clock=self._site.clock.database_ms)
         self._service = Service(store, Authenticator(access=None, static=self._site.tokens))
@@ -177,6 +184,7 @@ class Replica:
             return
         self.up = False
         assert self._database is not None
+        self.process.resume()
         for task in (*self._background(), *self._requests):
             task.cancel()
         self._requests.clear()
@@ -186,7 +194,7 @@ class Replica:
         """Serve one request. Raises GoneError where the replica is down, or dies over it."""
         if not self.up:
             raise GoneError(f"{self.name} is down")
-        task = asyncio.create_task(self._serve(method, path, token, body))
+        task = self.process.task(self._serve(method, path, token, body))
         self._requests.add(task)
         try:
             await asyncio.wait((task,))

@@ -70,6 +70,50 @@ class _Server:
         self._away_until = 0.0
 
 
+class _Ledger:
+    """The ledger's replicas: killed, standing still, or all away for a while, and started again."""
+
+    def __init__(self, replicas: list[Replica], server: _Server, chance: random.Random, faults: Faults) -> None:
+        self._replicas, self._server, self._chance, self._faults = replicas, server, chance, faults
+        self._loop = asyncio.get_running_loop()
+        self._away_until = 0.0
+
+    async def revive(self) -> None:
+        for replica in self._replicas:
+            if not replica.up:
+                await replica.start()
+
+    async def revive_always(self) -> None:
+        """Start again what has died, after a while: mostly one replica serves, sometimes none."""
+        chance = self._faults.chance
+        while True:
+            await asyncio.sleep(chance.uniform(0.2, 6.0))
+            dead = [replica for replica in self._replicas if not replica.up]
+            if dead and self._loop.time() >= self._away_until:
+                await chance.choice(dead).start()
+
+    async def kill_one(self) -> None:
+        self._faults.note("replica_killed")
+        self._chance.choice(self._replicas).kill()
+
+    async def pause_one(self, seconds: float) -> None:
+        standing = [each.process for each in self._replicas if each.up and not each.process.paused]
+        if standing:
+            process = self._chance.choice(standing)
+            process.pause()
+            self._loop.call_later(seconds, process.resume)
+
+    async def leave(self, seconds: float) -> None:
+        self._away_until = self._loop.time() + seconds
+        for replica in self._replicas:
+            replica.kill()
+
+    async def mend(self) -> None:
+        self._server.mend()
+        self._away_until = 0.0
+        await self.revive()
+
+
 class _Errors(logging.Handler):
     """Collects what the ledger logs as an error: it never should, whatever goes wrong around it."""
 
@@ -153,25 +197,13 @@ async def _live(seed: int, database: Database, postgres: Postgres | None, folder
     tokens: dict[str, Caller] = {}
     site = Site(database.engine, clock, faults, server, _Tokens(tokens))
     replicas = [Replica(f"ledger-{number}", site) for number in range(REPLICAS)]
+    ledger = _Ledger(replicas, server, chance, faults)
     network = Network(replicas, faults, random.Random(f"network {seed}"))
     trace = hashlib.sha256()
 
     def heard(exchange: Exchange) -> None:
         operation = (exchange.body or {}).get("operation_id")
         trace.update(f"{clock.elapsed:.6f} {exchange.method} {exchange.path} {exchange.status} {operation}\n".encode())
-
-    async def revive() -> None:
-        for replica in replicas:
-            if not replica.up:
-                await replica.start()
-
-    async def kill_replica() -> None:
-        faults.note("replica_killed")
-        chance.choice(replicas).kill()
-
-    async def mend() -> None:
-        server.mend()
-        await revive()
 
     network.heard.append(heard)
     world = World(
@@ -182,13 +214,15 @@ async def _live(seed: int, database: Database, postgres: Postgres | None, folder
         folder=folder,
         tokens=tokens,
         jump=clock.jump,
-        kill_replica=kill_replica,
+        kill_replica=ledger.kill_one,
         kill_database=server.kill,
-        mend=mend,
+        mend=ledger.mend,
+        pause_replica=ledger.pause_one,
+        ledger_away=ledger.leave,
     )
     with installed(clock, ids, f"jitter {seed}"):
-        await revive()
-        reviving = asyncio.create_task(_revive_always(replicas, faults))
+        await ledger.revive()
+        reviving = asyncio.create_task(ledger.revive_always())
         await world.live()
         reviving.cancel()
         for replica in replicas:
@@ -196,15 +230,6 @@ async def _live(seed: int, database: Database, postgres: Postgres | None, folder
     judge(world, database, result)
     result.virtual_seconds = clock.elapsed
     result.trace = trace.hexdigest()
-
-
-async def _revive_always(replicas: list[Replica], faults: Faults) -> None:
-    """Start again what has died, after a while: mostly one replica serves, sometimes none."""
-    while True:
-        await asyncio.sleep(faults.chance.uniform(0.2, 6.0))
-        dead = [replica for replica in replicas if not replica.up]
-        if dead:
-            await faults.chance.choice(dead).start()
 
 
 def judge(world: World, database: Database, result: Result) -> None:

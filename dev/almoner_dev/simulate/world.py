@@ -34,6 +34,8 @@ OPERATOR_TOKEN: Final = "operator"
 OWNERS: Final = ("ann", "bob")
 AGENTS: Final = ("greeter", "coder")
 SETTLES_S: Final = 1800.0
+PAUSES_S: Final = (1.0, 8.0, 45.0, 200.0)
+LEADER_LEASE_S: Final = 15.0
 CALL_NANOS: Final = 500_000
 """About what one call costs here."""
 
@@ -83,6 +85,8 @@ class World:
     kill_replica: Callable[[], Awaitable[None]]
     kill_database: Callable[[], Awaitable[None]]
     mend: Callable[[], Awaitable[None]]
+    pause_replica: Callable[[float], Awaitable[None]]
+    ledger_away: Callable[[float], Awaitable[None]]
     pace: float = 1.0
     nodes_known: bool = False
     oracle: Oracle = field(default_factory=Oracle)
@@ -296,6 +300,10 @@ class World:
             self._now_and_then("meter_cut_off_every_s", self._cut_off),
             self._now_and_then("replica_killed_every_s", self.kill_replica),
             self._now_and_then("database_killed_every_s", self.kill_database),
+            self._now_and_then("process_paused_every_s", self._pause),
+            self._now_and_then("replica_paused_every_s", self._pause_replica),
+            self._now_and_then("disk_full_every_s", self._fill_disk),
+            self._now_and_then("ledger_away_every_s", self._ledger_away),
             self._now_and_then("clock_jumps_every_s", self._jump),
             self._now_and_then("leader_changes_every_s", self._change_leader),
             self._now_and_then("limits_change_every_s", self._change_limits),
@@ -326,6 +334,43 @@ class World:
             # The node does not answer the API server either; it may come back when it is given up.
             pod.unreachable = True
             asyncio.get_running_loop().call_later(seconds, pod.answer_again)
+
+    async def _pause(self) -> None:
+        """Have a process stand still for a while: a meter with its agent, or the leader."""
+        chance = self.chance
+        seconds = chance.choice(PAUSES_S)
+        pods = [pod.process for pod in self.pods if pod.spending]
+        leaders = [operator.process for operator in self.operators if operator.leads]
+        kind = chance.choice(("meter", "meter", "leader"))
+        among = [each for each in (pods if kind == "meter" else leaders) if not each.paused]
+        if not among:
+            return
+        process = chance.choice(among)
+        self.faults.note(f"{kind}_paused")
+        process.pause()
+        asyncio.get_running_loop().call_later(seconds * self.pace, process.resume)
+        if kind == "leader" and seconds > LEADER_LEASE_S:
+            # Its Lease runs out, and another one leads before it wakes up.
+            asyncio.get_running_loop().call_later(LEADER_LEASE_S * self.pace, self._lead)
+
+    async def _pause_replica(self) -> None:
+        self.faults.note("replica_paused")
+        await self.pause_replica(self.chance.choice(PAUSES_S) * self.pace)
+
+    async def _fill_disk(self) -> None:
+        """Leave no room on the disk that a meter's spool is on, for a while."""
+        spending = [pod.process for pod in self.pods if pod.spending]
+        if not spending:
+            return
+        self.faults.note("disk_full")
+        process = self.chance.choice(spending)
+        process.disk_full = True
+        seconds = self.chance.choice((2.0, 20.0, 90.0)) * self.pace
+        asyncio.get_running_loop().call_later(seconds, process.free_disk)
+
+    async def _ledger_away(self) -> None:
+        self.faults.note("ledger_away")
+        await self.ledger_away(self.chance.choice((15.0, 60.0, 240.0)) * self.pace)
 
     async def _jump(self) -> None:
         self.faults.note("clock_jumped")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from almoner_core.wire import (
+    Activate,
     Activated,
     AllotmentState,
     BindAllotment,
@@ -275,6 +276,7 @@ def speaking_for(books: Books, command: Command) -> Allotment:
 
 def activate(books: Books, command: Command) -> Activated:
     """Give the bound pod's meter its allotment; a restarted meter learns what is left."""
+    body: Activate = command.body
     allotment = speaking_for(books, command)
     if not allotment.open:
         raise wrong_state(allotment, "be activated")
@@ -297,7 +299,13 @@ def activate(books: Books, command: Command) -> Activated:
         settled=allotment.settled(),
         rates=rates.in_force(books, allotment),
         activation=allotment.activated_ms,
+        known=[each for each in body.unsettled if _is_here(books, allotment, each)],
     )
+
+
+def _is_here(books: Books, allotment: Allotment, record_id: str) -> bool:
+    known = books.records.get(record_id)
+    return known is not None and known.allotment_id == allotment.id
 
 
 def extend(books: Books, command: Command) -> Extended:

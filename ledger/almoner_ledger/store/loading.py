@@ -60,7 +60,9 @@ def load(connection: Connection, commands: Sequence[Command], now_ms: int) -> Bo
     _load_windows(books)
     alerts.watch(books)
     corrections.load(books, commands)
-    _load_records(books, {record.id for c in commands if c.verb in WITH_RECORDS for record in c.body.records})
+    ids = {record.id for c in commands if c.verb in WITH_RECORDS for record in c.body.records}
+    ids.update(each for c in commands if c.verb is Verb.ACTIVATE for each in c.body.unsettled)
+    _load_records(books, ids)
     return books
 
 

@@ -101,9 +101,11 @@ class Books:
 
     async def activate(self, recovered: Recovered) -> None:
         """Take the allotment, trying until the operator has bound this pod. Raises BooksClosedError."""
+        unsettled = [record["id"] for record in recovered.unsettled]
         # A fresh id for every try: a meter wants to learn what is left and to renew its lease, not to hear what was.
         sent, answer = await self._insist(
-            lambda: self.client.exchange("POST", "activate", {"operation_id": uuid7()}), "activate"
+            lambda: self.client.exchange("POST", "activate", {"operation_id": uuid7(), "unsettled": unsettled}),
+            "activate",
         )
         settled = answer.get("settled", {})
         before = Totals(
@@ -113,8 +115,13 @@ class Books:
             tool_calls=settled.get("tool_calls", 0),
         )
         self.spool.begin(answer["next_sequence"], before)
+        known = set(answer.get("known", ()))
         for record in recovered.unsettled:
-            self.spool.settle(record)
+            if record["id"] in known:
+                # It was settled and posted while the disk was full: only the spool does not know.
+                self.spool.drop(record["id"])
+            else:
+                self.spool.settle(record)
         self._activation = answer.get("activation", 0)
         self._lease_seconds = answer["lease_seconds"]
         self.max_per_request = answer.get("max_per_request", {})
@@ -372,16 +379,30 @@ class Books:
     def _post_body(self, most: int) -> dict[str, Any]:
         if self._unanswered is not None:
             return self._unanswered
-        body: dict[str, Any] = {"operation_id": uuid7(), "records": self.spool.batch(most)}
+        body: dict[str, Any] = {
+            "operation_id": uuid7(),
+            "records": self.spool.batch(most),
+        }
         if self.rates.refunds and body["records"]:
             body["refunds"] = self.rates.due()
         return body
 
     def _isolate(self, batch: list[dict[str, Any]], error: LedgerError) -> int:
-        """Halve a batch that was refused; a single record that is refused is set aside, and said."""
+        """Halve a batch that was refused; a single record that is refused is set aside, and said.
+
+        What an earlier life of this meter posted may arrive after the present one was told what the ledger has. What
+        came first stands: the same record is not posted again, and another one gets another sequence.
+        """
         if len(batch) > 1:
             return len(batch) // 2
         record = batch[0]
+        if error.code == "record_conflict" and error.field.endswith((".id", ".sequence")):
+            logger.warning("record %s (sequence %d): %s", record["id"], record["sequence"], error)
+            taken = error.field.endswith(".sequence")
+            self.spool.withdraw(record["sequence"], free=not taken)
+            if taken:
+                self.spool.settle(record)
+            return POST_RECORDS_MAX
         self.rejected += 1
         logger.error("the ledger refused record %s (sequence %d): %s", record["id"], record["sequence"], error)
         self.spool.mark_posted(record["sequence"])

@@ -20,10 +20,14 @@ SIGNALS_SECONDS: Final = 20
 
 
 class LedgerError(Exception):
-    """The ledger said no; `code` is a wire.ErrorCode, `refusal` a wire.Refusal where an account had no room."""
+    """The ledger said no; `code` is a wire.ErrorCode, `refusal` a wire.Refusal where an account had no room.
 
-    def __init__(self, code: str, message: str, refusal: dict[str, Any] | None = None) -> None:
+    `field` names what was wrong in the request; empty: all of it.
+    """
+
+    def __init__(self, code: str, message: str, refusal: dict[str, Any] | None = None, field: str = "") -> None:
         super().__init__(f"{code}: {message}")
+        self.field = field
         self.code = code
         self.message = message
         self.refusal = refusal
@@ -107,8 +111,9 @@ def _read(status: int, raw: bytes) -> dict[str, Any]:
     if not isinstance(error, dict) or status >= 500:
         raise LedgerUnreachableError(f"the ledger answered HTTP {status}")
     refusal = error.get("refusal")
-    return _raise(str(error.get("code")), str(error.get("message", ""))[:512], refusal)
+    field = error.get("field")
+    return _raise(str(error.get("code")), str(error.get("message", ""))[:512], refusal, str(field or "")[:128])
 
 
-def _raise(code: str, message: str, refusal: Any) -> dict[str, Any]:
-    raise LedgerError(code, message, refusal if isinstance(refusal, dict) else None)
+def _raise(code: str, message: str, refusal: Any, field: str) -> dict[str, Any]:
+    raise LedgerError(code, message, refusal if isinstance(refusal, dict) else None, field)

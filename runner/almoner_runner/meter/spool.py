@@ -97,6 +97,7 @@ class Spool:
         self.dirty = False
         self.broken = False
         self._unposted = Totals()
+        self._gaps: list[int] = []  # sequences whose records were given and never written
         self._holds: dict[str, dict[str, Any]] = {}
         self._size = 0
         self._fd = -1
@@ -111,6 +112,7 @@ class Spool:
             for line in lines:
                 self._replay(line)
             recovered = Recovered([hold["record"] for hold in self._holds.values()], len(self.pending))
+            self._gaps = [n for n in range(self.posted + 1, self.sequence) if n not in self.pending]
             self._rewrite()
         except (OSError, KeyError, TypeError) as error:
             raise SpoolError(f"the spool {self.path} cannot be opened: {error}") from error
@@ -121,6 +123,8 @@ class Spool:
             return
         with self.path.open("rb") as file:
             for raw in file:
+                if raw == b"\n":
+                    continue
                 try:
                     line = json.loads(raw)
                 except ValueError:
@@ -146,12 +150,14 @@ class Spool:
             self._keep(line["record"])
         elif kind == "drop":
             self._holds.pop(line["id"], None)
+        elif kind == "withdraw":
+            self._withdraw(line["sequence"], free=line["free"])
         elif kind == "posted":
             self._forget(line["sequence"])
 
     def _keep(self, record: dict[str, Any]) -> None:
         self._holds.pop(record["id"], None)
-        self.sequence = record["sequence"]
+        self.sequence = max(self.sequence, record["sequence"])
         self.totals.add(record)
         self._unposted.add(record)
         self.pending[record["sequence"]] = record
@@ -173,11 +179,35 @@ class Spool:
         self._holds[record["id"]] = line
 
     def settle(self, record: dict[str, Any]) -> None:
-        """Write how a try ended. The record is given its sequence here, so that sequences have no gaps."""
-        record["sequence"] = self.sequence + 1
+        """Write how a try ended. The record is given its sequence here, so that sequences have no gaps.
+
+        A gap that a full disk left in an earlier meter's file is filled first.
+        """
+        record["sequence"] = self._gaps.pop(0) if self._gaps else self.sequence + 1
         # In memory first: even where the disk is full, the ledger hears of it.
         self._keep(record)
         self._note({"t": "record", "record": record})
+
+    def drop(self, record_id: str) -> None:
+        """Forget a try that the ledger has settled already."""
+        self._holds.pop(record_id, None)
+        self._note({"t": "drop", "id": record_id})
+
+    def withdraw(self, sequence: int, *, free: bool) -> None:
+        """Take back a record that the ledger does not take. `free`: its sequence is to be given to another one."""
+        self._withdraw(sequence, free=free)
+        self._note({"t": "withdraw", "sequence": sequence, "free": free})
+
+    def _withdraw(self, sequence: int, *, free: bool) -> None:
+        record = self.pending.pop(sequence, None)
+        if record is None:
+            return
+        _subtract(self.totals, record)
+        _subtract(self._unposted, record)
+        if free and sequence == self.sequence:
+            self.sequence -= 1
+        elif free:
+            self._gaps.append(sequence)
 
     def mark_posted(self, sequence: int) -> None:
         """Write that the ledger has the records up to a sequence."""
@@ -189,13 +219,20 @@ class Spool:
             self._compact()
 
     def begin(self, next_sequence: int, settled: Totals | None = None) -> None:
-        """Go on where the ledger is: it has all records below `next_sequence`."""
-        if next_sequence - 1 > self.sequence:
-            # An earlier meter's spool is gone (another node, a lost volume); what it posted is in the ledger.
-            self.sequence = next_sequence - 1
-            if settled is not None:
-                self.totals = settled
-        self.mark_posted(min(next_sequence - 1, self.sequence))
+        """Go on where the ledger is: it has all records below `next_sequence`, and they sum to `settled`."""
+        # More than is here, where an earlier meter's spool is gone, or could not be written.
+        self.sequence = max(self.sequence, next_sequence - 1)
+        self._gaps = [number for number in self._gaps if number >= next_sequence]
+        self.mark_posted(next_sequence - 1)
+        if settled is None:
+            return
+        posted = Totals(**self.totals.as_dict())
+        for record in self.pending.values():
+            _subtract(posted, record)
+        if posted.amounts() != settled.amounts():
+            for record in self.pending.values():
+                settled.add(record)
+            self.totals = settled
 
     @property
     def unposted(self) -> dict[str, int]:
@@ -235,6 +272,9 @@ class Spool:
 
     def _append(self, line: dict[str, Any]) -> None:
         data = _encode(line).encode() + b"\n"
+        if self.broken:
+            # The write before may have left half a line: this one must not be lost with it.
+            data = b"\n" + data
         try:
             written = os.write(self._fd, data)
         except OSError as error:
