@@ -107,10 +107,15 @@ def counts_a_duplicate(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(records, "fresh", and_the_others)
     # A record comes a second time, under another operation id, where a meter dies over an answer that never came.
+    often(patch, answer_lost=0.25, meter_killed_every_s=8.0)
+
+
+def often(patch: pytest.MonkeyPatch, **rates: float) -> None:
+    """Have the faults that show a bug meet in most schedules."""
     drawn = Faults.drawn
 
     def harsh(chance: random.Random) -> Faults:
-        return dataclasses.replace(drawn(chance), answer_lost=0.25, meter_killed_every_s=8.0)
+        return dataclasses.replace(drawn(chance), **rates)
 
     patch.setattr(Faults, "drawn", staticmethod(harsh))
 
@@ -134,6 +139,22 @@ def spends_what_calls_in_flight_hold(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Allotment, "free", lambda allotment, dimension: allotment.held[dimension])
 
 
+def forgets_what_came_from_a_full_disk(patch: pytest.MonkeyPatch) -> None:
+    """A meter whose disk was full posts from memory; the next one is not told that the ledger has it."""
+    from almoner_ledger.store import allotments
+
+    patch.setattr(allotments, "_is_here", lambda *_: False)
+    often(patch, disk_full_every_s=6.0, meter_killed_every_s=8.0)
+
+
+def lets_an_old_leader_act(patch: pytest.MonkeyPatch) -> None:
+    """One that stood still while another took over goes on as if it led."""
+    from almoner_ledger.store import accounts
+
+    patch.setattr(accounts, "check_epoch", lambda *_: None)
+    often(patch, process_paused_every_s=8.0, limits_change_every_s=5.0)
+
+
 MUTANTS: list[Callable[[pytest.MonkeyPatch], None]] = [
     grants_one_too_many,
     forgets_operations,
@@ -142,6 +163,8 @@ MUTANTS: list[Callable[[pytest.MonkeyPatch], None]] = [
     releases_what_vanished,
     forgets_calls_in_flight,
     spends_what_calls_in_flight_hold,
+    forgets_what_came_from_a_full_disk,
+    lets_an_old_leader_act,
 ]
 
 

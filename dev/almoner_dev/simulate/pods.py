@@ -78,7 +78,7 @@ class Pod:
         self._spool: Spool | None = None
         self._killed = False
         self.process = Process()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], None] = {}
         self._life = asyncio.create_task(self._live(), name=f"pod {name}")
 
     # -- what the world does to it -------------------------------------------------------------------------
@@ -139,7 +139,7 @@ class Pod:
                 spool._fd = -1  # noqa: SLF001
         if books is not None and books._topping_up is not None:  # noqa: SLF001
             books._topping_up.cancel()  # noqa: SLF001
-        for task in self._tasks:
+        for task in tuple(self._tasks):
             task.cancel()
         self._books = self._spool = self._client = None
 
@@ -166,8 +166,8 @@ class Pod:
 
     def _spawn(self, work: Any) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(lambda ended: self._tasks.pop(ended, None))
         return task
 
     async def _process(self) -> None:

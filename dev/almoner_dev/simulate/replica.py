@@ -139,7 +139,8 @@ class Replica:
         self.name = name
         self.up = False
         self._site = site
-        self._requests: set[asyncio.Task[tuple[int, bytes]]] = set()
+        # In their order: that of a set would not be the seed's.
+        self._requests: dict[asyncio.Task[tuple[int, bytes]], None] = {}
         self._service: Service | None = None
         self._runner: web.AppRunner | None = None
         self._database: FaultyDatabase | None = None
@@ -195,14 +196,14 @@ class Replica:
         if not self.up:
             raise GoneError(f"{self.name} is down")
         task = self.process.task(self._serve(method, path, token, body))
-        self._requests.add(task)
+        self._requests[task] = None
         try:
             await asyncio.wait((task,))
         except asyncio.CancelledError:
             # Who asked has gone; the command is decided all the same.
-            task.add_done_callback(self._requests.discard)
+            task.add_done_callback(self._answered)
             raise
-        self._requests.discard(task)
+        self._answered(task)
         if task.cancelled():
             raise GoneError(f"{self.name} died")
         error = task.exception()
@@ -210,6 +211,9 @@ class Replica:
             self.kill()
             raise GoneError(f"{self.name} died")
         return task.result()
+
+    def _answered(self, task: asyncio.Task[tuple[int, bytes]]) -> None:
+        self._requests.pop(task, None)
 
     async def _serve(self, method: str, path: str, token: str, body: bytes) -> tuple[int, bytes]:
         assert self._runner is not None
