@@ -110,7 +110,7 @@ def counts_a_duplicate(patch: pytest.MonkeyPatch) -> None:
     often(patch, answer_lost=0.25, meter_killed_every_s=8.0)
 
 
-def often(patch: pytest.MonkeyPatch, **rates: float) -> None:
+def often(patch: pytest.MonkeyPatch, **rates: Any) -> None:
     """Have the faults that show a bug meet in most schedules."""
     drawn = Faults.drawn
 
