@@ -62,6 +62,8 @@ BUSY_SECONDS: Final = 2.0
 LEDGER_SECONDS: Final = 2.0
 INPUT_SECONDS: Final = 15.0
 OPEN_TRIES_MAX: Final = 8
+_OWN_ACCOUNT: Final = "execution"
+"""What the ledger calls the account of an execution's own limits."""
 
 
 class _NotAdmittedError(Exception):
@@ -73,6 +75,10 @@ class _NotAdmittedError(Exception):
         self.message = message
         self.seconds = seconds
         self.quota = quota
+
+
+class _NeverError(Exception):
+    """It can never be admitted: it ends."""
 
 
 class _ChangedError(Exception):
@@ -109,6 +115,9 @@ class Admitter:
             await self._admit(run, admission)
         except _ChangedError:
             metrics.ADMISSION_FAILURES.labels("Changed").inc()
+        except _NeverError as error:
+            metrics.ADMISSION_FAILURES.labels("Never").inc()
+            await self._fail(run, str(error), FailureReason.BUDGET_EXHAUSTED)
         except _NotAdmittedError as error:
             metrics.ADMISSION_FAILURES.labels(str(error.reason)).inc()
             context.cache.hold(run, error.reason, error.message, seconds=error.seconds, quota=error.quota)
@@ -467,19 +476,21 @@ class Admitter:
                 log.warning("allotment %s is not voided: %s", attempt.allotment, error)
                 return
 
-    async def _fail(self, run: Run, message: str) -> None:
+    async def _fail(self, run: Run, message: str, reason: FailureReason = FailureReason.RUNNER_FAILED) -> None:
         """It can never run as it is."""
         context = self._context
-        run.status = outcome.rejected(run, message, now(), FailureReason.RUNNER_FAILED)
-        context.events.tell(*run.key, reason="RunnerFailed", note=message, warning=True)
+        run.status = outcome.rejected(run, message, now(), reason)
+        context.events.tell(*run.key, reason=str(reason), note=message, warning=True)
         context.cache.count_run(run)
         context.cache.review.add(run.key.uid)
 
 
-def _refused(error: LedgerError) -> _NotAdmittedError:
+def _refused(error: LedgerError) -> _NotAdmittedError | _NeverError:
     """Say why the ledger granted nothing, and when to try again."""
     refusal = error.refusal
     if error.code == wire.ErrorCode.INSUFFICIENT and refusal is not None:
+        if refusal.account == _OWN_ACCOUNT and refusal.spent + refusal.needed > refusal.limit:
+            return _NeverError(explain(refusal, now()))
         quota = refusal.account.split("/")[1] if "/" in refusal.account else None
         seconds = refusal.retry_after_seconds
         wait = BUSY_SECONDS if refusal.may_free_up else REFUSED_SECONDS

@@ -39,9 +39,15 @@ DEFAULT_RETRIED: Final = frozenset(
         FailureReason.RATE_LIMITED,
     }
 )
-# Another attempt would end the same way, or is no retry at all: never, even where `retry.reasons` names them.
+# Another attempt would end the same way, or is no retry at all: the API refuses them in `retry.reasons`.
 NEVER_RETRIED: Final = frozenset(
-    {FailureReason.TIMEOUT, FailureReason.PREEMPTED, FailureReason.REJECTED, FailureReason.INVALID_SPEC}
+    {
+        FailureReason.TIMEOUT,
+        FailureReason.PREEMPTED,
+        FailureReason.REJECTED,
+        FailureReason.INVALID_SPEC,
+        FailureReason.QUEUE_TIMEOUT,
+    }
 )
 
 EXIT_CODES: Final[Mapping[int, FailureReason]] = {
@@ -357,7 +363,7 @@ def retry_at(
     wait doubles with every failure up to the cap; the jitter (up to a quarter less) comes from uid and attempt, so that
     a restarted operator gets the same moment.
     """
-    wanted = frozenset(retry.reasons) or DEFAULT_RETRIED
+    wanted = frozenset(FailureReason(each.value) for each in retry.reasons) or DEFAULT_RETRIED
     if reason not in wanted or reason in NEVER_RETRIED or failures > retry.limit:
         return None
     exponent = min(max(0, failures - 1), 32)

@@ -22,7 +22,7 @@ from almoner_core.wire import AccountState, Dimension
 from almoner_operator import clocks, demand
 from almoner_operator.alerts import account_of
 from almoner_operator.counts import Counts
-from almoner_operator.outcome import backoff_of
+from almoner_operator.outcome import backoff_of, resumed
 from almoner_operator.records import (
     AgentRecord,
     Finished,
@@ -134,6 +134,7 @@ class Cache:
             self.finished_changed.add(uid)
             return
         parsed.backoff_until = backoff_of(parsed)
+        parsed.status = resumed(parsed, datetime.now(UTC))
         space = self.space(parsed.key.namespace)
         self.runs[uid] = space.runs[uid] = parsed
         if parsed.agent_name:
@@ -149,6 +150,7 @@ class Cache:
         known.generation = int(raw["metadata"].get("generation") or 0)
         if isinstance(fresh, Run):
             known.spec, known.invalid, known.tracked = fresh.spec, fresh.invalid, fresh.tracked
+            known.status = resumed(known, datetime.now(UTC))
         self.touch(known, review=True)
 
     def forget_run(self, uid: str) -> None:
@@ -225,6 +227,7 @@ class Cache:
             if int(raw["metadata"].get("generation") or 0) == known.generation:
                 return
         record = parse_quota(raw)
+        record.seen = datetime.now(UTC)
         if known is not None and known.uid == record.uid:
             record.status, record.written = known.status, known.written
             known.successor = record
@@ -424,6 +427,10 @@ class Cache:
             admitted=attempt.admitted_time if attempt is not None else None,
             stopping=run.stop,
             quotas=_quotas_held(run) if reserved else (),
+            spent=0 if reserved else run.status.usage.cost.nanos,
+            used_up="" if reserved else demand.used_up(run, agent, need),
+            queue_timeout=run.spec.queue_timeout_seconds,
+            queued=_queued(run),
         )
 
     @staticmethod
@@ -450,6 +457,7 @@ class Cache:
                     accounts=by_quota.get(record.name),
                     ready=record.acknowledged == record.generation,
                     message=record.message,
+                    changed=record.seen,
                 )
             except ValueError as error:
                 yield Quota(name=record.name, ready=False, message=str(error))
@@ -474,6 +482,13 @@ class Cache:
         until = datetime.now(UTC) + timedelta(seconds=seconds) if seconds is not None else None
         run.hold = Hold(reason=reason, message=message, until=until, quota=quota)
         self.touch(run)
+
+
+def _queued(run: Run) -> datetime | None:
+    """When the wait of one with a queue timeout began to count, where that was after a backoff."""
+    if run.spec is None or run.spec.queue_timeout_seconds is None or run.attempt is not None:
+        return None
+    return backoff_of(run)
 
 
 def _quotas_held(run: Run) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from almoner_core.api.execution import ExecutionInput, ExecutionSpec
 from almoner_core.api.training_job import TrainingJobSpec
 from almoner_core.compute import Machine
 from almoner_core.contract import DEFAULT_MAX_OUTPUT_TOKENS, PriceCard
+from almoner_core.money import Money
 from almoner_core.price_data import price_card
 from almoner_core.pricing import FirstCall, first_call_bound
 from almoner_operator.agents import effective_limits
@@ -65,6 +66,28 @@ def max_cost(run: Run, agent: AgentSpec | None) -> int | None:
     """Give a run's own money limit in nano-dollars, None where it has none."""
     limit = limits_of(run, agent).max_cost
     return None if limit is None else limit.nanos
+
+
+def used_up(run: Run, agent: AgentSpec | None, need: int) -> str:
+    """Say which of a run's own limits has no room for another attempt, with the numbers; empty where all have.
+
+    `need` is what the first allotment must hold. Only money can be short of a first attempt: its machine time's.
+    """
+    limits, usage = limits_of(run, agent), run.status.usage
+    spent = usage.cost.nanos
+    if limits.max_cost is not None and (spent + need > limits.max_cost.nanos or 0 < limits.max_cost.nanos <= spent):
+        return (
+            f"limits.maxCost has no room for another attempt: {usage.cost} of {limits.max_cost} USD spent, its start "
+            f"needs {Money(need)}"
+        )
+    counts = (
+        ("maxTokens", usage.tokens.total, limits.max_tokens),
+        ("maxToolCalls", usage.tool_calls, limits.max_tool_calls),
+    )
+    for name, used, limit in counts:
+        if limit is not None and 0 < limit <= used:
+            return f"limits.{name} is used up: {used} of {limit}"
+    return ""
 
 
 def requests(run: Run, agent: AgentSpec | None, meter: Requests) -> Requests:

@@ -309,12 +309,12 @@ class Lifecycle:
         self._ended(run)
 
     def reject(self, decided: Rejection) -> None:
-        """End a waiting run that a quota rejects."""
+        """End a waiting run that can never start, or has waited too long."""
         run = self._context.cache.runs.get(decided.key.uid)
         if run is None or run.admitting or run.settling or run.attempt is not None:
             return
-        run.status = outcome.rejected(run, decided.message, now())
-        self._context.events.tell(*run.key, reason="Rejected", note=decided.message, warning=True)
+        run.status = outcome.rejected(run, decided.message, now(), decided.reason)
+        self._context.events.tell(*run.key, reason=str(decided.reason), note=decided.message, warning=True)
         self._ended(run)
 
     def _ended(self, run: Run) -> None:

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from almoner_core.api.base import ConditionStatus
 from almoner_core.api.execution import (
     Attempt,
     AttemptOutcome,
+    ExecutionCondition,
     ExecutionPhase,
     FailureReason,
     PinnedAgent,
@@ -74,6 +76,18 @@ def waiting(run: Run, wait: Wait, quotas: Sequence[str], now: datetime) -> RunSt
         next_change_time=wait.next_change,
     )
     return stand(run, standing, now, queue=queue, quotas=list(quotas)[:64])
+
+
+def resumed(run: Run, now: datetime) -> RunStatus:
+    """Give its status with the wait beginning now where it was suspended and is no longer: that time does not count."""
+    queue = run.status.queue
+    suspended = any(
+        each.type == ExecutionCondition.SUSPENDED and each.status == ConditionStatus.TRUE
+        for each in run.status.conditions
+    )
+    if not suspended or queue is None or run.spec is None or run.spec.suspend:
+        return run.status
+    return run.status.model_copy(update={"queue": queue.model_copy(update={"since": moment(now)})})
 
 
 def admitted(run: Run, attempt: Attempt, pinned: PinnedAgent | None, quotas: Sequence[str], now: datetime) -> RunStatus:
@@ -173,8 +187,11 @@ def unadmitted(run: Run, wait: Wait, now: datetime) -> RunStatus:
     """The attempt came to nothing before a pod existed: as if it had not been admitted."""
     attempts = run.status.attempts[:-1]
     standing = Standing(ExecutionPhase.QUEUED, wait.message, wait=wait.reason, admitted=bool(attempts))
+    since = run.admitted.queued_since if run.admitted is not None else None
     queue = QueueStatus(
-        waiting_for=short(wait.message, MESSAGE_CHARS_MAX), since=moment(now), next_change_time=wait.next_change
+        waiting_for=short(wait.message, MESSAGE_CHARS_MAX),
+        since=moment(since or now),
+        next_change_time=wait.next_change,
     )
     # What was pinned for an attempt that never was is pinned anew: its Agent may have to change first.
     return stand(run, standing, now, attempts=attempts, queue=queue, agent=run.status.agent if attempts else None)

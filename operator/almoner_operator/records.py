@@ -237,6 +237,8 @@ class QuotaRecord:
     wrote: int = 0
     writing: bool = False
     rank: int = 9
+    seen: datetime | None = None
+    """When this generation was first seen."""
     successor: QuotaRecord | None = None
     """The record that took its place when the spec changed."""
 

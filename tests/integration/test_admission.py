@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 
 import pytest
+from kubernetes.client import ApiException
 
+from almoner_dev import binaries
+from almoner_dev.controlplane import ControlPlane
 from almoner_dev.stack import Stack
 from tests.support.cluster import GROUP, PLURALS, VERSION, Cluster
 
@@ -57,3 +62,67 @@ def test_what_was_admitted_counts_whatever_becomes_of_agent_and_quota(
     cluster.wait_phase("two", "Succeeded")
     ended = cluster.wait_phase("one", "Cancelled")
     assert "admission" not in ended["attempts"][0], "what has ended needs it no more"
+
+
+def printed(plane: ControlPlane, cluster: Cluster, name: str) -> list[str]:
+    """The words that `kubectl get executions` prints about one, without -o wide."""
+    program = shutil.which("kubectl") or str(binaries.find(["kubectl"]).path("kubectl"))
+    command = [program, "--kubeconfig", str(plane.kubeconfig), "-n", cluster.namespace, "get", "executions", name]
+    done = subprocess.run([*command, "--no-headers"], check=True, capture_output=True, text=True, timeout=60)
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("action", ["Wait", "Reject"])
+def test_what_can_never_start_says_so_and_ends(bare_plane: ControlPlane, cluster: Cluster, action: str) -> None:
+    cluster.world()
+    cluster.agent("gpus", runner={"resources": {"limits": {"gpu": 2}}})
+    cluster.wait_ready("Agent", "gpus")
+    cluster.quota("team", hard={"gpu": 1}, onLimit={"action": action}, budget={"amount": "1.00"})
+    cluster.execution("big", agent="gpus")
+    status = cluster.wait_phase("big", "Failed")
+    assert "asks for 2 GPUs, more than ResourceQuota team ever allows (1)" in status["message"]
+    assert cluster.condition("Execution", "big", "Failed")["reason"] == "Rejected"
+    assert not cluster.pods()
+    assert printed(bare_plane, cluster, "big")[2:4] == ["Failed", "Rejected"]
+
+
+def test_money_that_a_quota_never_has_ends_it_and_an_edit_on_its_way_does_not(cluster: Cluster) -> None:
+    cluster.world()
+    cluster.quota("money", budget={"amount": "0.000000001", "period": "Daily"})
+    cluster.execution("edited", max_cost=None)
+    cluster.wait_reason("edited", "BudgetExhausted")
+    cluster.patch("ResourceQuota", "money", {"budget": {"amount": "1.00", "maxPerExecution": "0.000000002"}})
+    status = cluster.wait_phase("edited", "Failed")
+    assert "for one execution (maxPerExecution)" in status["message"]
+    cluster.patch("ResourceQuota", "money", {"budget": {"maxPerExecution": "1.00"}})
+    cluster.execution("fits", max_cost=None)
+    cluster.wait_phase("fits", "Succeeded")
+
+
+def test_a_queue_timeout_ends_a_wait_even_across_a_restart(
+    bare_plane: ControlPlane, cluster: Cluster, stack: Stack
+) -> None:
+    cluster.world()
+    cluster.agent("forever")
+    cluster.wait_ready("Agent", "forever")
+    cluster.quota("team", hard={"executions": 1}, budget={"amount": "1.00"})
+    cluster.execution("first", agent="forever")
+    cluster.wait_phase("first", "Running")
+    cluster.execution("patient")
+    cluster.execution("hurried", queueTimeoutSeconds=3)
+    cluster.wait_reason("hurried", "WaitingForQuota")
+    assert printed(bare_plane, cluster, "hurried")[2:4] == ["Queued", "WaitingForQuota"]
+    stack.kill_operator()
+    stack.start_operator()
+    status = cluster.wait_phase("hurried", "Failed")
+    assert cluster.condition("Execution", "hurried", "Failed")["reason"] == "QueueTimeout"
+    assert "1 of 1 in use" in status["message"]
+    assert cluster.status("patient")["phase"] == "Queued"
+    with pytest.raises(ApiException, match="immutable"):
+        cluster.patch("Execution", "patient", {"queueTimeoutSeconds": 5})
+
+
+@pytest.mark.parametrize("reason", ["Timeout", "Preempted", "Rejected", "InvalidSpec", "QueueTimeout"])
+def test_a_reason_that_is_never_retried_is_refused(cluster: Cluster, reason: str) -> None:
+    with pytest.raises(ApiException, match=r"retry\.reasons"):
+        cluster.execution("odd", retry={"limit": 1, "reasons": [reason]})

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from almoner_core.api.execution import AttemptOutcome, FailureReason, Retry
+from almoner_core.api.execution import AttemptOutcome, FailureReason, Retry, RetryReason
 from almoner_operator.attempts import (
     NEVER_RETRIED,
     classify,
@@ -434,12 +434,12 @@ def test_jitter_differs_between_executions() -> None:
         (FailureReason.INVALID_INPUT, RETRY, 1, False),
         (FailureReason.BUDGET_EXHAUSTED, RETRY, 1, False),
         (FailureReason.GUARDRAIL_TRIPPED, RETRY, 1, False),
-        (FailureReason.GUARDRAIL_TRIPPED, Retry(limit=1, reasons=[FailureReason.GUARDRAIL_TRIPPED]), 1, True),
-        (FailureReason.AGENT_FAILED, Retry(limit=1, reasons=[FailureReason.EVICTED]), 1, False),
+        (FailureReason.GUARDRAIL_TRIPPED, Retry(limit=1, reasons=[RetryReason.GUARDRAIL_TRIPPED]), 1, True),
+        (FailureReason.AGENT_FAILED, Retry(limit=1, reasons=[RetryReason.EVICTED]), 1, False),
         (FailureReason.NODE_LOST, RETRY, 1, True),
         (FailureReason.PROVIDER_FAILED, RETRY, 1, True),
         (FailureReason.RATE_LIMITED, RETRY, 1, True),
-        *((reason, Retry(limit=9, reasons=[reason]), 1, False) for reason in sorted(NEVER_RETRIED)),
+        *((reason, Retry(limit=9), 1, False) for reason in sorted(NEVER_RETRIED)),
     ],
 )
 def test_what_is_retried(reason: FailureReason, retry: Retry, failures: int, again: bool) -> None:

@@ -122,7 +122,9 @@ class FailureReason(StrEnum):
     PREEMPTED = "Preempted"
     """It made room for something more important; not a failure, it queues again."""
     REJECTED = "Rejected"
-    """A quota rejects what does not fit."""
+    """It can never start: it asks for more than a quota ever allows, or a quota rejects what does not fit at once."""
+    QUEUE_TIMEOUT = "QueueTimeout"
+    """queueTimeoutSeconds ran out while it waited in the queue."""
     INVALID_SPEC = "InvalidSpec"
     """The stored object does not fit the schema of this version."""
 
@@ -167,6 +169,23 @@ class ExecutionInput(APIModel):
     )
 
 
+class RetryReason(StrEnum):
+    """Reasons that `retry.reasons` may name: those after which another attempt can end otherwise."""
+
+    AGENT_FAILED = "AgentFailed"
+    RUNNER_FAILED = "RunnerFailed"
+    START_TIMEOUT = "StartTimeout"
+    EVICTED = "Evicted"
+    NODE_LOST = "NodeLost"
+    PROVIDER_FAILED = "ProviderFailed"
+    BUDGET_EXHAUSTED = "BudgetExhausted"
+    RATE_LIMITED = "RateLimited"
+    LIMIT_EXCEEDED = "LimitExceeded"
+    GUARDRAIL_TRIPPED = "GuardrailTripped"
+    INVALID_INPUT = "InvalidInput"
+    INVALID_OUTPUT = "InvalidOutput"
+
+
 class Retry(APIModel):
     """What happens after a failed attempt."""
 
@@ -182,14 +201,24 @@ class Retry(APIModel):
     limit: int = Field(default=0, ge=0, le=100, description="Most further attempts after the first.")
     backoff_seconds: int = Field(default=10, ge=1, le=3600, description="Base of the exponential backoff.")
     backoff_max_seconds: int = Field(default=300, ge=1, le=86400, description="Cap of the backoff.")
-    reasons: list[FailureReason] = Field(
+    reasons: list[RetryReason] = Field(
         default=[],
         max_length=16,
         description="Reasons that are retried; where empty: AgentFailed, RunnerFailed, StartTimeout, Evicted, "
-        "NodeLost, ProviderFailed and RateLimited.",
+        "NodeLost, ProviderFailed and RateLimited. What never ends otherwise, such as Timeout, is refused here.",
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
 
+
+QueueTimeout = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=31_536_000,
+        description="Most seconds of waiting in the queue, each time that it is queued; then it fails with reason "
+        "QueueTimeout. The backoff before a retry and the time that it is suspended do not count.",
+    ),
+]
 
 # What may change while an Execution or a TrainingJob lives.
 MUTABLE_FIELDS: Final = ("cancel", "priority", "suspend")
@@ -214,6 +243,7 @@ class ExecutionSpec(APIModel):
                 "limits",
                 "retry",
                 "timeoutSeconds",
+                "queueTimeoutSeconds",
                 "ttlSecondsAfterFinished",
             ),
             mutable=MUTABLE_FIELDS,
@@ -236,6 +266,7 @@ class ExecutionSpec(APIModel):
     timeout_seconds: int | None = Field(
         default=None, ge=1, le=2_592_000, description="Most seconds of running, over all attempts."
     )
+    queue_timeout_seconds: QueueTimeout | None = None
     ttl_seconds_after_finished: int | None = Field(
         default=None,
         ge=0,
@@ -358,12 +389,12 @@ KIND = Kind(
     columns=(
         Column("Agent", ".spec.agentRef.name", description="The agent that it runs."),
         Column("Phase", ".status.phase", description="Where it stands."),
+        Column("Reason", condition_reason("Ready"), description="Why it stands there."),
         Column("Priority", ".spec.priority", "integer", "1 (least) to 10 (most important)."),
         Column("Position", ".status.queue.position", "integer", "Place in the queue."),
         Column("Cost", ".status.usage.cost", description="US dollars spent."),
-        Column("Tokens", ".status.usage.tokens.total", "integer", "Tokens used."),
+        Column("Tokens", ".status.usage.tokens.total", "integer", "Tokens used.", priority=1),
         Column("Owner", ".status.owner", description="Whose budget pays.", priority=1),
-        Column("Reason", condition_reason("Ready"), description="Why it stands there.", priority=1),
         Column("Message", ".status.message", description="One line on where it stands.", priority=1),
         AGE,
     ),

@@ -15,7 +15,15 @@ from almoner_core.api.base import (
     OwnerName,
     Timestamp,
 )
-from almoner_core.api.execution import MUTABLE_FIELDS, Attempt, ExecutionPhase, PinnedAgent, QueueStatus, Retry
+from almoner_core.api.execution import (
+    MUTABLE_FIELDS,
+    Attempt,
+    ExecutionPhase,
+    PinnedAgent,
+    QueueStatus,
+    QueueTimeout,
+    Retry,
+)
 from almoner_core.api.meta import AGE, Column, Kind, Rule, condition_reason, exactly_one_of, immutable, validated
 from almoner_core.api.runner import Runner
 from almoner_core.api.usage import Usage
@@ -61,6 +69,7 @@ class TrainingJobSpec(APIModel):
                 "preemptible",
                 "owner",
                 "deadlineSeconds",
+                "queueTimeoutSeconds",
                 "limits",
                 "ttlSecondsAfterFinished",
             ),
@@ -91,6 +100,7 @@ class TrainingJobSpec(APIModel):
     deadline_seconds: int | None = Field(
         default=None, ge=1, le=31_536_000, description="Most seconds of running, over all attempts."
     )
+    queue_timeout_seconds: QueueTimeout | None = None
     limits: Limits = Field(default=Limits(), description="Hard limits of the job.")
     ttl_seconds_after_finished: int | None = Field(
         default=None,
@@ -165,13 +175,13 @@ KIND = Kind(
     description="A TrainingJob is a longer run that reports its progress, queued and limited as an Execution is.",
     columns=(
         Column("Phase", ".status.phase", description="Where it stands."),
+        Column("Reason", condition_reason("Ready"), description="Why it stands there."),
         Column("Priority", ".spec.priority", "integer", "1 (least) to 10 (most important)."),
         Column("Step", ".status.progress.step", "integer", "Steps or episodes done."),
         Column("Percent", ".status.progress.percent", "integer", "Whole percent done."),
         Column("Done-By", ".status.progress.estimatedCompletionTime", description="When it should end.", priority=1),
         Column("Cost", ".status.usage.cost", description="US dollars spent."),
         Column("Owner", ".status.owner", description="Whose budget pays.", priority=1),
-        Column("Reason", condition_reason("Ready"), description="Why it stands there.", priority=1),
         Column("Message", ".status.message", description="One line on where it stands.", priority=1),
         AGE,
     ),

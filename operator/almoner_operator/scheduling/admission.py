@@ -37,6 +37,7 @@ CPU: Final = 2
 MEMORY: Final = 3
 GPU: Final = 4
 DIMENSIONS: Final = 5
+_COUNTS: Final = (EXECUTIONS, TRAINING_JOBS)
 _UNLIMITED: Final = 1 << 62
 _PROVIDER_REASONS: Final = frozenset({AgentReason.PROVIDER_NOT_FOUND, AgentReason.PROVIDER_NOT_READY})
 
@@ -231,6 +232,16 @@ def _gate(agent_name: str | None, agent: Agent | None, enforced: tuple[Line, ...
     return None
 
 
+def own_money(group: Group, workload: Workload) -> tuple[str, str] | None:
+    """Say which cap on one execution has no room for another attempt, and which quota's it is; None where all have."""
+    for line in group.enforced:
+        cap = line.quota.max_per_execution
+        if cap is not None and workload.spent + workload.need > cap:
+            text = f"{line.label()} allows {Money(cap)} USD for one execution (maxPerExecution)"
+            return f"{text}: {Money(workload.spent)} spent, its start needs {Money(workload.need)}", line.quota.name
+    return None
+
+
 def money_gate(group: Group, workload: Workload, require: RequireBudget) -> Wait | None:
     """Limits fail closed: no enforced money limit, no admission."""
     if group.budgeted or (require is RequireBudget.ANY and workload.max_cost is not None):
@@ -251,6 +262,9 @@ class Shortfall(NamedTuple):
     lines: tuple[Line, ...]
     machine: bool = False
     hopeless: bool = False
+    """It does not fit even if nothing runs and nothing is spent: it must not stop those that fit."""
+    never: bool = False
+    """Hopeless, and no limit is 0: a limit of 0 on counts or money is how people close a quota for a while."""
     next_change: datetime | None = None
 
 
@@ -264,7 +278,10 @@ def shortfall_of(group: Group, ask: Vector, need: int) -> Shortfall | None:
         if dimension_index is not None:
             limit = _amount(dimension_index, line.limits[dimension_index])
             text = f"asks for {_counted(dimension_index, ask)}, more than {line.label()} ever allows ({limit})"
-            return Shortfall(WaitReason.WAITING_FOR_QUOTA, text, line, (line,), machine=True, hopeless=True)
+            closed = dimension_index in _COUNTS and not line.limits[dimension_index]
+            return Shortfall(
+                WaitReason.WAITING_FOR_QUOTA, text, line, (line,), machine=True, hopeless=True, never=not closed
+            )
     for line in group.enforced:
         if line.head is not None:
             behind = tuple(other for other in group.enforced if other.head is not None)
@@ -286,10 +303,13 @@ def _out_of_money(group: Group, need: int) -> Shortfall | None:
         return None
     line, (dimension, account) = min(dry, key=lambda each: (each[1][1].remaining or 0) - each[0].promised)
     reason = WaitReason.BUDGET_EXHAUSTED if dimension is Dimension.USD else WaitReason.RATE_LIMITED
-    never = dimension is Dimension.USD and account.limit is not None and need > account.limit
+    hopeless = dimension is Dimension.USD and account.limit is not None and need > account.limit
+    # The spec's amount too: the ledger may tell of the account as it was before an edit.
+    amount = max(account.limit or 0, line.quota.budget or 0)
     text = _money_message(line, dimension, account, need)
     short = tuple(each for each, _ in dry)
-    return Shortfall(reason, text, line, short, hopeless=never, next_change=account.resets_at)
+    never = hopeless and 0 < amount < need
+    return Shortfall(reason, text, line, short, hopeless=hopeless, never=never, next_change=account.resets_at)
 
 
 def queue_full(group: Group) -> Shortfall | None:

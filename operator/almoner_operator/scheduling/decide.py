@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Final
 
-from almoner_core.api.execution import WaitReason
+from almoner_core.api.execution import FailureReason, WaitReason
 from almoner_core.api.resource_quota import OnLimitAction, StopPolicy
 from almoner_operator.scheduling.admission import (
     Book,
@@ -21,6 +21,7 @@ from almoner_operator.scheduling.admission import (
     add,
     ask_of,
     money_gate,
+    own_money,
     queue_full,
     shortfall_of,
 )
@@ -46,6 +47,10 @@ from almoner_operator.scheduling.preemption import victims_for
 from almoner_operator.scheduling.selection import account_key
 
 POSITION_EXACT_MAX: Final = 100
+NEVER_SECONDS: Final = 5
+"""So long after it was queued, or its quota changed, one that can never start is ended: of manifests that are applied
+together, some are seen later than others."""
+_NOT_IN_QUEUE: Final = (WaitReason.SUSPENDED, WaitReason.BACKOFF)
 _BUCKET: Final = 100
 _DEFAULT: Final = Settings()
 
@@ -127,6 +132,7 @@ class _Decision:
     def run(self) -> NamespaceDecisions:
         """Count what is held, then look at what waits, in order."""
         waiting: list[Workload] = []
+        timed: list[Workload] = []
         running: dict[str, int] = {}
         quotas: dict[WorkloadKey, tuple[str, ...]] = {}
         queued: dict[Line, int] = {}
@@ -138,6 +144,8 @@ class _Decision:
                 running[workload.owner] = running.get(workload.owner, 0) + 1
                 self._hold_quota(workload)
                 continue
+            if workload.queue_timeout is not None:
+                timed.append(workload)
             if self._may_be_looked_at(workload, group):
                 waiting.append(workload)
             if not (workload.suspend or workload.cancel):
@@ -150,6 +158,8 @@ class _Decision:
         shares, ageing = self._namespace.shares, self._settings.ageing_seconds
         for workload in in_order(waiting, running, shares, ageing, self._first):
             self._look_at(workload, group_of(workload))
+        for workload in timed:
+            self._check_queue_timeout(workload)
         return NamespaceDecisions(
             source=self._namespace,
             admit=tuple(self._admit),
@@ -202,12 +212,53 @@ class _Decision:
             self._cancel.append(workload.key)
             return False
         wait = self._gate(workload, group)
+        if not workload.suspend and (wait is None or wait.reason is WaitReason.BACKOFF):
+            own = self._own_limits(workload, group)
+            if own is not None and own.next_change is None:
+                return False
+            wait = own or wait
         if wait is None:
             return True
         self._waiting[workload.key] = wait
         if wait.next_change is not None:
             self._valid_until = _sooner(self._valid_until, wait.next_change)
         return False
+
+    def _own_limits(self, workload: Workload, group: Group) -> Wait | None:
+        """See whether what one execution may spend has room for another attempt; ends it where it has none.
+
+        None where it has; a wait without `next_change` where it was ended.
+        """
+        found = own_money(group, workload)
+        text, quota = (workload.used_up, "") if workload.used_up else found or ("", "")
+        if not text:
+            return None
+        reason = FailureReason.BUDGET_EXHAUSTED if workload.spent or workload.used_up else FailureReason.REJECTED
+        at = self._ends_at(workload, group.enforced)
+        if at > self._now and not workload.spent:
+            return Wait(WaitReason.BUDGET_EXHAUSTED, text, next_change=at, quota=quota or None)
+        self._reject.append(Rejection(workload.key, text, quota, reason))
+        return Wait(WaitReason.BUDGET_EXHAUSTED, text)
+
+    @staticmethod
+    def _ends_at(workload: Workload, lines: tuple[Line, ...]) -> datetime:
+        """When one that can never start is ended: not while the edit that lets it start may be on its way to us."""
+        changes = [line.quota.changed for line in lines if line.quota.changed is not None]
+        return max([workload.since, *changes]) + timedelta(seconds=NEVER_SECONDS)
+
+    def _check_queue_timeout(self, workload: Workload) -> None:
+        """End one that has waited longer in the queue than it wanted to, whatever for."""
+        wait = self._waiting.get(workload.key)
+        if wait is None or workload.queue_timeout is None or wait.reason in _NOT_IN_QUEUE:
+            return
+        at = workload.queued_since + timedelta(seconds=workload.queue_timeout)
+        if at > self._now:
+            self._valid_until = _sooner(self._valid_until, at)
+            self._waiting[workload.key] = wait._replace(next_change=_sooner(wait.next_change, at))
+            return
+        del self._waiting[workload.key]
+        text = f"it waited {workload.queue_timeout} s in the queue (queueTimeoutSeconds): {wait.reason}: {wait.message}"
+        self._reject.append(Rejection(workload.key, text, wait.quota or "", FailureReason.QUEUE_TIMEOUT))
 
     def _gate(self, workload: Workload, group: Group) -> Wait | None:
         if workload.suspend:
@@ -314,10 +365,12 @@ class _Decision:
             return
         place = self._stand(group, line)
         next_change = short.next_change
+        if short.never:
+            next_change = self._ends_at(workload, short.lines)
         for other in short.lines:
             timeout = other.quota.wait_timeout_seconds
             if timeout is not None:
-                next_change = _sooner(next_change, workload.since + timedelta(seconds=timeout))
+                next_change = _sooner(next_change, workload.queued_since + timedelta(seconds=timeout))
         if next_change is not None:
             self._valid_until = _sooner(self._valid_until, next_change)
         self._waiting[workload.key] = Wait(short.reason, short.message, place, next_change, line.quota.name)
@@ -336,7 +389,9 @@ class _Decision:
             timeout = quota.wait_timeout_seconds
             if quota.on_limit is OnLimitAction.REJECT:
                 text = f"{short.message}; ResourceQuota {quota.name} rejects what does not fit"
-            elif timeout is not None and workload.since + timedelta(seconds=timeout) <= self._now:
+            elif short.never and self._ends_at(workload, short.lines) <= self._now:
+                text = f"it can never start: {short.message}"
+            elif timeout is not None and workload.queued_since + timedelta(seconds=timeout) <= self._now:
                 text = f"{short.message}; it waited longer than ResourceQuota {quota.name} allows ({timeout} s)"
             else:
                 continue

@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from almoner_core.api.agent import AgentReason, AgentType
-from almoner_core.api.execution import WaitReason
+from almoner_core.api.execution import FailureReason, WaitReason
 from almoner_core.api.resource_quota import OnLimitAction, QueueingStrategy, ResourceQuotaSpec, StopPolicy
 from almoner_core.api.runner import Runner
 from almoner_core.quantity import millicores, whole
@@ -111,6 +111,19 @@ class Workload:
     """Its pod was told to stop already; of reserved ones."""
     quotas: tuple[str, ...] = ()
     """Quotas that governed it at admission (status.quotas); of reserved ones. They count it whatever changed since."""
+    spent: int = 0
+    """What its earlier attempts spent, in nano-dollars; of waiting ones."""
+    used_up: str = ""
+    """Which of its own limits has no room for another attempt, with the numbers; empty where none; of waiting ones."""
+    queue_timeout: int | None = None
+    """Seconds that it may wait in the queue, from `queued_since` on."""
+    queued: datetime | None = None
+    """When its wait began to count, where that is later than `since`: once its backoff is over."""
+
+    @property
+    def queued_since(self) -> datetime:
+        """When its wait in the queue began to count for timeouts."""
+        return self.queued if self.queued is not None else self.since
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +195,10 @@ class Quota:
     ready: bool = True
     message: str = ""
     """Why it is not ready."""
+    max_per_execution: int | None = None
+    """Most nano-dollars of one execution."""
+    changed: datetime | None = None
+    """When this spec of it was first seen: what it rules out for ever may be an edit that is still on its way."""
 
     @classmethod
     def of(
@@ -192,10 +209,11 @@ class Quota:
         accounts: Mapping[tuple[str, Dimension], Account] | None = None,
         ready: bool = True,
         message: str = "",
+        changed: datetime | None = None,
     ) -> Quota:
         """Read a quota's spec. Raises ValueError for a quantity that is none."""
-        scope = spec.scope
-        hard = spec.hard
+        scope, hard, budget = spec.scope, spec.hard, spec.budget
+        cap = budget.max_per_execution if budget is not None else None
         return cls(
             name=name,
             owners=frozenset(scope.owners) if scope else frozenset(),
@@ -210,7 +228,8 @@ class Quota:
                 memory=None if hard.memory is None else whole(hard.memory),
                 gpu=hard.gpu,
             ),
-            budget=None if spec.budget is None else spec.budget.amount.nanos,
+            budget=None if budget is None else budget.amount.nanos,
+            max_per_execution=None if cap is None else cap.nanos,
             enforced=spec.enforcement == "Enforce",
             strategy=spec.queueing_strategy,
             stop_policy=spec.stop_policy,
@@ -219,6 +238,7 @@ class Quota:
             accounts=accounts or {},
             ready=ready,
             message=message,
+            changed=changed,
         )
 
 
@@ -332,11 +352,12 @@ class Wait(NamedTuple):
 
 
 class Rejection(NamedTuple):
-    """End it as Failed with reason Rejected."""
+    """End it as Failed. `quota` is the one that rejects it, "" where none does."""
 
     key: WorkloadKey
     message: str
-    quota: str
+    quota: str = ""
+    reason: FailureReason = FailureReason.REJECTED
 
 
 class Stop(NamedTuple):
