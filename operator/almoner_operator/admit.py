@@ -17,15 +17,18 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from almoner_core import wire
-from almoner_core.api.agent import AgentSpec
+from almoner_core.api.agent import AgentReason, AgentSpec
+from almoner_core.api.base import ConfigMapKeyReference, SecretKeyReference
 from almoner_core.api.execution import (
     Attempt,
     AttemptOutcome,
+    ExecutionReason,
     ExecutionSpec,
     FailureReason,
     PinnedAgent,
     WaitReason,
 )
+from almoner_core.api.runner import Runner
 from almoner_core.api.training_job import TrainingJobSpec
 from almoner_core.contract import EXTRA_FIRST_NEED
 from almoner_core.identity import allotment_id, operation_id, pod_proof
@@ -33,6 +36,7 @@ from almoner_operator import demand, failpoints, metrics, outcome, providers, ra
 from almoner_operator.admitted import Admitted
 from almoner_operator.agents import AgentFacts, ProviderFacts, ToolProviderFacts, runner_secrets_verdict
 from almoner_operator.attempts import AttemptEnd, remaining_seconds
+from almoner_operator.cache import Space
 from almoner_operator.compute import MachineTime
 from almoner_operator.context import Context, now, run_target
 from almoner_operator.errors import (
@@ -54,6 +58,7 @@ from almoner_operator.refusals import explain, pod_refusal
 from almoner_operator.runner_pods import belongs, place_of
 from almoner_operator.scheduling.model import Admission, Wait
 from almoner_operator.secret_facts import secrets_of
+from almoner_operator.trouble import say_trouble
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +66,7 @@ REFUSED_SECONDS: Final = 15.0
 BUSY_SECONDS: Final = 2.0
 LEDGER_SECONDS: Final = 2.0
 INPUT_SECONDS: Final = 15.0
+LEASED_SECONDS: Final = 5.0
 OPEN_TRIES_MAX: Final = 8
 _OWN_ACCOUNT: Final = "execution"
 """What the ledger calls the account of an execution's own limits."""
@@ -147,6 +153,7 @@ class Admitter:
             run.end = AttemptEnd(AttemptOutcome.FAILED, FailureReason.RUNNER_FAILED, str(error), finished=now())
         except (ApiError, LedgerError) as error:
             log.warning("cannot finish the admission of %s/%s yet: %s", run.key.namespace, run.key.name, error)
+            self._say_not_there(run, error)
         finally:
             run.admitting = False
             context.cache.touch(run, review=True)
@@ -202,6 +209,7 @@ class Admitter:
         except (ApiError, LedgerError) as error:
             # The attempt stands in the status: the review finishes it as after a crash.
             log.warning("the pod of %s/%s is not there yet: %s", run.key.namespace, run.key.name, error)
+            self._say_not_there(run, error)
 
     async def _plan(self, run: Run, admission: Admission) -> _Plan:
         assert run.spec is not None
@@ -219,6 +227,7 @@ class Admitter:
         if run.status.agent is not None:
             run.pinned = spec
         await self._check_secrets(run, spec)
+        await self._check_environment(run, runner_of(run, spec))
         asked = self._demand(run, spec)
         decided = admission.workload
         if asked.requests != decided.requests or asked.need > decided.need:
@@ -256,22 +265,38 @@ class Admitter:
         return await self._context.pins.read(run.key.namespace, pinned)
 
     async def _check_input(self, run: Run) -> None:
-        """A ConfigMap that is not there would leave a pod hanging that holds quota."""
+        """A ConfigMap or key that is not there would leave a pod hanging that holds quota."""
         if not isinstance(run.spec, ExecutionSpec) or run.spec.input.config_map_key_ref is None:
             return
-        name = run.spec.input.config_map_key_ref.name
-        if await self._context.client.get_metadata(CONFIG_MAPS, run.key.namespace, name) is None:
-            raise _NotAdmittedError(
-                WaitReason.INPUT_NOT_FOUND, f"the input's ConfigMap {name} does not exist", INPUT_SECONDS
-            )
+        problem = await self._config_map_problem(run, run.spec.input.config_map_key_ref)
+        if problem:
+            raise _NotAdmittedError(WaitReason.INPUT_NOT_FOUND, f"the input's {problem}", INPUT_SECONDS)
+
+    async def _config_map_problem(self, run: Run, reference: ConfigMapKeyReference) -> str:
+        """Say what is missing of a ConfigMap's key; empty where it is there."""
+        try:
+            found = await self._context.client.get(CONFIG_MAPS, run.key.namespace, reference.name)
+        except NotFoundError:
+            return f"ConfigMap {reference.name} does not exist"
+        keys = {*(found.get("data") or {}), *(found.get("binaryData") or {})}
+        return "" if reference.key in keys else f"ConfigMap {reference.name} has no key {reference.key}"
+
+    async def _check_environment(self, run: Run, runner: Runner) -> None:
+        """A key of a ConfigMap that is not there would leave the agent's container hanging."""
+        for variable in runner.env:
+            reference = variable.value_from.config_map_key_ref if variable.value_from is not None else None
+            problem = await self._config_map_problem(run, reference) if reference is not None else ""
+            if problem:
+                text = f"runner.env {variable.name}: {problem}"
+                raise _NotAdmittedError(WaitReason.CONFIG_MAP_NOT_FOUND, text, INPUT_SECONDS)
 
     async def _check_secrets(self, run: Run, agent: AgentSpec | None) -> None:
         """What is about to run, pinned or a job's own, may name only Secrets that agents may read, now."""
-        runner = runner_of(run, agent)
+        runner, space = runner_of(run, agent), self._context.cache.space(run.key.namespace)
+        await self._check_credentials(space, agent)
         names = secrets_of(runner)
         if not names:
             return
-        space = self._context.cache.space(run.key.namespace)
         facts = AgentFacts(
             providers={name: ProviderFacts(each.spec) for name, each in space.providers.items() if each.spec},
             tool_providers={n: ToolProviderFacts(each.spec) for n, each in space.tool_providers.items() if each.spec},
@@ -279,7 +304,30 @@ class Admitter:
         )
         verdict = runner_secrets_verdict(runner, facts)
         if verdict is not None:
-            raise _NotAdmittedError(WaitReason.AGENT_NOT_READY, verdict.message, REFUSED_SECONDS)
+            missing = verdict.reason is AgentReason.SECRET_NOT_FOUND
+            reason = WaitReason.SECRET_NOT_FOUND if missing else WaitReason.AGENT_NOT_READY
+            raise _NotAdmittedError(reason, verdict.message, REFUSED_SECONDS)
+
+    async def _check_credentials(self, space: Space, agent: AgentSpec | None) -> None:
+        """The keys of the providers that the pod will mount: one that is not there would leave the pod hanging."""
+        if agent is None:
+            return
+        for name in sorted({choice.provider for choice in (agent.model, *agent.model.fallbacks)}):
+            provider = space.providers.get(name)
+            key = provider.spec.credentials if provider is not None and provider.spec is not None else None
+            problem = await self._key_problem(space, key)
+            if problem:
+                text = f"ModelProvider {name}: spec.credentials: {problem}"
+                raise _NotAdmittedError(WaitReason.SECRET_NOT_FOUND, text, REFUSED_SECONDS)
+
+    async def _key_problem(self, space: Space, key: SecretKeyReference | None) -> str:
+        """Say what is known to be missing of a Secret's key; empty where nothing is."""
+        if key is None:
+            return ""
+        fact = (await self._context.secrets.facts(space.name, [key.name])).get(key.name)
+        if fact is None:
+            return f"Secret {key.name} does not exist in this namespace"
+        return f"Secret {key.name} has no key {key.key}" if fact.keys is not None and key.key not in fact.keys else ""
 
     def _pod(self, run: Run, agent: AgentSpec | None, number: int, first_need: Mapping[str, int]) -> dict[str, Any]:
         assert run.spec is not None
@@ -391,7 +439,8 @@ class Admitter:
             await self._unadmit(run, attempt, message, reason=reason, seconds=seconds)
             return
         except NotFoundError as error:
-            await self._unadmit(run, attempt, f"the namespace is going away: {error.message}")
+            message = f"the namespace is going away: {error.message}"
+            await self._unadmit(run, attempt, message, reason=WaitReason.POD_REFUSED)
             return
         run.made = (attempt.number, pod_uid)
         failpoints.hit(failpoints.AFTER_POD)
@@ -414,7 +463,8 @@ class Admitter:
             # Void, or bound to another pod: this pod can never spend. End it; the run queues again.
             log.warning("the pod of %s/%s cannot be bound: %s", run.key.namespace, run.key.name, error)
             await self._context.client.delete(PODS, run.key.namespace, attempt.pod, uid=pod_uid, grace_seconds=0)
-            await self._unadmit(run, attempt, f"the ledger refuses the pod: {error.message}")
+            message = f"the ledger refuses the pod: {error.message}"
+            await self._unadmit(run, attempt, message, reason=WaitReason.POD_REFUSED)
             return
         run.bound = attempt.number
         failpoints.hit(failpoints.AFTER_BIND)
@@ -437,6 +487,12 @@ class Admitter:
             text = f"pod {attempt.pod} has the name of attempt {attempt.number}'s, and Almoner did not create it"
             raise _PodNameTakenError(text)
         return found.uid
+
+    def _say_not_there(self, run: Run, error: ApiError | LedgerError) -> None:
+        if isinstance(error, ApiError):
+            say_trouble(self._context, run, ExecutionReason.POD_NOT_CREATED, f"the API server: {error.message}")
+        else:
+            say_trouble(self._context, run, ExecutionReason.POD_NOT_BOUND, f"the ledger: {error.message}")
 
     # -- undoing -------------------------------------------------------------------------------------
 
@@ -501,7 +557,7 @@ def _refused(error: LedgerError) -> _NotAdmittedError | _NeverError:
             quota,
         )
     if error.code == wire.ErrorCode.LEASED:
-        return _NotAdmittedError(WaitReason.BACKOFF, error.message, REFUSED_SECONDS)
+        return _NotAdmittedError(WaitReason.WAITING_FOR_LEASE, error.message, LEASED_SECONDS)
     if error.code == wire.ErrorCode.NOT_FOUND:
         return _NotAdmittedError(WaitReason.QUOTA_NOT_READY, error.message, BUSY_SECONDS)
     return _NotAdmittedError(WaitReason.LEDGER_UNAVAILABLE, f"the ledger refuses: {error}", REFUSED_SECONDS)

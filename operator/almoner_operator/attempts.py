@@ -12,9 +12,9 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from almoner_core.api.execution import AttemptOutcome, FailureReason, Retry
+from almoner_core.api.execution import AttemptOutcome, ExecutionReason, FailureReason, Retry
 from almoner_core.contract import AGENT_CONTAINER, METER_CONTAINER, AgentExitCode
 from almoner_core.text import short
 from almoner_operator.clocks import LATENCY_SECONDS
@@ -33,6 +33,8 @@ DEFAULT_RETRIED: Final = frozenset(
         FailureReason.AGENT_FAILED,
         FailureReason.RUNNER_FAILED,
         FailureReason.START_TIMEOUT,
+        FailureReason.IMAGE_PULL_FAILED,
+        FailureReason.CONTAINER_NOT_CREATED,
         FailureReason.EVICTED,
         FailureReason.NODE_LOST,
         FailureReason.PROVIDER_FAILED,
@@ -178,11 +180,13 @@ def classify(
     intent: StopCause | None = None,
     timed_out: bool = False,
     start_deadline_seconds: int = 600,
+    stuck_since: datetime | None = None,
 ) -> AttemptEnd | None:
     """Classify a pod (JSON form; None: it vanished). None while the agent may still end by itself.
 
     `intent` is why the operator told it to stop, `timed_out` that it did so because the timeout ran out. A pod that is
-    classified while it still runs (it missed its start deadline, or its node is lost) is the caller's to delete.
+    classified while it still runs (it cannot start, or its node is lost) is the caller's to delete. `stuck_since` is
+    since when `trouble` has found what ends it if it lasts.
     """
     if pod is None:
         return _stopped(intent, timed_out=timed_out, finished=now) or AttemptEnd(
@@ -208,7 +212,7 @@ def classify(
         return _stopped(intent, timed_out=timed_out, finished=now, started=started) or AttemptEnd(
             AttemptOutcome.FAILED, FailureReason.NODE_LOST, text, started=started, finished=now
         )
-    return None if started is not None else _not_started(pod, now, start_deadline_seconds)
+    return None if started is not None else _not_started(pod, now, start_deadline_seconds, stuck_since)
 
 
 def _agent_ended(
@@ -309,14 +313,88 @@ def _disruption(pod: Mapping[str, Any], *, conditions: bool = True) -> tuple[Fai
     return None
 
 
-def _not_started(pod: Mapping[str, Any], now: datetime, deadline_seconds: int) -> AttemptEnd | None:
+def _not_started(
+    pod: Mapping[str, Any], now: datetime, deadline_seconds: int, stuck_since: datetime | None
+) -> AttemptEnd | None:
     """The agent container has not started: that has a deadline, since the pod holds quota all the while."""
+    found = trouble(pod)
+    if found is not None and found.failure is not None:
+        at_once = found.gives_up_after == 0
+        since = now if at_once else stuck_since
+        if since is not None and now >= since + timedelta(seconds=found.gives_up_after):
+            return AttemptEnd(
+                AttemptOutcome.FAILED, found.failure, short(found.message, MESSAGE_CHARS_MAX), finished=now
+            )
     created = _time(_metadata(pod).get("creationTimestamp"))
     if created is None or now < created + timedelta(seconds=deadline_seconds):
         return None
     why = _startup_message(pod)
-    text = f"the agent did not start within {deadline_seconds} s" + (f": {why}" if why else "")
-    return AttemptEnd(AttemptOutcome.FAILED, FailureReason.START_TIMEOUT, short(text, MESSAGE_CHARS_MAX), finished=now)
+    taken = (pod.get("spec") or {}).get("nodeName") or [*_statuses(pod.get("status") or {}, "containerStatuses")]
+    if taken and not (found is not None and found.reason is ExecutionReason.UNSCHEDULABLE):
+        reason, text = FailureReason.START_TIMEOUT, f"the agent did not start within {deadline_seconds} s"
+    else:
+        reason, text = FailureReason.UNSCHEDULABLE, f"no node took the pod within {deadline_seconds} s"
+    return AttemptEnd(
+        AttemptOutcome.FAILED, reason, short(text + (f": {why}" if why else ""), MESSAGE_CHARS_MAX), finished=now
+    )
+
+
+class Trouble(NamedTuple):
+    """What keeps a pod from starting, in the cluster's words, and what it ends as where that lasts."""
+
+    reason: ExecutionReason
+    message: str
+    failure: FailureReason | None = None
+    gives_up_after: int = 0
+    """Seconds; meaningless without `failure`."""
+
+
+STUCK_SECONDS: Final = 60
+"""So long a container may not come to be before the attempt fails; the kubelet tries again after 10, 20 and 40 s."""
+_IMAGE: Final = frozenset(
+    {
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "ErrImageNeverPull",
+        "InvalidImageName",
+        "ImageInspectError",
+        "RegistryUnavailable",
+        "SignatureValidationFailed",
+    }
+)
+_INVALID_IMAGE: Final = "InvalidImageName"
+_CREATION: Final = frozenset(
+    {
+        "CreateContainerConfigError",
+        "CreateContainerError",
+        "RunContainerError",
+        "PreCreateHookError",
+        "PreStartHookError",
+    }
+)
+
+
+def trouble(pod: Mapping[str, Any]) -> Trouble | None:
+    """What the cluster says about a pod whose agent has not started; None where nothing is wrong yet."""
+    status = pod.get("status") or {}
+    for condition in status.get("conditions") or []:
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+            said = _join(condition.get("reason"), condition.get("message"))
+            return Trouble(ExecutionReason.UNSCHEDULABLE, f"no node takes the pod: {said}")
+    for container in (*_statuses(status, "initContainerStatuses"), *_statuses(status, "containerStatuses")):
+        name, state = str(container.get("name")), container.get("state") or {}
+        waiting = state.get("waiting") or {}
+        why = str(waiting.get("reason") or "")
+        said = f"{name}: {_join(why, waiting.get('message'))}"
+        if why in _IMAGE:
+            seconds = 0 if why == _INVALID_IMAGE else STUCK_SECONDS
+            return Trouble(ExecutionReason.IMAGE_PULL_FAILED, said, FailureReason.IMAGE_PULL_FAILED, seconds)
+        if why in _CREATION:
+            failure = FailureReason.CONTAINER_NOT_CREATED
+            return Trouble(ExecutionReason.CONTAINER_NOT_CREATED, said, failure, STUCK_SECONDS)
+        if name == METER_CONTAINER and (container.get("lastState") or {}).get("terminated") is not None:
+            return Trouble(ExecutionReason.METER_NOT_READY, _startup_message(pod) or said)
+    return None
 
 
 def _startup_message(pod: Mapping[str, Any]) -> str:

@@ -57,6 +57,8 @@ class Source(StrEnum):
 
     WAIT = "the wait reason"
     FAILURE = "the failure reason"
+    ADMITTED = "what keeps the pod, else Admitted"
+    RUNNING = "what became of the pod, else Running"
 
 
 class Cell(NamedTuple):
@@ -129,7 +131,7 @@ TRUTH_TABLE: Final[Mapping[Row, Mapping[str, Cell]]] = {
         _OPEN,
         _OPEN,
         None,
-        Cell(_FALSE, _R.ADMITTED, said=True),
+        Cell(_FALSE, Source.ADMITTED, said=True),
         Cell(_TRUE, _R.ADMITTED),
         _OPEN,
     ),
@@ -139,7 +141,7 @@ TRUTH_TABLE: Final[Mapping[Row, Mapping[str, Cell]]] = {
         _OPEN,
         _OPEN,
         None,
-        Cell(_FALSE, _R.RUNNING, said=True),
+        Cell(_FALSE, Source.RUNNING, said=True),
         Cell(_TRUE, _R.RUNNING),
         _OPEN,
     ),
@@ -211,7 +213,8 @@ class Standing:
     """Where an Execution or TrainingJob stands.
 
     `admitted`: whether an attempt was ever admitted (for the Admitted condition of what has ended). `accepted`: False
-    where the stored object does not fit the schema. `wait` and `failure` give the reasons, `message` the words.
+    where the stored object does not fit the schema. `wait`, `failure` and `trouble` (of what is under way) give the
+    reasons, `message` the words.
     """
 
     phase: ExecutionPhase
@@ -221,6 +224,7 @@ class Standing:
     accepted: bool = True
     wait: WaitReason | None = None
     failure: FailureReason | None = None
+    trouble: ExecutionReason | None = None
 
     @property
     def row(self) -> Row:
@@ -265,6 +269,10 @@ def _reason(cell: Cell, standing: Standing) -> str:
         return str(standing.wait or WaitReason.QUEUED)
     if cell.reason is Source.FAILURE:
         return str(standing.failure or FailureReason.RUNNER_FAILED)
+    if cell.reason is Source.ADMITTED:
+        return str(standing.trouble or _R.ADMITTED)
+    if cell.reason is Source.RUNNING:
+        return str(standing.trouble or _R.RUNNING)
     return str(cell.reason)
 
 

@@ -43,12 +43,21 @@ class UnavailableError(ApiError):
 class LedgerError(Exception):
     """The ledger refused: `code` is wire.ErrorCode's value."""
 
-    def __init__(self, code: str, message: str, *, refusal: Any = None, field: str | None = None) -> None:
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        refusal: Any = None,
+        field: str | None = None,
+        retry_after_seconds: int | None = None,
+    ) -> None:
         super().__init__(f"{message} ({code})")
         self.code = code
         self.message = message
         self.refusal = refusal
         self.field = field
+        self.retry_after_seconds = retry_after_seconds
 
 
 class LedgerUnavailableError(LedgerError):

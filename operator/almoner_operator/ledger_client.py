@@ -248,7 +248,13 @@ def _answered(status: int, content: bytes) -> LedgerError:
 def _named(error: wire.Error) -> LedgerError:
     if error.code is wire.ErrorCode.UNAVAILABLE:
         return LedgerUnavailableError(error.code, error.message)
-    return LedgerError(error.code, error.message, refusal=error.refusal, field=error.field)
+    return LedgerError(
+        error.code,
+        error.message,
+        refusal=error.refusal,
+        field=error.field,
+        retry_after_seconds=error.retry_after_seconds,
+    )
 
 
 def _state(answer: wire.ItemAnswer) -> str:

@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from almoner_core import wire
-from almoner_core.api.execution import TERMINAL_PHASES, AttemptOutcome, ExecutionPhase, FailureReason
+from almoner_core.api.execution import TERMINAL_PHASES, AttemptOutcome, ExecutionPhase, ExecutionReason, FailureReason
 from almoner_core.identity import pod_name
 from almoner_operator import demand, outcome, windows
 from almoner_operator.admit import Admitter
@@ -29,6 +29,7 @@ from almoner_operator.attempts import (
     has_terminated,
     outlived,
     started_at,
+    trouble,
 )
 from almoner_operator.compute import MachineTime
 from almoner_operator.context import Context, now, run_target
@@ -36,15 +37,17 @@ from almoner_operator.errors import ApiError
 from almoner_operator.kubernetes import BY_KIND, PODS
 from almoner_operator.limiter import Rank
 from almoner_operator.machines import pod_time
-from almoner_operator.records import Finished, Pod, Run, parse_time
+from almoner_operator.records import Finished, Pod, Run, Stuck, parse_time
 from almoner_operator.runner_pods import known_uid, place_of
 from almoner_operator.scheduling.model import Rejection, Stop, StopCause, WorkloadKey
 from almoner_operator.settle import Settler
+from almoner_operator.trouble import say_trouble
 from almoner_operator.writer import COALESCE_SECONDS
 
 log = logging.getLogger(__name__)
 
 TICK_SECONDS: Final = 1.0
+MISSING_SECONDS: Final = 3.0
 RESUME_SECONDS: Final = 3.0
 STOP_AGAIN_SECONDS: Final = 30.0
 _OUTCOMES: Final = {
@@ -199,6 +202,7 @@ class Lifecycle:
         moment = time.monotonic()
         if run.pod_missing_since is None:
             run.pod_missing_since = moment
+        self._say_missing(run, moment - run.pod_missing_since)
         over = run.allotment_state(attempt.number) in (wire.AllotmentState.CLOSED, wire.AllotmentState.VOID)
         if over or moment - run.pod_missing_since >= self._context.settings.lost_seconds:
             run.end = run.early or end or classify(None, now=now(), intent=run.stop, timed_out=run.timed_out)
@@ -219,6 +223,7 @@ class Lifecycle:
             intent=run.stop,
             timed_out=timed_out,
             start_deadline_seconds=self._context.settings.start_deadline_seconds,
+            stuck_since=self._look_for_trouble(run, pod, moment) if started is None and not ended else None,
         )
         if ended and (not gone or has_terminated(pod.raw) or not pod.raw["spec"].get("nodeName")):
             run.end = run.early or end or classify(None, now=moment, intent=run.stop, timed_out=timed_out)
@@ -253,6 +258,34 @@ class Lifecycle:
     @property
     def _meter_grace(self) -> int:
         return self._context.settings.runner.meter_grace_seconds
+
+    # -- why it does not go on -----------------------------------------------------------------------
+
+    def _look_for_trouble(self, run: Run, pod: Pod, moment: datetime) -> datetime | None:
+        """Say what keeps a pod from starting; gives since when that has been what ends the attempt if it lasts."""
+        attempt = run.attempt
+        assert attempt is not None
+        if pod.deleting:
+            return None
+        found = trouble(pod.raw)
+        if found is not None:
+            say_trouble(self._context, run, found.reason, found.message)
+        elif run.bound == attempt.number:
+            say_trouble(self._context, run, None, "")
+        if found is None or found.failure is None:
+            return None
+        if run.stuck is None or (run.stuck.attempt, run.stuck.failure) != (attempt.number, found.failure):
+            run.stuck = Stuck(attempt.number, found.failure, moment)
+        return run.stuck.since
+
+    def _say_missing(self, run: Run, seconds: float) -> None:
+        if seconds < MISSING_SECONDS or run.stop is not None:
+            return  # A pod that was just created is not seen at once either.
+        said = outcome.trouble_said(run)
+        if said is None or said[0] != ExecutionReason.POD_MISSING:
+            at = now() + timedelta(seconds=self._context.settings.lost_seconds - seconds)
+            text = f"its pod is gone without a last word; it counts as lost at {at:%H:%M:%S} UTC"
+            say_trouble(self._context, run, ExecutionReason.POD_MISSING, text)
 
     # -- stopping ------------------------------------------------------------------------------------
 

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from almoner_core.api.base import ConditionStatus
+from almoner_core.api.base import ConditionStatus, KStatusCondition
 from almoner_core.api.execution import (
     Attempt,
     AttemptOutcome,
     ExecutionCondition,
     ExecutionPhase,
+    ExecutionReason,
     FailureReason,
     PinnedAgent,
     QueueStatus,
@@ -123,6 +124,22 @@ def running(run: Run, pod_uid: str, started: datetime, now: datetime) -> RunStat
     )
 
 
+def troubled(run: Run, reason: ExecutionReason | None, message: str, now: datetime) -> RunStatus:
+    """What keeps the attempt under way from going on; None where nothing does any more."""
+    phase = run.status.phase or ExecutionPhase.ADMITTED
+    number = run.status.attempts[-1].number
+    plain = f"attempt {number} {'runs' if phase is ExecutionPhase.RUNNING else 'admitted'}"
+    return stand(run, Standing(phase, message if reason else plain, admitted=True, trouble=reason), now)
+
+
+def trouble_said(run: Run) -> tuple[str, str] | None:
+    """What its status says of an attempt that does not go on, reason and message; None where it says nothing such."""
+    ready = next((each for each in run.status.conditions if each.type == KStatusCondition.READY), None)
+    if ready is None or ready.reason in (ExecutionReason.ADMITTED, ExecutionReason.RUNNING):
+        return None
+    return ready.reason, ready.message
+
+
 def ended(run: Run, end: AttemptEnd, now: datetime) -> RunStatus:
     """The attempt ended: the run is over, or waits for another attempt."""
     finished = end.finished or now
@@ -164,14 +181,15 @@ def next_try(run: Run, attempts: Sequence[Attempt], reason: FailureReason, finis
     """Give when a failed run may be tried again; None where it may not."""
     if run.spec is None or run.spec.cancel:
         return None
-    failures = sum(1 for attempt in attempts if attempt.outcome is AttemptOutcome.FAILED)
-    again = retry_at(run.key.uid, attempts[-1].number, reason, run.spec.retry, failures=failures, finished=finished)
-    if again is None and reason is FailureReason.START_TIMEOUT:
+    failed = [attempt for attempt in attempts if attempt.outcome is AttemptOutcome.FAILED]
+    homeless = sum(1 for attempt in failed if attempt.reason == FailureReason.UNSCHEDULABLE)
+    if reason is FailureReason.UNSCHEDULABLE:
         # Not its fault: there was no place for the pod. It gave its quota back and tries again, ever less often.
-        again = finished + timedelta(
-            seconds=min(START_BACKOFF_SECONDS_MAX, START_BACKOFF_SECONDS * 2 ** min(failures, 8))
+        return finished + timedelta(
+            seconds=min(START_BACKOFF_SECONDS_MAX, START_BACKOFF_SECONDS * 2 ** min(homeless, 8))
         )
-    return again
+    failures = len(failed) - homeless
+    return retry_at(run.key.uid, attempts[-1].number, reason, run.spec.retry, failures=failures, finished=finished)
 
 
 def backoff_of(run: Run) -> datetime | None:

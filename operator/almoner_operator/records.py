@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
@@ -27,6 +27,7 @@ from almoner_core.api.execution import (
     AttemptOutcome,
     ExecutionSpec,
     ExecutionStatus,
+    FailureReason,
 )
 from almoner_core.api.model_provider import ModelProviderSpec, ModelProviderStatus, ProviderReason
 from almoner_core.api.resource_quota import QuotaReason, ResourceQuotaSpec, ResourceQuotaStatus
@@ -93,6 +94,14 @@ def explain(error: ValidationError | ValueError) -> str:
     return f"spec.{where}: {first['msg']}{more}"[:300]
 
 
+class Stuck(NamedTuple):
+    """A pod that cannot start: which attempt's, what it will fail as, and since when."""
+
+    attempt: int
+    failure: FailureReason
+    since: datetime
+
+
 @dataclass(slots=True)
 class Run:
     """An Execution or TrainingJob that has not ended."""
@@ -134,6 +143,8 @@ class Run:
     warned: bool = False
     """Whether it was told of a pod that is not its own."""
     pod_missing_since: float | None = None
+    stuck: Stuck | None = None
+    """Since when its pod has had the trouble that ends the attempt where it lasts."""
     backoff_until: datetime | None = None
     wrote: int = 0
     """Version of our newest status write. Not `version`: a change of the spec that came just before it is still due."""

@@ -1,7 +1,8 @@
 """What is known of Secrets: whether they exist and whether agents may read them. Never what is in them.
 
-Role: reads a Secret's metadata, asked for as metadata alone, so that no key ever reaches this process. Remembered for a
-few seconds. Where the operator cannot look, the fact says so, with the HTTP status, and whoever names the Secret waits.
+Role: reads a Secret's metadata, asked for as metadata alone, so that no value ever reaches this process; the names of
+its keys are in it. Remembered for a few seconds. Where the operator cannot look, the fact says so, with the HTTP
+status, and whoever names the Secret waits.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from almoner_core.api.runner import Runner
 from almoner_core.contract import LABEL_AGENT_READABLE
@@ -66,4 +67,19 @@ class Secrets:
             return SecretFacts(unknown=f"no answer within {LOOK_SECONDS:.0f} seconds")
         if metadata is None:
             return None
-        return SecretFacts((metadata.get("labels") or {}).get(LABEL_AGENT_READABLE) == "true")
+        readable = (metadata.get("labels") or {}).get(LABEL_AGENT_READABLE) == "true"
+        return SecretFacts(readable, keys=keys_of(metadata))
+
+
+def keys_of(metadata: Mapping[str, Any]) -> frozenset[str] | None:
+    """Give the names of a Secret's keys, read from who manages which fields of it; None where that is not tracked.
+
+    Metadata has no values, so none comes here for the sake of a name. The API server tracks an object's fields whole or
+    not at all: one that was written before it did, or whose managedFields somebody cleared, has no entry.
+    """
+    entries = [each.get("fieldsV1") for each in metadata.get("managedFields") or []]
+    if not any(entries):
+        return None
+    owned = [part for fields in entries for part in ((fields or {}).get("f:data"), (fields or {}).get("f:stringData"))]
+    names = (name for part in owned for name in part or {})
+    return frozenset(name.removeprefix("f:") for name in names if name.startswith("f:"))

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Final
 
 from pydantic import ValidationError
 
 from almoner_core import wire
-from almoner_core.api.execution import TERMINAL_PHASES, AttemptOutcome, ExecutionStatus
+from almoner_core.api.execution import TERMINAL_PHASES, AttemptOutcome, ExecutionReason, ExecutionStatus
 from almoner_core.api.training_job import TrainingJobStatus
 from almoner_core.identity import operation_id
 from almoner_operator import failpoints, metrics, outcome, rates
@@ -27,6 +28,7 @@ from almoner_operator.kubernetes import BY_KIND
 from almoner_operator.limiter import Rank
 from almoner_operator.records import Finished, Pod, Run, cost_mark
 from almoner_operator.scheduling.model import EXECUTION
+from almoner_operator.trouble import say_trouble
 from almoner_operator.writer import COALESCE_SECONDS, difference
 
 log = logging.getLogger(__name__)
@@ -63,7 +65,7 @@ class Settler:
             if attempt.allotment is not None:
                 charged = await self._machines.finish_run(run)
                 why = end.reason.value if end.reason else end.outcome.value
-                state = await self.close(attempt.allotment, why, lambda: context.cache.pods.of(run))
+                state = await self.close(attempt.allotment, why, lambda: context.cache.pods.of(run), run)
                 failpoints.hit(failpoints.AFTER_CLOSE)
                 if charged or state != wire.AllotmentState.VOID:  # What was never activated has used nothing.
                     await self._last_totals(run, attempt.number)
@@ -87,11 +89,11 @@ class Settler:
             self._told.pop(run.key.uid, None)
             context.cache.touch(run, review=True)
 
-    async def close(self, allotment: str, reason: str, pod_of: Callable[[], Pod | None]) -> str:
+    async def close(self, allotment: str, reason: str, pod_of: Callable[[], Pod | None], run: Run | None = None) -> str:
         """Close an allotment whose pod is gone, or void it where it was only offered; as long as it takes.
 
         Where nobody saw the containers of the attempt's pod (`pod_of`) end, that is until the ledger takes the meter's
-        silence for its end.
+        silence for its end; the status of the `run` says so.
         """
         leased = False
         while True:
@@ -112,6 +114,8 @@ class Settler:
                 if error.code == wire.ErrorCode.LEASED:
                     if not leased:
                         log.info("allotment %s is not closed yet: %s", allotment, error.message)
+                        if run is not None:
+                            self._say_leased(run, error)
                     leased = True
                     await asyncio.sleep(LEASED_RETRY_SECONDS)
                     continue
@@ -119,6 +123,13 @@ class Settler:
                     return await self._void(allotment, reason)
                 log.warning("allotment %s cannot be closed: %s", allotment, error)
                 return ""
+
+    def _say_leased(self, run: Run, error: LedgerError) -> None:
+        seconds = error.retry_after_seconds
+        text = "its pod vanished, and its meter may still be spending until its lease is over"
+        if seconds is not None:
+            text += f", at {now() + timedelta(seconds=seconds):%H:%M:%S} UTC at the latest"
+        say_trouble(self._context, run, ExecutionReason.WAITING_FOR_LEASE, text)
 
     async def _void(self, allotment: str, reason: str) -> str:
         item = wire.CloseAllotment(

@@ -126,3 +126,107 @@ def test_a_queue_timeout_ends_a_wait_even_across_a_restart(
 def test_a_reason_that_is_never_retried_is_refused(cluster: Cluster, reason: str) -> None:
     with pytest.raises(ApiException, match=r"retry\.reasons"):
         cluster.execution("odd", retry={"limit": 1, "reasons": [reason]})
+
+
+# --- reasons within seconds -------------------------------------------------------------------------------------------
+
+
+def kubelet_says(cluster: Cluster, pod: str, reason: str, message: str) -> None:
+    """Write what a kubelet writes of an agent container that does not come to be."""
+    waiting = {"name": "agent", "image": "x", "imageID": "", "ready": False, "restartCount": 0}
+    status = {**waiting, "state": {"waiting": {"reason": reason, "message": message}}}
+    body = {"status": {"containerStatuses": [status]}}
+    cluster.core.patch_namespaced_pod_status(pod, cluster.namespace, body)
+
+
+@pytest.mark.parametrize("reason", ["InvalidImageName", "ImagePullBackOff"])
+def test_an_image_that_cannot_be_pulled_says_so_and_fails(
+    bare_plane: ControlPlane, cluster: Cluster, reason: str
+) -> None:
+    """Case C10. The start deadline of these tests is shorter than the patience with a pull: both end for good."""
+    cluster.world()
+    cluster.agent("unstarted")
+    cluster.wait_ready("Agent", "unstarted")
+    cluster.quota("team", hard={"executions": 1}, budget={"amount": "1.00"})
+    cluster.execution("one", agent="unstarted", retry={"limit": 0})
+    pod = cluster.wait(lambda: cluster.pods_of("one"), "its pod")[0].metadata.name
+    kubelet_says(cluster, pod, reason, "registry.example/team/agent:typo")
+    if reason == "ImagePullBackOff":
+        said = cluster.wait(
+            lambda: (c := cluster.condition("Execution", "one", "Ready")).get("reason") == "ImagePullFailed" and c,
+            "the kubelet's words",
+        )
+        assert said["message"] == "agent: ImagePullBackOff: registry.example/team/agent:typo"
+        assert printed(bare_plane, cluster, "one")[2:4] == ["Admitted", "ImagePullFailed"]
+    cluster.execution("next")
+    status = cluster.wait_phase("one", "Failed")
+    assert len(status["attempts"]) == 1
+    assert "registry.example/team/agent:typo" in status["message"]
+    failed = cluster.condition("Execution", "one", "Failed")["reason"]
+    assert failed == ("ImagePullFailed" if reason == "InvalidImageName" else "StartTimeout")
+    cluster.wait_phase("next", "Succeeded")
+
+
+def test_a_missing_key_of_the_inputs_config_map_is_named_and_waited_for(cluster: Cluster) -> None:
+    """Case C20."""
+    cluster.world()
+    cluster.core.create_namespaced_config_map(cluster.namespace, {"metadata": {"name": "in"}, "data": {"right": "x"}})
+    cluster.execution("one", input={"configMapKeyRef": {"name": "in", "key": "wrong"}})
+    assert "ConfigMap in has no key wrong" in cluster.wait_reason("one", "InputNotFound")["message"]
+    assert not cluster.pods()
+    cluster.core.patch_namespaced_config_map("in", cluster.namespace, {"data": {"wrong": "y"}})
+    cluster.wait_phase("one", "Succeeded")
+
+
+def test_a_missing_key_of_the_environments_config_map_is_named_and_waited_for(cluster: Cluster) -> None:
+    cluster.provider()
+    reference = {"name": "MODE", "valueFrom": {"configMapKeyRef": {"name": "settings", "key": "mode"}}}
+    cluster.agent("agent", runner={"env": [reference]})
+    cluster.execution("one")
+    cluster.wait_reason("one", "ConfigMapNotFound")
+    cluster.core.create_namespaced_config_map(cluster.namespace, {"metadata": {"name": "settings"}})
+    cluster.wait(
+        lambda: "has no key mode" in cluster.condition("Execution", "one", "Admitted").get("message", ""), "the key"
+    )
+    assert not cluster.pods()
+    cluster.core.patch_namespaced_config_map("settings", cluster.namespace, {"data": {"mode": "y"}})
+    cluster.wait_phase("one", "Succeeded")
+
+
+@pytest.mark.parametrize("written", ["data", "stringData", "applied"])
+def test_a_missing_key_of_a_secret_is_named_and_waited_for(cluster: Cluster, written: str) -> None:
+    """Case C20: the names of a Secret's keys are read from its metadata, however it was written."""
+    field, value = ("data", "eA==") if written == "data" else ("stringData", "x")
+    labels = {"almoner.dev/agent-readable": "true"}
+
+    def secret(name: str, *keys: str) -> None:
+        body = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": name, "labels": labels if name == "mine" else {}},
+            field: dict.fromkeys(keys, value),
+        }
+        if written == "applied":
+            cluster.core.patch_namespaced_secret(
+                name, cluster.namespace, body, field_manager="test", _content_type="application/apply-patch+yaml"
+            )
+        else:
+            try:
+                cluster.core.create_namespaced_secret(cluster.namespace, body)
+            except ApiException:
+                cluster.core.patch_namespaced_secret(name, cluster.namespace, body)
+
+    secret("provider", "other")
+    secret("mine", "token")
+    cluster.provider(credentials={"name": "provider", "key": "key"})
+    reference = {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "mine", "key": "wrong"}}}
+    cluster.agent("agent", runner={"env": [reference]})
+    ready = cluster.wait_ready("ModelProvider", "local", "SecretNotFound")
+    assert "Secret provider has no key key" in ready["message"]
+    cluster.execution("one")
+    assert "has no key key" in cluster.wait_reason("one", "ProviderNotReady")["message"]
+    secret("provider", "other", "key")
+    assert "Secret mine has no key wrong" in cluster.wait_reason("one", "SecretNotFound", seconds=90)["message"]
+    assert not cluster.pods()
+    secret("mine", "token", "wrong")
+    cluster.wait_phase("one", "Succeeded", seconds=90)

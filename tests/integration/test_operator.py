@@ -287,7 +287,7 @@ def test_a_pod_that_no_node_takes_gives_its_quota_back_and_tries_again(cluster: 
     cluster.execution("next")
     cluster.wait_phase("next", "Succeeded")
     status = cluster.status("stuck")
-    assert status["attempts"][0]["reason"] == "StartTimeout"
+    assert status["attempts"][0]["reason"] == "Unschedulable"
     assert "Insufficient memory" in status["attempts"][0]["message"]
     assert status["phase"] == "Queued"
 

@@ -62,6 +62,8 @@ def test_a_vanished_pod_is_waited_for_until_its_meter_can_spend_no_more(
     allotment = running_one(cluster, store)
     (pod,) = cluster.pods_of("one")
     cluster.core.delete_namespaced_pod(pod.metadata.name, cluster.namespace, grace_period_seconds=0)
+    said = cluster.wait_ready("Execution", "one", "WaitingForLease")
+    assert "UTC at the latest" in said["message"], "while it waits, the status says for what and until when"
     cluster.wait(lambda: row(store, allotment)["state"] == "closed", "the allotment to be closed")
     over = row(store, allotment)
     assert over["closed_ms"] - over["exchanged_ms"] >= SILENCE * 1000

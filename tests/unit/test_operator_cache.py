@@ -211,7 +211,9 @@ def test_why_a_pod_was_stopped_survives_a_restart() -> None:
         (AttemptEnd(AttemptOutcome.SUSPENDED), {}, "Queued", None),
         (AttemptEnd(AttemptOutcome.FAILED, FailureReason.AGENT_FAILED), {}, "Failed", "AgentFailed"),
         (AttemptEnd(AttemptOutcome.FAILED, FailureReason.AGENT_FAILED), {"limit": 1}, "Queued", "AgentFailed"),
-        (AttemptEnd(AttemptOutcome.FAILED, FailureReason.START_TIMEOUT), {}, "Queued", "StartTimeout"),
+        (AttemptEnd(AttemptOutcome.FAILED, FailureReason.START_TIMEOUT), {}, "Failed", "StartTimeout"),
+        (AttemptEnd(AttemptOutcome.FAILED, FailureReason.UNSCHEDULABLE), {}, "Queued", "Unschedulable"),
+        (AttemptEnd(AttemptOutcome.FAILED, FailureReason.IMAGE_PULL_FAILED), {}, "Failed", "ImagePullFailed"),
         (
             AttemptEnd(AttemptOutcome.FAILED, FailureReason.GUARDRAIL_TRIPPED),
             {"limit": 5},

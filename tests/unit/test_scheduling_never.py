@@ -209,7 +209,12 @@ def test_the_ledgers_refusal_of_an_executions_own_limit_is_final() -> None:
 
 
 def test_retry_names_only_reasons_that_are_honoured() -> None:
-    assert {each.value for each in RetryReason} == {each.value for each in FailureReason if each not in NEVER_RETRIED}
+    assert {each.value for each in RetryReason} == {
+        # One that no node takes is always tried again: naming it would change nothing.
+        each.value
+        for each in FailureReason
+        if each not in NEVER_RETRIED and each is not FailureReason.UNSCHEDULABLE
+    }
 
 
 # --- queueTimeoutSeconds ----------------------------------------------------------------------------------------------
@@ -240,6 +245,15 @@ def test_a_wait_ends_after_the_queue_timeout_with_what_it_waited_for(case: str) 
     assert "60 s in the queue (queueTimeoutSeconds)" in rejection.message
     assert str(reason) in rejection.message
     assert not dict(later.waiting)
+
+
+def test_an_operator_that_starts_lets_in_what_fits_before_it_ends_what_waited_too_long() -> None:
+    workload = work("a", age=999, queue_timeout=60)
+    starting = quota(executions=1, ready=False, changed=NOW)
+    decisions = decided([workload], starting)
+    assert not decisions.reject
+    assert decisions.next_change == NOW + timedelta(seconds=NEVER_SECONDS)
+    assert admitted(decided([workload], replace(starting, ready=True))) == ["a"]
 
 
 def test_what_is_no_queue_does_not_count_for_the_queue_timeout() -> None:

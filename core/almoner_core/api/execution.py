@@ -82,6 +82,12 @@ class WaitReason(StrEnum):
     container lacks, a LimitRange or a policy does not let it in. The message says what is to be set."""
     POD_NAME_TAKEN = "PodNameTaken"
     """A pod of the attempt's name is there that the operator did not create; the next attempt has another name."""
+    CONFIG_MAP_NOT_FOUND = "ConfigMapNotFound"
+    """A ConfigMap or key that the runner's environment names does not exist (yet)."""
+    SECRET_NOT_FOUND = "SecretNotFound"  # noqa: S105 - a reason
+    """A Secret or key that the runner's environment or a provider's credentials name does not exist (yet)."""
+    WAITING_FOR_LEASE = "WaitingForLease"
+    """An earlier attempt vanished, and its meter may still be spending until its lease is over."""
     BACKOFF = "Backoff"
     """A failed attempt is retried after a while."""
     LEDGER_UNAVAILABLE = "LedgerUnavailable"
@@ -98,7 +104,13 @@ class FailureReason(StrEnum):
     RUNNER_FAILED = "RunnerFailed"
     """The meter or the pod could not start or went wrong."""
     START_TIMEOUT = "StartTimeout"
-    """The pod did not start within the start deadline."""
+    """A node took the pod, and it did not start within the start deadline."""
+    UNSCHEDULABLE = "Unschedulable"
+    """No node took the pod within the start deadline; it gives its quota back and is tried again, ever less often."""
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    """An image of the pod cannot be pulled."""
+    CONTAINER_NOT_CREATED = "ContainerNotCreated"
+    """A container of the pod cannot be created, such as for want of a Secret's key."""
     EVICTED = "Evicted"
     """The node evicted the pod."""
     NODE_LOST = "NodeLost"
@@ -140,6 +152,22 @@ class ExecutionReason(StrEnum):
     """Quota and allotment are held for it."""
     RUNNING = "Running"
     """The agent container runs."""
+    POD_NOT_CREATED = "PodNotCreated"
+    """It is admitted, and its pod could not be created yet."""
+    POD_NOT_BOUND = "PodNotBound"
+    """Its pod is not known to the ledger yet, so its meter may not start."""
+    UNSCHEDULABLE = "Unschedulable"
+    """No node takes its pod."""
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    """An image of its pod cannot be pulled; it fails if that lasts."""
+    CONTAINER_NOT_CREATED = "ContainerNotCreated"
+    """A container of its pod cannot be created; it fails if that lasts."""
+    METER_NOT_READY = "MeterNotReady"
+    """The meter in its pod does not start."""
+    POD_MISSING = "PodMissing"
+    """Its pod is gone without a last word; it counts as lost if that lasts."""
+    WAITING_FOR_LEASE = "WaitingForLease"
+    """Its pod vanished, and its meter may still be spending until its lease is over."""
     SUCCEEDED = "Succeeded"
     """The agent finished with exit code 0."""
     CANCELLED = "Cancelled"
@@ -175,6 +203,8 @@ class RetryReason(StrEnum):
     AGENT_FAILED = "AgentFailed"
     RUNNER_FAILED = "RunnerFailed"
     START_TIMEOUT = "StartTimeout"
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    CONTAINER_NOT_CREATED = "ContainerNotCreated"
     EVICTED = "Evicted"
     NODE_LOST = "NodeLost"
     PROVIDER_FAILED = "ProviderFailed"
@@ -204,8 +234,9 @@ class Retry(APIModel):
     reasons: list[RetryReason] = Field(
         default=[],
         max_length=16,
-        description="Reasons that are retried; where empty: AgentFailed, RunnerFailed, StartTimeout, Evicted, "
-        "NodeLost, ProviderFailed and RateLimited. What never ends otherwise, such as Timeout, is refused here.",
+        description="Reasons that are retried; where empty: AgentFailed, RunnerFailed, StartTimeout, "
+        "ImagePullFailed, ContainerNotCreated, Evicted, NodeLost, ProviderFailed and RateLimited. What never ends "
+        "otherwise, such as Timeout, is refused here.",
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
 

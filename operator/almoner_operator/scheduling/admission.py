@@ -218,6 +218,8 @@ def _gate(agent_name: str | None, agent: Agent | None, enforced: tuple[Line, ...
         if not agent.ready:
             provider = agent.reason in _PROVIDER_REASONS
             reason = WaitReason.PROVIDER_NOT_READY if provider else WaitReason.AGENT_NOT_READY
+            if agent.reason is AgentReason.SECRET_NOT_FOUND:
+                reason = WaitReason.SECRET_NOT_FOUND
             return Wait(reason, f"Agent {agent_name} is not ready ({agent.reason}): {agent.message}")
     for line in enforced:
         if not line.quota.ready:

@@ -243,8 +243,7 @@ class _Decision:
     @staticmethod
     def _ends_at(workload: Workload, lines: tuple[Line, ...]) -> datetime:
         """When one that can never start is ended: not while the edit that lets it start may be on its way to us."""
-        changes = [line.quota.changed for line in lines if line.quota.changed is not None]
-        return max([workload.since, *changes]) + timedelta(seconds=NEVER_SECONDS)
+        return max([workload.since, *_changes(lines)]) + timedelta(seconds=NEVER_SECONDS)
 
     def _check_queue_timeout(self, workload: Workload) -> None:
         """End one that has waited longer in the queue than it wanted to, whatever for."""
@@ -252,6 +251,9 @@ class _Decision:
         if wait is None or workload.queue_timeout is None or wait.reason in _NOT_IN_QUEUE:
             return
         at = workload.queued_since + timedelta(seconds=workload.queue_timeout)
+        changes = _changes(self._book.group_of(workload).enforced)
+        if changes:  # Not before a quota that changed, or that an operator has just got to know, can let it in.
+            at = max(at, *(change + timedelta(seconds=NEVER_SECONDS) for change in changes))
         if at > self._now:
             self._valid_until = _sooner(self._valid_until, at)
             self._waiting[workload.key] = wait._replace(next_change=_sooner(wait.next_change, at))
@@ -406,6 +408,10 @@ class _Decision:
             self._keep_room(workload, group, ask_of(workload))
         else:
             self._valid_until = _sooner(self._valid_until, at)
+
+
+def _changes(lines: tuple[Line, ...]) -> list[datetime]:
+    return [line.quota.changed for line in lines if line.quota.changed is not None]
 
 
 def _held(hold: Hold, group: Group) -> Shortfall:
