@@ -135,7 +135,8 @@ def kubelet_says(cluster: Cluster, pod: str, reason: str, message: str) -> None:
     """Write what a kubelet writes of an agent container that does not come to be."""
     waiting = {"name": "agent", "image": "x", "imageID": "", "ready": False, "restartCount": 0}
     status = {**waiting, "state": {"waiting": {"reason": reason, "message": message}}}
-    body = {"status": {"containerStatuses": [status]}}
+    scheduled = {"type": "PodScheduled", "status": "True"}
+    body = {"status": {"containerStatuses": [status], "conditions": [scheduled]}}
     cluster.core.patch_namespaced_pod_status(pod, cluster.namespace, body)
 
 
