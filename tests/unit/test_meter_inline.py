@@ -9,15 +9,19 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given
+from anthropic.types import TextBlock, ThinkingBlock, ToolUseBlock
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from openai.types.chat import ChatCompletionMessage
+from openai.types.responses import ResponseFunctionToolCall, ResponseOutputMessage, ResponseReasoningItem
+from pydantic import BaseModel
 
 from almoner_core.environment import DEFAULT_CONTEXT_WINDOW
 from almoner_runner.meter import anthropic, openai
 from almoner_runner.meter.body import read_body
 from almoner_runner.meter.config import Card, Model, Provider, Tier
 from almoner_runner.meter.dialect import Call, Rules
-from almoner_runner.meter.refusals import InvalidCallError
+from almoner_runner.meter.refusals import InvalidCallError, RefusedError
 
 CARD = Card(version="v", tiers=(Tier(input=1, cached_input=1, cache_write=1, output=1),))
 WINDOW = 50_000
@@ -276,6 +280,46 @@ def test_embeddings_of_anything_else(given_input: Any) -> None:
     assert not bounded(openai.embeddings, FREE, input=given_input)
 
 
+# --- what the SDKs send back of an answer -----------------------------------------------------------------------------
+
+
+def test_answers_of_the_openai_sdk_that_are_sent_back_are_bounded_by_their_bytes() -> None:
+    function = {"name": "f", "arguments": "{}"}
+    answer = ChatCompletionMessage.model_validate(
+        {
+            "role": "assistant",
+            "content": "hi",
+            "annotations": [],
+            "tool_calls": [{"id": "c", "type": "function", "function": function}],
+        }
+    )
+    assert chat(answer.model_dump())
+    assert chat(answer.model_dump(exclude_none=True))
+    content = [{"type": "output_text", "text": "hi", "annotations": [], "logprobs": []}]
+    items: list[BaseModel] = [
+        ResponseOutputMessage.model_validate(
+            {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": content}
+        ),
+        ResponseFunctionToolCall.model_validate({"type": "function_call", "id": "fc_1", "call_id": "c", **function}),
+        ResponseReasoningItem.model_validate(
+            {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "gAAAA"}
+        ),
+    ]
+    for item in items:
+        assert response(item.model_dump()), item
+        assert response(item.model_dump(exclude_none=True)), item
+
+
+def test_answers_of_the_anthropic_sdk_that_are_sent_back_are_bounded_by_their_bytes() -> None:
+    blocks: list[BaseModel] = [
+        TextBlock.model_validate({"type": "text", "text": "hi"}),
+        ToolUseBlock.model_validate({"type": "tool_use", "id": "t", "name": "f", "input": {"x": 1}}),
+        ThinkingBlock.model_validate({"type": "thinking", "thinking": "I think", "signature": "AAAA"}),
+    ]
+    for block in blocks:
+        assert message(block.model_dump()), block
+
+
 NOWHERE = Provider("p", "OpenAICompatible", "http://x/v1", ("OpenAI",), {"m": Model("m", CARD)})
 
 
@@ -330,6 +374,42 @@ def test_a_bound_by_the_window_is_never_below_what_is_sent() -> None:
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 2 * WINDOW}}
     call = openai.chat(PROVIDER, read_body(json.dumps({"model": "m", "messages": [user(image)]}).encode()), STRICT)
     assert call.input_bound > len(call.body()) > WINDOW
+
+
+NAMES = sorted(
+    openai.CHAT_FIELDS
+    | openai.RESPONSES_FIELDS
+    | anthropic.MESSAGE_FIELDS
+    | {"type", "role", "content", "function", "name", "id", "text", "ttl", "input", "arguments", "include_usage"}
+)
+WORDS = ["user", "message", "text", "function", "tool_use", "reasoning", "m", "flex", "auto", "custom", "bash_1", ""]
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.sampled_from(WORDS),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(
+    st.sampled_from([openai.chat, openai.responses, openai.embeddings, anthropic.messages]),
+    st.dictionaries(st.sampled_from(NAMES), ANY, max_size=6),
+    st.sampled_from([STRICT, FREE]),
+    st.sampled_from([PROVIDER, dataclasses.replace(PROVIDER, type="OpenAI")]),
+)
+@settings(max_examples=200)
+def test_whatever_is_sent_is_bounded_or_refused_and_never_a_fault(
+    bounder: Callable[..., Call], fields: dict[str, Any], rules: Rules, provider: Provider
+) -> None:
+    content = json.dumps({"model": "m", **fields}).replace("Infinity", "1e999").encode()
+    try:
+        call = bounder(provider, read_body(content), rules)
+    except RefusedError as error:
+        status = error.status
+    else:
+        status = 200
+        assert call.input_bound >= len(call.body())
+        assert all(amount >= 0 for amount in call.bound().values())
+    assert status in (200, 400, 404)
 
 
 # --- by chance --------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from almoner_runner.meter.dialect import Call, Rules
 from almoner_runner.meter.refusals import InvalidCallError, RefusedError
 
 SCHEDULES = 60
-# Each bug shows in one of nine seeds or more: so many never miss it.
+# Each bug shows in one of ten seeds or more: so many never miss it.
 MUTANTS_SEEDS = range(1, 101)
 
 
@@ -72,6 +72,11 @@ def bounds_reasoning_by_its_bytes(patch: pytest.MonkeyPatch) -> None:
 def forgets_what_an_earlier_response_held(patch: pytest.MonkeyPatch) -> None:
     get = Body.get
     patch.setattr(Body, "get", lambda each, name: None if name == "previous_response_id" else get(each, name))
+
+
+def overlooks_a_larger_window(patch: pytest.MonkeyPatch) -> None:
+    """A header asks for it, and goes on."""
+    patch.setattr(anthropic, "window_asked", lambda _betas: 0)
 
 
 def counts_tools_once(patch: pytest.MonkeyPatch) -> None:
@@ -125,6 +130,7 @@ MUTANTS: list[Callable[[pytest.MonkeyPatch], None]] = [
     bounds_references_by_their_bytes,
     bounds_reasoning_by_its_bytes,
     forgets_what_an_earlier_response_held,
+    overlooks_a_larger_window,
     counts_tools_once,
     takes_a_key_twice,
     passes_half_an_emoji_on,

@@ -21,6 +21,8 @@ PATHS: Final = {
     "messages": "/anthropic/v1/messages",
 }
 STORED: Final = "stored_"
+LONG_CONTEXT: Final = "context-1m-2025-08-07"
+BETAS: Final = ((LONG_CONTEXT,), ("files-api-2025-04-14", LONG_CONTEXT), (f"files-api-2025-04-14,{LONG_CONTEXT}",))
 NUMBERS: Final = ("1e15", "1E20", "-1e+15", "0.70", "-0.0", "1e-300", "1E400", "9" * 30, "3", "0.1000000000000000055")
 SCRAPS: Final = ("the sea ", "é", "漢字", "🎉", '"', "\\", "\n", "\t", "\x00", "</s>", "\\ud83d", ",", ":", "1e15")
 HALF_PAIRS: Final = ("\ud83d", "\ude00")
@@ -41,11 +43,13 @@ class Drawn:
     route: str
     content: bytes
     sound: bool
+    betas: tuple[str, ...] = ()
+    """Lines of the header `anthropic-beta`."""
 
 
 def stored(chance: random.Random) -> str:
     """Name something that the provider has stored."""
-    return f"{STORED}{chance.choice((0, 40, 1500, 5000))}_{chance.getrandbits(32):08x}"
+    return f"{STORED}{chance.choice((0, 40, 1500, 5000, 900_000))}_{chance.getrandbits(32):08x}"
 
 
 def stored_tokens(value: Any) -> int:
@@ -75,7 +79,8 @@ class Drawer:
         members = list(fields.items())
         self._chance.shuffle(members)
         text = self._spell(dict(members))
-        return Drawn(route, text.encode("utf-8", "surrogatepass"), self._sound)
+        betas = self._chance.choice(BETAS) if self._chance.random() < 0.3 else ()
+        return Drawn(route, text.encode("utf-8", "surrogatepass"), self._sound, betas)
 
     # -- requests --------------------------------------------------------------------------------------------
 

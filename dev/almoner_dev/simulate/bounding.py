@@ -16,7 +16,7 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -24,7 +24,7 @@ from typing import Any, Final
 from multidict import CIMultiDict
 
 from almoner_core.pricing import TokenCounts, cost_nanos
-from almoner_dev.simulate.bodies import MODEL, PATHS, Drawer, Drawn, stored_tokens
+from almoner_dev.simulate.bodies import LONG_CONTEXT, MODEL, PATHS, Drawer, Drawn, stored_tokens
 from almoner_dev.simulate.clockwork import Clock, Ids, StalledError, VirtualLoop, installed
 from almoner_dev.simulate.databases import scratch
 from almoner_dev.simulate.report import Result
@@ -44,6 +44,7 @@ CARD: Final = Card(
     tiers=(Tier(input=1_000_000_000, cached_input=100_000_000, cache_write=1_250_000_000, output=2_000_000_000),),
 )
 WINDOW: Final = 6_000
+LONG_WINDOW: Final = 1_000_000
 PROVIDER: Final = Provider(
     name="provider",
     type="OpenAICompatible",
@@ -63,6 +64,7 @@ class Account(LedgerClient):
     def __init__(self, limit: int, chance: random.Random) -> None:
         super().__init__("http://ledger", "allotment", Secret(None), None)  # type: ignore[arg-type] # no session: nobody asks it
         self.limit = limit
+        self.most = {"usd": chance.randint(1_500_000, limit)} if chance.random() < 0.3 else {}
         self.spent = self.held = 0
         self.records: dict[int, dict[str, Any]] = {}
         self.messages = 0
@@ -82,7 +84,14 @@ class Account(LedgerClient):
         return {"held": {"usd": self.held}, **answer}
 
     def _activate(self, _body: dict[str, Any]) -> dict[str, Any]:
-        return {"limited": ["usd"], "lease_seconds": 60, "next_sequence": 1, "settled": {}, "activation": 1}
+        return {
+            "limited": ["usd"],
+            "max_per_request": self.most,
+            "lease_seconds": 60,
+            "next_sequence": 1,
+            "settled": {},
+            "activation": 1,
+        }
 
     def _extend(self, body: dict[str, Any]) -> dict[str, Any]:
         room = self.limit - self.spent - self.held
@@ -128,10 +137,11 @@ class CountingProvider:
         self.received = hashlib.sha256()
 
     @contextlib.asynccontextmanager
-    async def post(self, url: str, *, data: bytes, **_: Any) -> AsyncIterator[Any]:
+    async def post(self, url: str, *, data: bytes, headers: Mapping[str, str], **_: Any) -> AsyncIterator[Any]:
         """Take one request and answer it."""
         self.received.update(data)
-        tokens = self._count(data)
+        long_context = LONG_CONTEXT in headers.get("anthropic-beta", "")
+        tokens = self._count(data, LONG_WINDOW if long_context else WINDOW)
         billed = cost_nanos(CARD, tokens)
         self.bills.append(billed)
         bound = _bound.get()
@@ -150,7 +160,7 @@ class CountingProvider:
             content=SimpleNamespace(iter_any=lambda: once(body)),
         )
 
-    def _count(self, data: bytes) -> TokenCounts:
+    def _count(self, data: bytes, window: int) -> TokenCounts:
         try:
             request = json.loads(data.decode(), object_pairs_hook=self._object, parse_constant=self._constant)
             json.dumps(request, ensure_ascii=False).encode()  # half a surrogate pair is no text
@@ -159,7 +169,7 @@ class CountingProvider:
             return TokenCounts(input=len(data))
         inside = len(data) + len(json.dumps(request.get("tools", ""))) - 2
         named = stored_tokens(request)
-        given = max(inside, min(WINDOW, inside + named)) if named else inside
+        given = max(inside, min(window, inside + named)) if named else inside
         most = max(request.get(name) or 0 for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"))
         taken = most * (request.get("n") or 1)
         if self._chance.random() < 0.3:
@@ -271,11 +281,11 @@ class _Request:
 
     method: Final = "POST"
     query_string: Final = ""
-    headers: Final = CIMultiDict[str]()
     transport: Final = SimpleNamespace(is_closing=lambda: False)
 
     def __init__(self, drawn: Drawn) -> None:
         self.path = PATHS[drawn.route]
+        self.headers = CIMultiDict(("anthropic-beta", line) for line in drawn.betas)
         self._content = drawn.content
 
     async def read(self) -> bytes:

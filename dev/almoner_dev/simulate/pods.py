@@ -2,7 +2,8 @@
 
 Role: lives through start, calls, kills (the meter comes back over the same spool), being cut off, and its end, which is
 a last return, or none where its node vanishes with the spool. The provider decides what each call costs when it is
-made, and tells the oracle, whatever the meter hears of it. Boundary: HTTP alone is left out, on both sides.
+made, and tells the oracle, whatever the meter hears of it. Boundary: HTTP is left out, on both sides, and calls
+are made with bounds as drawn: that bounds are true is `bounding`'s business.
 """
 
 from __future__ import annotations

@@ -152,7 +152,7 @@ class App:
             with self._free.one(provider.name):
                 return route, await self._forwarder.free(payload, target)
         rules = self.rules
-        if dialect == ANTHROPIC and (window := anthropic.window_asked(request.headers.getall("anthropic-beta", ()))):
+        if window := anthropic.window_asked(request.headers.getall("anthropic-beta", ())):
             rules = replace(rules, window_least=window)
         call = bounder(provider, payload, rules)
         tried = await self.holds.begin(call)
