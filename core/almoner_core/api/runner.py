@@ -123,8 +123,8 @@ class Resources(APIModel):
         ),
         Rule(
             "!has(self.requests) || !has(self.requests.gpu) || !has(self.limits) || !has(self.limits.gpu) || "
-            "self.requests.gpu <= self.limits.gpu",
-            "requests.gpu must not exceed limits.gpu",
+            "self.requests.gpu == self.limits.gpu",
+            "requests.gpu must equal limits.gpu: Kubernetes knows no other amount than the one that is used",
             ".requests.gpu",
         ),
     )
