@@ -70,6 +70,9 @@ LEASED_SECONDS: Final = 5.0
 OPEN_TRIES_MAX: Final = 8
 _OWN_ACCOUNT: Final = "execution"
 """What the ledger calls the account of an execution's own limits."""
+_HAS_RUN: Final = (
+    "the ledger says that attempt {number} has run, and the status no longer says how it ended: somebody overwrote it"
+)
 
 
 class _NotAdmittedError(Exception):
@@ -89,6 +92,10 @@ class _NeverError(Exception):
 
 class _ChangedError(Exception):
     """What it asks for is not what was decided on: the Agent or a price changed meanwhile. It is decided again."""
+
+
+class _HasRunError(Exception):
+    """The ledger knows of an attempt that has run, and the status does not."""
 
 
 class _PodNameTakenError(Exception):
@@ -130,6 +137,11 @@ class Admitter:
         except (PodError, PinLostError) as error:
             metrics.ADMISSION_FAILURES.labels("PodError").inc()
             await self._fail(run, str(error))
+        except LedgerUnavailableError as error:
+            context.cache.hold(run, WaitReason.LEDGER_UNAVAILABLE, str(error), seconds=LEDGER_SECONDS)
+        except _HasRunError as error:
+            metrics.ADMISSION_FAILURES.labels("HasRun").inc()
+            await self._fail(run, str(error), FailureReason.STATUS_LOST)
         except ApiError as error:
             metrics.ADMISSION_FAILURES.labels("ApiError").inc()
             log.warning("admission of %s/%s failed: %s", run.key.namespace, run.key.name, error)
@@ -163,6 +175,9 @@ class Admitter:
         known = self._context.cache.pods.of(run)
         if known is not None and not known.raw.get("gone"):
             await self._bind(run, attempt, known.uid)
+            return
+        if run.allotment_state(attempt.number) == wire.AllotmentState.CLOSED:
+            self._has_run(run, attempt)
             return
         found = await self._context.client.get_metadata(PODS, run.key.namespace, attempt.pod)
         if attempt.pod_uid is not None and (found is None or found.get("uid") != attempt.pod_uid):
@@ -362,7 +377,7 @@ class Admitter:
         )
 
     async def _open(self, run: Run, admission: Admission, plan: _Plan) -> _Plan:
-        """Open the allotment. A number whose allotment is void already is passed over, and never used again."""
+        """Open the allotment. A number whose allotment is void is passed over; one that was used ends the run."""
         context = self._context
         space = context.cache.space(run.key.namespace)
         spec, first, ahead = plan.agent, plan.demand.first, plan.demand.ahead
@@ -411,6 +426,8 @@ class Admitter:
             except LedgerError as error:
                 if error.code not in (wire.ErrorCode.WRONG_STATE, wire.ErrorCode.OPERATION_CONFLICT):
                     raise _refused(error) from error
+            if not await self._void(attempt, "passed over"):
+                raise _HasRunError(_HAS_RUN.format(number=attempt.number))
             number = run.next_attempt = attempt.number + 1
             plan = replace(
                 plan,
@@ -506,8 +523,11 @@ class Admitter:
         seconds: float = REFUSED_SECONDS,
     ) -> None:
         """Take the attempt back: no pod of it runs."""
-        await self._void(attempt, "no pod")
+        unused = await self._void(attempt, "no pod")
         if run.attempt is None or run.attempt.number != attempt.number:
+            return
+        if not unused:
+            self._has_run(run, attempt)
             return
         run.status = outcome.unadmitted(run, Wait(reason, message), now())
         run.next_attempt = attempt.number + 1
@@ -515,22 +535,34 @@ class Admitter:
         self._context.cache.count_run(run)
         self._context.writer.mark(run_target(run), Rank.STATUS)
 
-    async def _void(self, attempt: Attempt, reason: str) -> None:
-        """Give an allotment back that nothing was started for. A ledger that does not answer is asked again later."""
+    @staticmethod
+    def _has_run(run: Run, attempt: Attempt) -> None:
+        text = _HAS_RUN.format(number=attempt.number)
+        run.end = AttemptEnd(AttemptOutcome.FAILED, FailureReason.STATUS_LOST, text, finished=now())
+
+    async def _void(self, attempt: Attempt, reason: str) -> bool:
+        """Give an allotment back that nothing was started for; False where it was used: then the attempt has run.
+
+        Raises LedgerUnavailableError where the ledger does not answer for long.
+        """
         assert attempt.allotment is not None
-        self._machines.forget(attempt.allotment)
         item = wire.CloseAllotment(
             operation_id=operation_id("void", attempt.allotment), allotment=attempt.allotment, reason=reason
         )
-        for pause in (0.5, 2.0, 5.0, 15.0, 30.0):
+        for pause in (0.5, 2.0, 5.0, 15.0, 30.0, None):
             try:
                 await self._context.ledger.void(item)
-                return
             except LedgerUnavailableError:
+                if pause is None:
+                    raise
                 await asyncio.sleep(pause)
             except LedgerError as error:
                 log.warning("allotment %s is not voided: %s", attempt.allotment, error)
-                return
+                if error.code != wire.ErrorCode.NOT_FOUND:
+                    return False
+            self._machines.forget(attempt.allotment)
+            return True
+        return True
 
     async def _fail(self, run: Run, message: str, reason: FailureReason = FailureReason.RUNNER_FAILED) -> None:
         """It can never run as it is."""

@@ -15,12 +15,13 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any, Final, NoReturn, cast
 from uuid import uuid4
 
 import kopf
 
-from almoner_operator import credentials, deep_json, demand, metrics, sync
+from almoner_operator import credentials, deep_json, demand, metrics, news, sync
 from almoner_operator.accounts import Accounts
 from almoner_operator.admit import Admitter
 from almoner_operator.cache import Cache
@@ -113,7 +114,7 @@ class Operator:
     ) -> None:
         self._health.leader = True
         metrics.LEADER.set(1)
-        context, parts = self._assemble(client, ledger, leader.identity)
+        context, parts = self._assemble(client, ledger, leader)
         context.spawn(leader.keep(), "leadership")
         # An unexpected error in the keeper must not leave a process that only believes that it leads.
         context.spawn(self._watch_leader(context, leader), "leadership watch")
@@ -152,7 +153,7 @@ class Operator:
                 await watching
         await leader.release()
 
-    def _assemble(self, client: KubernetesClient, ledger: LedgerClient, identity: str) -> tuple[Context, _Parts]:
+    def _assemble(self, client: KubernetesClient, ledger: LedgerClient, leader: Leader) -> tuple[Context, _Parts]:
         runner, compute = self._settings.runner, self._settings.compute
         cache = Cache(
             meter=runner.meter_requests,
@@ -165,13 +166,19 @@ class Operator:
             if target.resource.kind in ("Execution", "TrainingJob"):
                 cache.forget_run(target.uid)
 
+        observers = {resource: observe for resource, _, observe in sync.observers(cache)}
+
+        def seen(target: Target, raw: Mapping[str, Any]) -> None:
+            observers[target.resource]("MODIFIED", raw)
+            news.believe(target.record, raw)
+
         context = Context(
             settings=self._settings,
             client=client,
             ledger=ledger,
             cache=cache,
-            writer=StatusWriter(client, gone=gone),
-            events=EventRecorder(client, instance=identity),
+            writer=StatusWriter(client, gone=gone, seen=seen, leads=leader.certain),
+            events=EventRecorder(client, instance=leader.identity),
             pins=Pins(client),
             secrets=Secrets(client),
             fatal=asyncio.get_running_loop().create_future(),

@@ -49,6 +49,7 @@ NEVER_RETRIED: Final = frozenset(
         FailureReason.REJECTED,
         FailureReason.INVALID_SPEC,
         FailureReason.QUEUE_TIMEOUT,
+        FailureReason.STATUS_LOST,
     }
 )
 

@@ -11,6 +11,7 @@ holds.
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -19,19 +20,23 @@ from typing import Any, Final
 from almoner_core.api.agent import AgentReason, AgentSpec, AgentType
 from almoner_core.api.execution import ExecutionPhase, WaitReason
 from almoner_core.wire import AccountState, Dimension
-from almoner_operator import clocks, demand
+from almoner_operator import clocks, demand, news
 from almoner_operator.alerts import account_of
 from almoner_operator.counts import Counts
+from almoner_operator.news import DELETED
 from almoner_operator.outcome import backoff_of, resumed
 from almoner_operator.records import (
+    BACKUP_MARKS,
     AgentRecord,
     Finished,
     Pod,
     ProviderRecord,
     QuotaRecord,
     Run,
+    RunStatus,
     cost_mark,
     finished_of,
+    generation_of,
     parse_agent,
     parse_pod,
     parse_provider,
@@ -56,7 +61,11 @@ from almoner_operator.tool_records import ToolProviderRecord
 
 log = logging.getLogger(__name__)
 
-DELETED: Final = "DELETED"
+LAST_WORDS_MAX: Final = 256
+RESTORED: Final = (
+    "restored from a backup without its status, so it may have run already: to run it, set spec.suspend to true and "
+    "back to false, or remove the labels velero.io/restore-name and velero.io/backup-name"
+)
 _SAME_MOMENT: Final = timedelta(seconds=3)
 
 
@@ -105,6 +114,10 @@ class Cache:
         self.providers_changed: set[tuple[str, str]] = set()
         self.tool_providers_changed: set[tuple[str, str]] = set()
         self.finished_changed: set[str] = set()
+        self.overwritten: set[str] = set()
+        """Runs that have ended and whose status says so no longer."""
+        self.last_words: OrderedDict[str, RunStatus] = OrderedDict()
+        """The last statuses that were written of the newest runs that have ended, in case somebody overwrites them."""
 
     # -- events --------------------------------------------------------------------------------------
 
@@ -114,19 +127,20 @@ class Cache:
         if event == DELETED:
             self.forget_run(uid)
             return
-        version = version_of(raw)
         known = self.runs.get(uid)
         if known is not None:
-            if version <= known.version:
-                return
-            self._update_run(known, kind, raw, version)
+            if news.is_news(known, event, raw):
+                self._update_run(known, kind, raw)
             return
         done = self.finished.get(uid)
         if done is not None:
-            if version > done.version:
-                done.version = version
-                done.cost = cost_mark(raw.get("status") or {})
+            version = version_of(raw)
+            if version > done.version or (event is None and version != done.version):
+                self._update_finished(done, raw)
             return
+        self._meet_run(kind, uid, raw)
+
+    def _meet_run(self, kind: str, uid: str, raw: Mapping[str, Any]) -> None:
         parsed = parse_run(kind, raw)
         if isinstance(parsed, Finished):
             self.finished[uid] = parsed
@@ -134,6 +148,8 @@ class Cache:
             self.finished_changed.add(uid)
             return
         parsed.backoff_until = backoff_of(parsed)
+        if parsed.restored:
+            parsed.hold = Hold(reason=WaitReason.RESTORED, message=RESTORED)
         parsed.status = resumed(parsed, datetime.now(UTC))
         space = self.space(parsed.key.namespace)
         self.runs[uid] = space.runs[uid] = parsed
@@ -142,21 +158,45 @@ class Cache:
         self.count_run(parsed)
         self.touch(parsed, review=True)
 
-    def _update_run(self, known: Run, kind: str, raw: Mapping[str, Any], version: int) -> None:
-        known.version = version
-        if int(raw["metadata"].get("generation") or 0) == known.generation:
-            return  # A status write, most likely our own; or labels.
-        fresh = parse_run(kind, raw)
-        known.generation = int(raw["metadata"].get("generation") or 0)
+    def _update_run(self, known: Run, kind: str, raw: Mapping[str, Any]) -> None:
+        if news.take_status(known, raw):
+            known.overwritten = True
+            self.review.add(known.key.uid)
+            self.wake()
+        fresh = parse_run(kind, {**raw, "status": {}}) if generation_of(raw) != known.generation else None
+        if known.restored and self._may_start(known, fresh, raw):
+            known.restored, known.hold, known.status = False, None, resumed(known, datetime.now(UTC))
+            self.touch(known)
         if isinstance(fresh, Run):
+            known.generation = fresh.generation
             known.spec, known.invalid, known.tracked = fresh.spec, fresh.invalid, fresh.tracked
             known.status = resumed(known, datetime.now(UTC))
-        self.touch(known, review=True)
+            self.touch(known, review=True)
+
+    @staticmethod
+    def _may_start(known: Run, fresh: Run | Finished | None, raw: Mapping[str, Any]) -> bool:
+        """Whether somebody says that a restored run is to run: its mark is gone, or it is no longer suspended."""
+        if not any(mark in (raw["metadata"].get("labels") or {}) for mark in BACKUP_MARKS):
+            return True
+        if known.spec is None or not isinstance(fresh, Run) or fresh.spec is None:
+            return False
+        return known.spec.suspend and not fresh.spec.suspend
+
+    def _update_finished(self, done: Finished, raw: Mapping[str, Any]) -> None:
+        done.version = version_of(raw)
+        status = raw.get("status") or {}
+        if status.get("phase") != done.phase:
+            # What has ended has ended, whatever somebody writes over it.
+            self.overwritten.add(done.key.uid)
+            self.wake()
+            return
+        done.cost = cost_mark(status)
 
     def forget_run(self, uid: str) -> None:
         """Drop a run that was deleted; whoever reconciles allotments learns of it."""
         run = self.runs.pop(uid, None)
         done = self.finished.pop(uid, None)
+        self.last_words.pop(uid, None)
         key = run.key if run is not None else done.key if done is not None else None
         if key is None:
             return
@@ -177,27 +217,13 @@ class Cache:
         """Take in an Agent."""
         space, name = self.space(raw["metadata"]["namespace"]), str(raw["metadata"]["name"])
         known = space.agents.get(name)
-        if event == DELETED:
-            if known is not None and known.uid == raw["metadata"]["uid"]:
-                del space.agents[name]
-                self.agent_touched(space.name, name)
+        if not news.observe(space.agents, event, raw, parse_agent, labels=True):
             return
-        version = version_of(raw)
-        if known is not None and known.uid == raw["metadata"]["uid"]:
-            if version <= known.version:
-                return
-            labels = dict(raw["metadata"].get("labels") or {})
-            if int(raw["metadata"].get("generation") or 0) == known.generation and labels == known.labels:
-                known.version = version
-                return
-        record = parse_agent(raw)
-        if known is not None and known.uid == record.uid:
-            record.status, record.written = known.status, known.written
-            known.successor = record
+        record = space.agents.get(name)
+        if known is not None and record is not None and known.successor is record:
             record.reason, record.message = known.reason, known.message
             record.revision_known = known.revision_known and known.hash == record.hash
             record.judged = known.judged and known.generation == record.generation
-        space.agents[name] = record
         self.agent_touched(space.name, name)
 
     def agent_touched(self, namespace: str, name: str) -> None:
@@ -210,54 +236,17 @@ class Cache:
 
     def observe_quota(self, event: str | None, raw: Mapping[str, Any]) -> None:
         """Take in a ResourceQuota (resourcequotas.almoner.dev)."""
-        space, name = self.space(raw["metadata"]["namespace"]), str(raw["metadata"]["name"])
-        known = space.quotas.get(name)
-        if event == DELETED:
-            if known is not None and known.uid == raw["metadata"]["uid"]:
-                del space.quotas[name]
-                space.stale = True
-                self.quotas_changed.add((space.name, name))
-                self.wake()
-            return
-        version = version_of(raw)
-        if known is not None and known.uid == raw["metadata"]["uid"]:
-            if version <= known.version:
-                return
-            known.version = version
-            if int(raw["metadata"].get("generation") or 0) == known.generation:
-                return
-        record = parse_quota(raw)
-        record.seen = datetime.now(UTC)
-        if known is not None and known.uid == record.uid:
-            record.status, record.written = known.status, known.written
-            known.successor = record
-        space.quotas[name] = record
-        space.stale = True
-        self.quotas_changed.add((space.name, name))
-        self.wake()
+        space = self.space(raw["metadata"]["namespace"])
+        if news.observe(space.quotas, event, raw, _seen_quota):
+            space.stale = True
+            self.quotas_changed.add((space.name, str(raw["metadata"]["name"])))
+            self.wake()
 
     def observe_provider(self, event: str | None, raw: Mapping[str, Any]) -> None:
         """Take in a ModelProvider."""
-        space, name = self.space(raw["metadata"]["namespace"]), str(raw["metadata"]["name"])
-        known = space.providers.get(name)
-        if event == DELETED:
-            if known is not None and known.uid == raw["metadata"]["uid"]:
-                del space.providers[name]
-                self._provider_touched(space, name)
-            return
-        version = version_of(raw)
-        if known is not None and known.uid == raw["metadata"]["uid"]:
-            if version <= known.version:
-                return
-            known.version = version
-            if int(raw["metadata"].get("generation") or 0) == known.generation:
-                return
-        record = parse_provider(raw)
-        if known is not None and known.uid == record.uid:
-            record.status, record.written = known.status, known.written
-            known.successor = record
-        space.providers[name] = record
-        self._provider_touched(space, name)
+        space = self.space(raw["metadata"]["namespace"])
+        if news.observe(space.providers, event, raw, parse_provider):
+            self._provider_touched(space, str(raw["metadata"]["name"]))
 
     def _provider_touched(self, space: Space, name: str) -> None:
         self.providers_changed.add((space.name, name))
@@ -281,7 +270,7 @@ class Cache:
             run.warned = True
             self.strangers.append((run, pod))
             self.wake()
-        if self.pods.observe(pod, deleted=event == DELETED):
+        if self.pods.observe(pod, event):
             self.review.add(pod.run_uid)
             self.wake()
 
@@ -353,6 +342,9 @@ class Cache:
         if run.agent_name:
             space.by_agent.get(run.agent_name, set()).discard(uid)
         self.finished[uid] = finished_of(run)
+        self.last_words[uid] = run.status
+        if len(self.last_words) > LAST_WORDS_MAX:
+            self.last_words.popitem(last=False)
         self.finished_changed.add(uid)
         self.drop_pods(uid)
         self.wake()
@@ -494,6 +486,13 @@ def _queued(run: Run) -> datetime | None:
 def _quotas_held(run: Run) -> tuple[str, ...]:
     """Names of the quotas that govern the attempt under way: those of its admission, whatever selects it now."""
     return run.admitted.quotas if run.admitted is not None else tuple(run.status.quotas)
+
+
+def _seen_quota(raw: Mapping[str, Any]) -> QuotaRecord:
+    """Read a ResourceQuota, and note when its spec was seen."""
+    record = parse_quota(raw)
+    record.seen = datetime.now(UTC)
+    return record
 
 
 def _uses(agent: AgentRecord, provider: str) -> bool:

@@ -117,11 +117,11 @@ TRUTH_TABLE: Final[Mapping[Row, Mapping[str, Cell]]] = {
     ),
     Row.SUSPENDED: _row(
         _ACCEPTED,
-        Cell(_FALSE, _R.SUSPENDED),
+        Cell(_FALSE, Source.WAIT),
         _OPEN,
         _OPEN,
-        Cell(_TRUE, _R.SUSPENDED, said=True),
-        Cell(_FALSE, _R.SUSPENDED, said=True),
+        Cell(_TRUE, Source.WAIT, said=True),
+        Cell(_FALSE, Source.WAIT, said=True),
         Cell(_FALSE, _R.SUSPENDED),
         _OPEN,
     ),
@@ -266,7 +266,7 @@ _ALL_EXECUTION: Final = tuple(str(column) for column in COLUMNS)
 
 def _reason(cell: Cell, standing: Standing) -> str:
     if cell.reason is Source.WAIT:
-        return str(standing.wait or WaitReason.QUEUED)
+        return str(standing.wait or (WaitReason.SUSPENDED if standing.suspended else WaitReason.QUEUED))
     if cell.reason is Source.FAILURE:
         return str(standing.failure or FailureReason.RUNNER_FAILED)
     if cell.reason is Source.ADMITTED:
@@ -369,6 +369,10 @@ def quota_conditions(
         holds, why, text = alert
         wanted[BUDGET_ALERT] = _Wanted(_TRUE if holds else _FALSE, str(why), text)
     return _carry(wanted, (*_KSTATUS, BUDGET_ALERT), generation, previous, now)
+
+
+OURS: Final = frozenset({*_ALL_EXECUTION, BUDGET_ALERT, BYPASSABLE})
+"""Types of conditions that Almoner sets, of whatever kind; all others are other controllers'."""
 
 
 def tool_provider_conditions(

@@ -16,8 +16,15 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from almoner_core import wire
-from almoner_core.api.execution import TERMINAL_PHASES, AttemptOutcome, ExecutionPhase, ExecutionReason, FailureReason
-from almoner_core.identity import pod_name
+from almoner_core.api.execution import (
+    TERMINAL_PHASES,
+    Attempt,
+    AttemptOutcome,
+    ExecutionPhase,
+    ExecutionReason,
+    FailureReason,
+)
+from almoner_core.identity import allotment_id, pod_name
 from almoner_operator import demand, outcome, windows
 from almoner_operator.admit import Admitter
 from almoner_operator.attempts import (
@@ -42,7 +49,7 @@ from almoner_operator.runner_pods import known_uid, place_of
 from almoner_operator.scheduling.model import Rejection, Stop, StopCause, WorkloadKey
 from almoner_operator.settle import Settler
 from almoner_operator.trouble import say_trouble
-from almoner_operator.writer import COALESCE_SECONDS
+from almoner_operator.writer import COALESCE_SECONDS, difference
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +57,7 @@ TICK_SECONDS: Final = 1.0
 MISSING_SECONDS: Final = 3.0
 RESUME_SECONDS: Final = 3.0
 STOP_AGAIN_SECONDS: Final = 30.0
+OVERWRITES_SECONDS_MAX: Final = 60.0
 _OUTCOMES: Final = {
     StopCause.CANCELLED: AttemptOutcome.CANCELLED,
     StopCause.SUSPENDED: AttemptOutcome.SUSPENDED,
@@ -102,6 +110,7 @@ class Lifecycle:
             elif uid not in cache.finished and uid in cache.pods:
                 self._review_left_pods(uid)
         self._tell_strangers()
+        self._latch_ends()
         gone, cache.gone = cache.gone, []
         for run in gone:
             self._adopt_gone(run)
@@ -115,6 +124,7 @@ class Lifecycle:
         """Start what is due for one run."""
         if run.admitting or run.settling:
             return
+        self._put_right(run)
         if run.status.phase in TERMINAL_PHASES:
             run.settling = True
             self._context.spawn(self._finish(run), f"finish {run.key.namespace}/{run.key.name}")
@@ -137,6 +147,31 @@ class Lifecycle:
                 attempts = outcome.changed_attempt(run, pod_uid=pod.uid, pod_proof=None)
                 run.status = run.status.model_copy(update={"attempts": attempts})
             self._settler.start(run)
+
+    def _put_right(self, run: Run) -> None:
+        """Write what is meant over what somebody else made of a status, ever more slowly where they go on."""
+        over = outcome.over_already(run, now())
+        if over is not None:
+            log.warning("%s/%s has ended, whatever its phase said", run.key.namespace, run.key.name)
+            run.status = over
+            self._context.cache.count_run(run)
+        overwritten, run.overwritten = run.overwritten, False
+        if overwritten and difference(run.written, run.status):
+            log.warning("somebody else changed the status of %s/%s", run.key.namespace, run.key.name)
+            note = "somebody else changed the status: what Almoner knows is written again"
+            self._context.events.tell(*run.key, reason="StatusOverwritten", note=note, warning=True)
+            delay = min(OVERWRITES_SECONDS_MAX, COALESCE_SECONDS * 2 ** min(run.overwrites, 16))
+            run.overwrites += 1
+            self._context.writer.mark(run_target(run), Rank.STATUS, delay=delay)
+
+    def _latch_ends(self) -> None:
+        """Write the ends of runs again that somebody overwrote."""
+        cache = self._context.cache
+        uids, cache.overwritten = cache.overwritten, set()
+        for uid in uids:
+            done = cache.finished.get(uid)
+            if done is not None:
+                self._context.spawn(self._settler.latch(done), f"finish {done.key.namespace}/{done.key.name}")
 
     def _tell_strangers(self) -> None:
         """Say once for a run that somebody's pod takes its name: it counts for nothing."""
@@ -449,19 +484,19 @@ class Lifecycle:
         count = 0
         async for view in self._context.ledger.open_allotments():
             run = cache.runs.get(view.execution.uid)
+            if run is not None and run.attempt is None and self._is_lost(run, view):
+                self._take_back(run, view)
             attempt = run.attempt if run is not None else None
             allotment = self._machines.adopt(view) if view.purpose is wire.Purpose.COMPUTE else view.allotment
             if run is not None and attempt is not None and attempt.allotment == allotment:
                 if view.pod_uid is not None:
                     run.bound = attempt.number
-                if view.pod_uid is not None and attempt.pod_uid is None:
+                if view.pod_uid is not None and attempt.pod_uid != view.pod_uid:
                     # Its pod existed: if it is not there now it vanished, and must not be created again.
                     run.status = run.status.model_copy(
                         update={"attempts": outcome.changed_attempt(run, pod_uid=view.pod_uid)}
                     )
                 continue
-            if run is not None:
-                run.next_attempt = max(run.next_attempt, view.execution.attempt + 1)
             if view.purpose is wire.Purpose.COMPUTE and allotment in self._orphans:
                 continue
             count += 1
@@ -477,6 +512,30 @@ class Lifecycle:
         if count:
             log.info("%d open allotments belong to nothing that runs; they are given back", count)
         self._review_orphans()
+
+    @staticmethod
+    def _is_lost(run: Run, view: wire.AllotmentView) -> bool:
+        """Whether the ledger knows an attempt with a pod that the status has lost: somebody overwrote it."""
+        known = max((attempt.number for attempt in run.status.attempts), default=0)
+        return view.pod_uid is not None and view.execution.attempt > known and not run.restored
+
+    def _take_back(self, run: Run, view: wire.AllotmentView) -> None:
+        """Give the status back the attempt that is under way, as the ledger knows it."""
+        number = view.execution.attempt
+        log.warning("the status of %s/%s has lost attempt %d", run.key.namespace, run.key.name, number)
+        attempt = Attempt(
+            number=number,
+            pod=place_of(run.key, number)[1],
+            pod_uid=view.pod_uid,
+            allotment=allotment_id(run.key.uid, number),
+            admitted_time=outcome.moment(now()),
+        )
+        run.status = outcome.admitted(run, attempt, run.status.agent, run.status.quotas, now())
+        run.next_attempt = number + 1
+        run.hold = run.backoff_until = None
+        self._context.cache.count_run(run)
+        self._context.cache.touch(run, review=True)
+        self._context.writer.mark(run_target(run), Rank.STATUS)
 
     def _review_orphans(self) -> None:
         for orphan in list(self._orphans.values()):

@@ -18,6 +18,9 @@ DECIDE_SECONDS: Final = Histogram("almoner_decide_seconds", "Time to decide on o
 ROUND_SECONDS: Final = Histogram("almoner_round_seconds", "Time of one round of the scheduling loop.", buckets=_FAST)
 PATCHES: Final = Counter("almoner_status_patches_total", "Status patches sent.", ["kind"])
 PATCHES_SKIPPED: Final = Counter("almoner_status_patches_skipped_total", "Status patches that would change nothing.")
+PATCH_CONFLICTS: Final = Counter(
+    "almoner_status_conflicts_total", "Status patches refused since somebody else had changed the object.", ["kind"]
+)
 API_SECONDS: Final = Histogram(
     "almoner_api_seconds", "Time of a request to the API server, waiting for a slot apart.", ["method"], buckets=_FAST
 )

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from almoner_core.api.base import ConditionStatus, KStatusCondition
 from almoner_core.api.execution import (
+    TERMINAL_PHASES,
     Attempt,
     AttemptOutcome,
     ExecutionCondition,
@@ -29,7 +30,7 @@ from almoner_core.text import short
 from almoner_core.wire import ExecutionTotals, UsageTotals
 from almoner_operator.attempts import AttemptEnd, retry_at
 from almoner_operator.conditions import Standing, conditions_for
-from almoner_operator.records import Run, RunSpec, RunStatus
+from almoner_operator.records import Finished, Run, RunSpec, RunStatus
 from almoner_operator.scheduling.model import StopCause, Wait
 
 MESSAGE_CHARS_MAX: Final = 1024
@@ -65,7 +66,7 @@ def waiting(run: Run, wait: Wait, quotas: Sequence[str], now: datetime) -> RunSt
     standing = Standing(
         phase=ExecutionPhase.QUEUED,
         message=wait.message,
-        suspended=wait.reason is WaitReason.SUSPENDED,
+        suspended=wait.reason in (WaitReason.SUSPENDED, WaitReason.RESTORED),
         wait=wait.reason,
         admitted=bool(run.status.attempts),
     )
@@ -197,8 +198,62 @@ def backoff_of(run: Run) -> datetime | None:
     last = run.status.attempts[-1] if run.status.attempts else None
     if last is None or last.outcome is not AttemptOutcome.FAILED or last.finish_time is None:
         return None
-    reason = next((each for each in FailureReason if each.value == last.reason), FailureReason.RUNNER_FAILED)
-    return next_try(run, run.status.attempts, reason, last.finish_time)
+    return next_try(run, run.status.attempts, reason_of(last.reason), last.finish_time)
+
+
+def over_already(run: Run, now: datetime) -> RunStatus | None:
+    """Give the end of a run whose attempts say that it has ended, though its phase does not; None where it goes on.
+
+    Somebody overwrote the phase, or took a retry back that was due: no attempt follows without a reason.
+    """
+    last = run.status.attempts[-1] if run.status.attempts else None
+    if last is None or run.status.phase in TERMINAL_PHASES:
+        return None
+    if last.outcome is AttemptOutcome.SUCCEEDED:
+        standing = Standing(ExecutionPhase.SUCCEEDED, last.message or "", admitted=True)
+    elif last.outcome is AttemptOutcome.CANCELLED:
+        standing = Standing(ExecutionPhase.CANCELLED, last.message or "cancelled", admitted=True)
+    elif last.outcome is AttemptOutcome.FAILED and not (run.spec is None or run.spec.cancel):
+        reason = reason_of(last.reason)
+        if next_try(run, run.status.attempts, reason, last.finish_time or now) is not None:
+            return None
+        standing = Standing(ExecutionPhase.FAILED, last.message or "", admitted=True, failure=reason)
+    else:
+        return None
+    status = _terminal(run, standing, now, run.status.attempts, run.status.start_time)
+    return status.model_copy(update={"completion_time": moment(last.finish_time or now)})
+
+
+def reason_of(text: str | None) -> FailureReason:
+    """Read why an attempt failed."""
+    return next((each for each in FailureReason if each.value == text), FailureReason.RUNNER_FAILED)
+
+
+def written_again(done: Finished, found: RunStatus, generation: int, now: datetime) -> RunStatus:
+    """Give the end of a run again over what somebody else made of its status; what else that says is left."""
+    phase = ExecutionPhase(done.phase)
+    standing = Standing(
+        phase,
+        "its status was overwritten after its end; the end is written again",
+        admitted=bool(found.attempts),
+        failure=reason_of(done.failure) if phase is ExecutionPhase.FAILED else None,
+    )
+    attempts = list(found.attempts)
+    if attempts and attempts[-1].outcome is AttemptOutcome.RUNNING:
+        attempts[-1] = attempts[-1].model_copy(update={"outcome": AttemptOutcome(done.phase), "reason": done.failure})
+    conditions = conditions_for(
+        standing, generation=generation, previous=found.conditions, now=now.replace(microsecond=0)
+    )
+    return found.model_copy(
+        update={
+            "phase": phase,
+            "conditions": conditions,
+            "message": standing.message,
+            "attempts": attempts,
+            "queue": None,
+            "completion_time": done.completed or moment(now),
+        }
+    )
 
 
 def unadmitted(run: Run, wait: Wait, now: datetime) -> RunStatus:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, TypeVar
@@ -28,6 +28,7 @@ from almoner_core.api.execution import (
     ExecutionSpec,
     ExecutionStatus,
     FailureReason,
+    WaitReason,
 )
 from almoner_core.api.model_provider import ModelProviderSpec, ModelProviderStatus, ProviderReason
 from almoner_core.api.resource_quota import QuotaReason, ResourceQuotaSpec, ResourceQuotaStatus
@@ -46,6 +47,9 @@ TRACKING_MARKS: Final = (
     "helm.toolkit.fluxcd.io/name",
 )
 """Labels or annotations by which Argo CD and Flux mark what they would create again."""
+BACKUP_MARKS: Final = ("velero.io/restore-name", "velero.io/backup-name")
+"""Labels that a restored object has."""
+_WAITS_AS_RESTORED: Final = (None, str(WaitReason.RESTORED), str(WaitReason.SUSPENDED))
 _OVER: Final = (AllotmentState.CLOSED, AllotmentState.VOID)
 _TERMINAL: Final = frozenset(str(phase) for phase in TERMINAL_PHASES)
 
@@ -58,6 +62,11 @@ def version_of(raw: Mapping[str, Any]) -> int:
     """Give an object's resourceVersion as the number that it is; 0 where it has none."""
     text = str((raw.get("metadata") or {}).get("resourceVersion") or "0")
     return int(text) if text.isdigit() else 0
+
+
+def generation_of(raw: Mapping[str, Any]) -> int:
+    """Give how often an object's spec was changed; 0 where that is not counted."""
+    return int((raw.get("metadata") or {}).get("generation") or 0)
 
 
 def parse_time(value: object) -> datetime | None:
@@ -142,12 +151,17 @@ class Run:
     """An attempt whose pod this process created or found to be the operator's own, and the pod's uid."""
     warned: bool = False
     """Whether it was told of a pod that is not its own."""
+    overwritten: bool = False
+    """Whether somebody else changed its status, and that is still to be put right."""
+    overwrites: int = 0
+    restored: bool = False
+    """Whether it was restored from a backup, and nobody has said since that it is to run."""
     pod_missing_since: float | None = None
     stuck: Stuck | None = None
     """Since when its pod has had the trouble that ends the attempt where it lasts."""
     backoff_until: datetime | None = None
-    wrote: int = 0
-    """Version of our newest status write. Not `version`: a change of the spec that came just before it is still due."""
+    base: int = 0
+    """Version of which `written` is the status. Not `version`: a change of the spec just before our write is due."""
     writing: bool = False
     rank: int = 9
     """How urgent the next write is; 9 where nothing is to be written."""
@@ -195,6 +209,10 @@ class Finished:
     tracked: bool
     cost: str = "0.00"
     """`usage.cost` and the number of attempts, as written: a late report is told by the difference."""
+    failure: str | None = None
+    """Why it failed."""
+    latched: int = 0
+    """How often its end was written again over what somebody else had written."""
 
 
 @dataclass(slots=True)
@@ -219,7 +237,7 @@ class AgentRecord:
     checked: Checked | None = None
     """Its own first problem, once that was looked for: with large schemas a matter of some milliseconds."""
     revision_known: bool = False
-    wrote: int = 0
+    base: int = 0
     writing: bool = False
     rank: int = 9
     successor: AgentRecord | None = None
@@ -245,7 +263,7 @@ class QuotaRecord:
     """The generation whose limits the ledger has."""
     subjects: set[str] = field(default_factory=set)
     """Subjects whose accounts the ledger has in that generation."""
-    wrote: int = 0
+    base: int = 0
     writing: bool = False
     rank: int = 9
     seen: datetime | None = None
@@ -274,7 +292,7 @@ class ProviderRecord:
     rates_refused_at: int = -1
     """The generation whose rates the ledger refused, and why."""
     rates_problem: str = ""
-    wrote: int = 0
+    base: int = 0
     writing: bool = False
     rank: int = 9
     successor: ProviderRecord | None = None
@@ -328,6 +346,7 @@ def parse_run(kind: str, raw: Mapping[str, Any]) -> Run | Finished:
             ttl_seconds=_whole(raw_spec.get("ttlSecondsAfterFinished")),
             tracked=is_tracked(metadata),
             cost=cost_mark(raw_status),
+            failure=_failure(raw_status.get("conditions") or []),
         )
     spec_type: type[RunSpec] = ExecutionSpec if kind == EXECUTION else TrainingJobSpec
     status_type: type[RunStatus] = ExecutionStatus if kind == EXECUTION else TrainingJobStatus
@@ -337,12 +356,14 @@ def parse_run(kind: str, raw: Mapping[str, Any]) -> Run | Finished:
     return Run(
         key=key,
         version=version_of(raw),
-        generation=int(metadata.get("generation") or 0),
+        base=version_of(raw),
+        generation=generation_of(raw),
         created=created,
         spec=spec,
         invalid=invalid,
         status=status,
         written=status,
+        restored=is_restored(metadata, status),
         tracked=is_tracked(metadata),
         next_attempt=(status.attempts[-1].number if status.attempts else 0) + 1,
         admitted=Admitted.of_status(status.attempts, status.quotas),
@@ -354,7 +375,7 @@ def finished_of(run: Run) -> Finished:
     """Give the few words that are kept of a run that has ended."""
     return Finished(
         key=run.key,
-        version=max(run.version, run.wrote),
+        version=max(run.version, run.base),
         phase=str(run.status.phase),
         agent=run.agent_name,
         created=run.created,
@@ -362,7 +383,14 @@ def finished_of(run: Run) -> Finished:
         ttl_seconds=run.spec.ttl_seconds_after_finished if run.spec is not None else None,
         tracked=run.tracked,
         cost=cost_mark({"usage": run.status.usage.to_wire()}),
+        failure=_failure([each.to_wire() for each in run.status.conditions]),
     )
+
+
+def _failure(conditions: Sequence[Mapping[str, Any]]) -> str | None:
+    """Give the reason of the condition Failed, where it holds."""
+    failed = (each for each in conditions if each.get("type") == "Failed" and each.get("status") == "True")
+    return next((str(each.get("reason")) for each in failed), None)
 
 
 def stop_intent(status: RunStatus) -> StopCause | None:
@@ -377,6 +405,17 @@ def cost_mark(raw_status: Mapping[str, Any]) -> str:
     """Give what tells a usage that was written from a later one."""
     usage = mapping(raw_status.get("usage"))
     return f"{usage.get('cost', '0.00')}/{usage.get('requests', 0)}"
+
+
+def is_restored(metadata: Mapping[str, Any], status: RunStatus) -> bool:
+    """Say whether a run comes from a backup and nobody has consented to its running, as far as its status tells.
+
+    Consent shows in the status: what was admitted has attempts, and what waits then waits for something else.
+    """
+    labels = metadata.get("labels") or {}
+    if not any(mark in labels for mark in BACKUP_MARKS) or status.attempts:
+        return False
+    return next((each.reason for each in status.conditions if each.type == "Admitted"), None) in _WAITS_AS_RESTORED
 
 
 def is_tracked(metadata: Mapping[str, Any]) -> bool:
@@ -398,7 +437,8 @@ def read_object(raw: Mapping[str, Any], spec: type[APIModel], status: type[APIMo
         "name": metadata["name"],
         "uid": metadata["uid"],
         "version": version_of(raw),
-        "generation": int(metadata.get("generation") or 0),
+        "base": version_of(raw),
+        "generation": generation_of(raw),
         "spec": found,
         "invalid": invalid,
         "status": written,

@@ -16,6 +16,7 @@ from typing import Final
 
 from almoner_core.api.execution import Attempt
 from almoner_core.identity import pod_name, pod_proof
+from almoner_operator.news import DELETED
 from almoner_operator.records import Pod, Run
 from almoner_operator.scheduling.model import WorkloadKey
 
@@ -72,18 +73,18 @@ class RunnerPods:
         self._of: dict[str, set[Place]] = {}
         """Places by the run that their pods name."""
 
-    def observe(self, pod: Pod, *, deleted: bool) -> bool:
-        """Take in what was seen of a pod; False where that is nothing new or nothing that could be an attempt's."""
+    def observe(self, pod: Pod, event: str | None) -> bool:
+        """Take in what an event (None: a list) says of a pod; False where it is nothing new, or can be no attempt's."""
         if not pod.owner or pod.name != pod_name(pod.owner, pod.run_uid, pod.attempt):
             return False
         place = (pod.namespace, pod.name)
         known = self._at.get(place, {}).get(pod.uid)
-        if deleted:
+        if event == DELETED:
             if known is None:
                 return False
             # What it said last still tells how the attempt ended.
             pod.raw["gone"] = True
-        elif known is not None and pod.version <= known.version:
+        elif known is not None and pod.version <= known.version and (event or pod.version == known.version):
             return False
         here = self._at.setdefault(place, {})
         here[pod.uid] = pod

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 from pydantic import ValidationError
 
@@ -23,13 +23,13 @@ from almoner_operator import failpoints, metrics, outcome, rates
 from almoner_operator.attempts import seen_to_end
 from almoner_operator.compute import MachineTime
 from almoner_operator.context import Context, now, run_target
-from almoner_operator.errors import ApiError, LedgerError, LedgerUnavailableError, NotFoundError
+from almoner_operator.errors import ApiError, ConflictError, LedgerError, LedgerUnavailableError, NotFoundError
 from almoner_operator.kubernetes import BY_KIND
 from almoner_operator.limiter import Rank
-from almoner_operator.records import Finished, Pod, Run, cost_mark
+from almoner_operator.records import Finished, Pod, Run, RunStatus, cost_mark, generation_of
 from almoner_operator.scheduling.model import EXECUTION
 from almoner_operator.trouble import say_trouble
-from almoner_operator.writer import COALESCE_SECONDS, difference
+from almoner_operator.writer import COALESCE_SECONDS, CONFLICTS_MAX, difference
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,8 @@ FEED_RETRY_SECONDS: Final = 1.0
 CLOSE_RETRY_SECONDS: Final = 2.0
 LEASED_RETRY_SECONDS: Final = 5.0
 WRITE_RETRY_SECONDS: Final = 2.0
+LATCHES_MAX: Final = 5
+"""So often the end of one run is written again over what others write."""
 
 
 class Settler:
@@ -229,24 +231,66 @@ class Settler:
 
     async def _late(self, done: Finished, totals: wire.ExecutionTotals) -> None:
         """Write what was reported about a run after its end."""
+
+        def told(status: RunStatus, raw: Mapping[str, Any]) -> RunStatus:
+            spec = raw.get("spec") or {}
+            return outcome.with_totals(status, totals, now(), planned=spec.get("steps") or spec.get("episodes"))
+
+        if await self._rewrite(done, told):
+            done.cost = _mark(totals)
+
+    async def latch(self, done: Finished) -> None:
+        """Write the end of a run again that somebody overwrote; a few times, since they may go on for ever."""
+        where = (done.key.namespace, done.key.name)
+        if done.latched >= LATCHES_MAX:
+            log.error("the end of %s/%s is overwritten again and again: it is left so", *where)
+            return
+        done.latched += 1
+        last = self._context.cache.last_words.get(done.key.uid)
+
+        def again(status: RunStatus, raw: Mapping[str, Any]) -> RunStatus:
+            if status.phase == done.phase:
+                return status
+            log.warning("the end of %s/%s was overwritten by somebody else", *where)
+            note = f"somebody else overwrote the status after the end: {done.phase} is written again"
+            self._context.events.tell(*done.key, reason="StatusOverwritten", note=note, warning=True)
+            return last if last is not None else outcome.written_again(done, status, generation_of(raw), now())
+
+        await self._rewrite(done, again)
+
+    async def _rewrite(self, done: Finished, change: Callable[[RunStatus, Mapping[str, Any]], RunStatus]) -> bool:
+        """Change the status of a run that has ended, as it is now; True where it is as wanted. Raises ApiError."""
         client, resource = self._context.client, BY_KIND[done.key.kind]
-        try:
-            raw = await client.get(resource, done.key.namespace, done.key.name)
-        except NotFoundError:
-            return
-        if raw["metadata"]["uid"] != done.key.uid:
-            return
-        status_type = ExecutionStatus if done.key.kind == EXECUTION else TrainingJobStatus
-        try:
-            status = status_type.model_validate(raw.get("status") or {})
-        except ValidationError:
-            return
-        spec = raw.get("spec") or {}
-        planned = spec.get("steps") or spec.get("episodes")
-        patch = difference(status, outcome.with_totals(status, totals, now(), planned=planned))
-        if patch:
-            await client.patch_status(resource, done.key.namespace, done.key.name, uid=done.key.uid, status=patch)
-        done.cost = _mark(totals)
+        status_type: type[RunStatus] = ExecutionStatus if done.key.kind == EXECUTION else TrainingJobStatus
+        for _ in range(CONFLICTS_MAX):
+            try:
+                raw = await client.get(resource, done.key.namespace, done.key.name)
+            except NotFoundError:
+                return False
+            if raw["metadata"]["uid"] != done.key.uid:
+                return False
+            try:
+                status = status_type.model_validate(raw.get("status") or {})
+            except ValidationError:
+                status = status_type()
+            patch = difference(status, change(status, raw))
+            if not patch:
+                return True
+            version = str(raw["metadata"].get("resourceVersion") or "")
+            try:
+                await client.patch_status(
+                    resource,
+                    done.key.namespace,
+                    done.key.name,
+                    uid=done.key.uid,
+                    status=patch,
+                    resource_version=version or None,
+                )
+            except ConflictError:
+                continue
+            return True
+        log.warning("the status of %s/%s changes all the time", done.key.namespace, done.key.name)
+        return False
 
 
 def _mark(totals: wire.ExecutionTotals) -> str:

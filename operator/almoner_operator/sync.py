@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from almoner_core.contract import LABEL_COMPONENT, RUNNER_COMPONENT
 from almoner_operator import metrics, tool_providers
-from almoner_operator.cache import DELETED, Cache
+from almoner_operator.cache import Cache
 from almoner_operator.context import Context
 from almoner_operator.errors import ApiError
 from almoner_operator.kubernetes import (
@@ -30,6 +30,7 @@ from almoner_operator.kubernetes import (
     KubernetesClient,
     Resource,
 )
+from almoner_operator.news import DELETED
 from almoner_operator.records import AgentRecord, ProviderRecord, QuotaRecord
 from almoner_operator.scheduling.model import EXECUTION, TRAINING_JOB
 from almoner_operator.tool_records import ToolProviderRecord

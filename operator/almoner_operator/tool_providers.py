@@ -12,36 +12,19 @@ from typing import TYPE_CHECKING, Any
 from almoner_core.api.agent import AgentSpec
 from almoner_core.api.tool_provider import ToolProviderReason, ToolProviderSpec
 from almoner_core.contract import MeterTool
+from almoner_operator import news
 from almoner_operator.tool_records import ToolProviderRecord, parse
 
 if TYPE_CHECKING:
     from almoner_operator.agents import SecretFacts
     from almoner_operator.cache import Cache, Space
 
-DELETED = "DELETED"
-
 
 def observe(cache: Cache, event: str | None, raw: Mapping[str, Any]) -> None:
     """Take in a ToolProvider."""
-    space, name = cache.space(raw["metadata"]["namespace"]), str(raw["metadata"]["name"])
-    known = space.tool_providers.get(name)
-    same = known is not None and known.uid == raw["metadata"]["uid"]
-    if event == DELETED:
-        if same:
-            del space.tool_providers[name]
-            touched(cache, space, name)
-        return
-    record = parse(raw)
-    if known is not None and same:
-        if record.version <= known.version:
-            return
-        known.version = record.version
-        if record.generation == known.generation:
-            return
-        record.status, record.written = known.status, known.written
-        known.successor = record
-    space.tool_providers[name] = record
-    touched(cache, space, name)
+    space = cache.space(raw["metadata"]["namespace"])
+    if news.observe(space.tool_providers, event, raw, parse):
+        touched(cache, space, str(raw["metadata"]["name"]))
 
 
 def touched(cache: Cache, space: Space, name: str) -> None:

@@ -30,7 +30,7 @@ class ToolProviderRecord:
     written: ToolProviderStatus
     reason: ToolProviderReason = ToolProviderReason.READY
     message: str = ""
-    wrote: int = 0
+    base: int = 0
     writing: bool = False
     rank: int = 9
     successor: ToolProviderRecord | None = None

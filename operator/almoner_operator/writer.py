@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from almoner_core.api.base import APIModel
 from almoner_operator import metrics
-from almoner_operator.errors import ApiError, ConflictError, InvalidError, NotFoundError
+from almoner_operator.errors import ApiError, ConflictError, InvalidError, LeadershipLostError, NotFoundError
 from almoner_operator.kubernetes import KubernetesClient, Resource
 from almoner_operator.limiter import Rank, TokenBucket
 
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 COALESCE_SECONDS: Final = 0.3
 RETRY_SECONDS: Final = 2.0
+CONFLICTS_MAX: Final = 5
+"""So often in a row an object is read again that others change all the time; then it waits its turn."""
 BACKGROUND_RATE: Final = 50.0
 BACKGROUND_BURST: Final = 500.0
 
@@ -32,7 +34,9 @@ BACKGROUND_BURST: Final = 500.0
 class Written(Protocol):
     """What a record must have to be written."""
 
-    wrote: int
+    version: int
+    generation: int
+    base: int
     writing: bool
     rank: int
 
@@ -66,11 +70,25 @@ class Target:
 
 
 class StatusWriter:
-    """Writes statuses in the background, or at once where the caller must know that it is written."""
+    """Writes statuses in the background, or at once where the caller must know that it is written.
 
-    def __init__(self, client: KubernetesClient, *, gone: Callable[[Target], None]) -> None:
+    A write only holds for the version that it was computed from. Where the object changed meanwhile it is read again,
+    `seen` takes that in, and what still differs from what is meant is written. `gone` is told of what is no more;
+    `leads` says whether this process surely leads.
+    """
+
+    def __init__(
+        self,
+        client: KubernetesClient,
+        *,
+        gone: Callable[[Target], None],
+        seen: Callable[[Target, Mapping[str, Any]], None],
+        leads: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._client = client
         self._gone = gone
+        self._seen = seen
+        self._leads = leads
         self._tasks: set[asyncio.Task[None]] = set()
         self._locks: dict[str, asyncio.Lock] = {}
         self._later: dict[str, tuple[float, asyncio.TimerHandle]] = {}
@@ -114,6 +132,8 @@ class StatusWriter:
             log.error(  # noqa: TRY400 - the API server's message says it all
                 "status of %s %s/%s refused: %s", target.resource.kind, target.namespace, target.name, error
             )
+        except LeadershipLostError as error:
+            log.warning("status of %s %s/%s: %s", target.resource.kind, target.namespace, target.name, error)
         except ApiError as error:
             log.warning(
                 "status of %s %s/%s not written yet: %s", target.resource.kind, target.namespace, target.name, error
@@ -136,6 +156,7 @@ class StatusWriter:
                 self._locks.pop(target.uid, None)
 
     async def _write(self, target: Target, rank: Rank) -> bool:
+        conflicts = 0
         while True:
             record = target.record
             meant = record.status
@@ -143,20 +164,54 @@ class StatusWriter:
             if not patch:
                 metrics.PATCHES_SKIPPED.inc()
                 return True
+            self._assert_leading()
             try:
                 version = await self._client.patch_status(
-                    target.resource, target.namespace, target.name, uid=target.uid, status=patch, rank=rank
+                    target.resource,
+                    target.namespace,
+                    target.name,
+                    uid=target.uid,
+                    status=patch,
+                    rank=rank,
+                    resource_version=str(record.base) if record.base else None,
                 )
-            except (NotFoundError, ConflictError):
-                # Gone, or another object has its name: the watch says so too, soon.
+            except NotFoundError:
                 self._gone(target)
                 return False
+            except ConflictError:
+                # Changed by somebody else, or gone and another has its name: read, and judged anew.
+                metrics.PATCH_CONFLICTS.labels(target.resource.kind).inc()
+                conflicts += 1
+                if conflicts > CONFLICTS_MAX:
+                    raise
+                if not await self._read_again(target, rank):
+                    return False
+                continue
             record = target.record  # It may have changed hands while the patch was under way.
             record.written = meant
             if version.isdigit():
-                record.wrote = max(record.wrote, int(version))
-            if record.status is meant:
+                record.base = int(version)
+            if record.version > record.base and not await self._read_again(target, rank):
+                return False  # Whatever came while the patch was under way was not looked at.
+            if record.written is meant and record.status is meant:
                 return True
+
+    async def _read_again(self, target: Target, rank: Rank) -> bool:
+        """Take in what the API server has now; False where the object is gone. Raises ApiError."""
+        try:
+            raw = await self._client.get(target.resource, target.namespace, target.name, rank=rank)
+        except NotFoundError:
+            raw = {}
+        if (raw.get("metadata") or {}).get("uid") != target.uid:
+            self._gone(target)  # The watch says so too, soon.
+            return False
+        self._seen(target, raw)
+        return True
+
+    def _assert_leading(self) -> None:
+        """A process that was paused may have lost the lead: what it meant to say then is nobody's word now."""
+        if not self._leads():
+            raise LeadershipLostError("the lease ran out before a write")
 
     async def drain(self, seconds: float) -> None:
         """Write what is marked, for a clean stop."""

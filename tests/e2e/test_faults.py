@@ -118,6 +118,28 @@ sys.exit(1)
     assert meter.restart_count == 1
 
 
+@pytest.mark.parametrize("podless", [False, True], ids=["its pod is there", "its pod is gone"])
+def test_a_run_whose_status_was_wiped_while_no_operator_looked_is_not_run_again(fragile: World, podless: bool) -> None:
+    world, stack = fragile, fragile.site.stack
+    world.script("spender", SPENDER)
+    run(world, "one", "spender", retry={"limit": 3})
+    (before,) = world.succeeded("one")
+    stack.stop_operator()
+    world.custom.patch_namespaced_custom_object_status(
+        "almoner.dev", "v1alpha1", world.namespace, "executions", "one", {"status": None}
+    )
+    if podless:
+        pod = before["attempts"][0]["pod"]
+        world.core.delete_namespaced_pod(pod, world.namespace, grace_period_seconds=0)
+    stack.start_operator()
+    status = world.ended("one", "Failed")
+    failed = next(each for each in status["conditions"] if each["type"] == "Failed")
+    assert failed["reason"] == "StatusLost"
+    assert "attempt 1 has run" in failed["message"]
+    assert world.settled() == ONE, "and the status has what the ledger charged"
+    assert len(world.model.requests) == 1
+
+
 def world_records(world: World) -> list[tuple[str, int]]:
     """Outcome and nano-dollars of every call that the ledger has for the namespace; machine time is no call."""
     database = world.site.stack.directory / "ledger.db"

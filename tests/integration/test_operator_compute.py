@@ -21,6 +21,7 @@ from almoner_operator.cache import Cache
 from almoner_operator.compute import MachineTime
 from almoner_operator.errors import LedgerError, LedgerUnavailableError
 from almoner_operator.machines import ComputeSettings
+from almoner_operator.news import DELETED
 from almoner_operator.pods import RunnerSettings
 from almoner_operator.records import Run, parse_pod
 from almoner_operator.scheduling.model import EXECUTION, Requests, Stop, StopCause
@@ -148,7 +149,7 @@ class Site:
         }
         pod = parse_pod(raw)
         assert pod is not None
-        self.cache.pods.observe(pod, deleted=gone)
+        self.cache.pods.observe(pod, DELETED if gone else "MODIFIED")
 
     @property
     def run(self) -> Run:

@@ -12,8 +12,9 @@ from almoner_core.api.execution import AttemptOutcome, ExecutionStatus
 from almoner_operator import outcome
 from almoner_operator.admitted import Admitted
 from almoner_operator.attempts import AttemptEnd
-from almoner_operator.cache import DELETED, Cache
+from almoner_operator.cache import Cache
 from almoner_operator.lifecycle import Lifecycle
+from almoner_operator.news import DELETED
 from almoner_operator.records import Run
 from almoner_operator.scheduling.decide import decide
 from almoner_operator.scheduling.model import EXECUTION, Decisions, Requests, WorkloadState

@@ -22,8 +22,9 @@ from almoner_core.wire import AccountKey, AccountState, AllotmentState, Dimensio
 from almoner_operator import outcome
 from almoner_operator.accounts import limit_statuses, unsupported
 from almoner_operator.attempts import AttemptEnd
-from almoner_operator.cache import DELETED, Cache
+from almoner_operator.cache import Cache
 from almoner_operator.limiter import Limiter, Rank, TokenBucket
+from almoner_operator.news import DELETED
 from almoner_operator.records import Finished, Run, parse_pod, parse_quota, parse_run
 from almoner_operator.scheduling.model import EXECUTION, Account, Requests, StopCause, SubjectUse, WorkloadState
 from almoner_operator.writer import difference

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from almoner_core.identity import pod_name, pod_proof
-from almoner_operator.cache import DELETED, Cache
+from almoner_operator.cache import Cache
+from almoner_operator.news import DELETED
 from almoner_operator.records import Run
 from almoner_operator.runner_pods import SAME_PLACE_MAX
 from almoner_operator.scheduling.model import EXECUTION, Requests

@@ -213,7 +213,7 @@ def test_the_cache_takes_tool_providers_in() -> None:
     assert cache.tool_providers_changed == {("team", "serper")}
     cache.tool_providers_changed.clear()
     tool_providers.observe(cache, "MODIFIED", raw(6))  # a status write, most likely our own
-    tool_providers.observe(cache, "MODIFIED", raw(4, generation=2))  # late
+    tool_providers.observe(cache, "MODIFIED", raw(4))  # late
     assert space.tool_providers["serper"] is first
     assert not cache.tool_providers_changed
     tool_providers.observe(cache, "MODIFIED", raw(7, generation=2, type="Custom"))

@@ -67,6 +67,9 @@ class WaitReason(StrEnum):
     """The quota's stopPolicy holds its queue."""
     SUSPENDED = "Suspended"
     """The execution itself is suspended."""
+    RESTORED = "Restored"
+    """It was restored from a backup without its status, so it may have run already: it waits as if suspended until
+    `spec.suspend` is set to false from true, or the backup's label is removed."""
     AGENT_NOT_FOUND = "AgentNotFound"
     """The Agent does not exist (yet)."""
     AGENT_NOT_READY = "AgentNotReady"
@@ -139,6 +142,9 @@ class FailureReason(StrEnum):
     """queueTimeoutSeconds ran out while it waited in the queue."""
     INVALID_SPEC = "InvalidSpec"
     """The stored object does not fit the schema of this version."""
+    STATUS_LOST = "StatusLost"
+    """Somebody overwrote the status, and the ledger knows that it has run: how it ended is not known, and nothing runs
+    twice. Create another to run it again."""
 
 
 class ExecutionReason(StrEnum):

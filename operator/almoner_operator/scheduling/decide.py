@@ -50,7 +50,7 @@ POSITION_EXACT_MAX: Final = 100
 NEVER_SECONDS: Final = 5
 """So long after it was queued, or its quota changed, one that can never start is ended: of manifests that are applied
 together, some are seen later than others."""
-_NOT_IN_QUEUE: Final = (WaitReason.SUSPENDED, WaitReason.BACKOFF)
+_NOT_IN_QUEUE: Final = (WaitReason.RESTORED, WaitReason.SUSPENDED, WaitReason.BACKOFF)
 _BUCKET: Final = 100
 _DEFAULT: Final = Settings()
 
