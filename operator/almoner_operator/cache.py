@@ -20,7 +20,7 @@ from typing import Any, Final
 from almoner_core.api.agent import AgentReason, AgentSpec, AgentType
 from almoner_core.api.execution import ExecutionPhase, WaitReason
 from almoner_core.wire import AccountState, Dimension
-from almoner_operator import clocks, demand, news
+from almoner_operator import apart, clocks, demand, news
 from almoner_operator.alerts import account_of
 from almoner_operator.counts import Counts
 from almoner_operator.news import DELETED
@@ -226,12 +226,16 @@ class Cache:
             record.judged = known.judged and known.generation == record.generation
         self.agent_touched(space.name, name)
 
-    def agent_touched(self, namespace: str, name: str) -> None:
-        """Note that an Agent, or whether it can be used, changed: what waits for it is looked at again."""
+    def agent_touched(self, namespace: str, name: str, *, judged: bool = False) -> None:
+        """Note that an Agent, or whether it can be used, changed: what waits for it is looked at again.
+
+        `judged`: by whoever judges it, so it need not be judged itself.
+        """
         space = self.space(namespace)
         space.dirty |= space.by_agent.get(name, set())
         space.stale = True
-        self.agents_changed.add((namespace, name))
+        if not judged:
+            self.agents_changed.add((namespace, name))
         self.wake()
 
     def observe_quota(self, event: str | None, raw: Mapping[str, Any]) -> None:
@@ -248,14 +252,15 @@ class Cache:
         if news.observe(space.providers, event, raw, parse_provider):
             self._provider_touched(space, str(raw["metadata"]["name"]))
 
-    def _provider_touched(self, space: Space, name: str) -> None:
-        self.providers_changed.add((space.name, name))
+    def _provider_touched(self, space: Space, name: str, *, judged: bool = False) -> None:
+        if not judged:
+            self.providers_changed.add((space.name, name))
         self.agents_changed.update((space.name, agent.name) for agent in space.agents.values() if _uses(agent, name))
         self.wake()
 
-    def provider_touched(self, namespace: str, name: str) -> None:
-        """Note that whether a provider can be used changed."""
-        self._provider_touched(self.space(namespace), name)
+    def provider_touched(self, namespace: str, name: str, *, judged: bool = False) -> None:
+        """Note that whether a provider can be used changed; `judged` by whoever judges it."""
+        self._provider_touched(self.space(namespace), name, judged=judged)
 
     def observe_pod(self, event: str | None, raw: Mapping[str, Any], moment: datetime | None = None) -> None:
         """Take in a runner pod, seen at `moment` (now)."""
@@ -371,11 +376,10 @@ class Cache:
     def _build(self, space: Space) -> Namespace:
         for uid in space.dirty:
             run = space.runs.get(uid)
-            workload = self._workload(space, run) if run is not None else None
-            if workload is None:
+            if run is None:
                 space.workloads.pop(uid, None)
             else:
-                space.workloads[uid] = workload
+                self._reckon(space, run)
         space.dirty.clear()
         return Namespace(
             name=space.name,
@@ -384,6 +388,22 @@ class Cache:
             agents={record.name: _agent(record) for record in space.agents.values()},
             shares={},
         )
+
+    def _reckon(self, space: Space, run: Run) -> None:
+        """Work out what the scheduler sees of a run. Where that fails, what waits is left out, and what runs stays."""
+        was, name = run.problem, f"{run.key.namespace}/{run.key.name}"
+        run.problem = apart.each("reckoning", name, self._place, space, run)
+        if run.problem and run.attempt is None and not run.admitting:
+            space.workloads.pop(run.key.uid, None)
+        if run.problem and run.problem != was:
+            self.review.add(run.key.uid)
+
+    def _place(self, space: Space, run: Run) -> None:
+        workload = self._workload(space, run)
+        if workload is None:
+            space.workloads.pop(run.key.uid, None)
+        else:
+            space.workloads[run.key.uid] = workload
 
     def _workload(self, space: Space, run: Run) -> Workload | None:
         """Give what the scheduler sees of a run; None while it neither waits nor holds anything."""

@@ -13,15 +13,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from almoner_core import wire
 from almoner_core.compute import Machine
 from almoner_core.identity import allotment_id, compute_allotment_id, operation_id
 from almoner_core.money import Money
-from almoner_operator import failpoints
+from almoner_operator import apart, failpoints
 from almoner_operator.attempts import has_terminated
 from almoner_operator.context import Context
 from almoner_operator.errors import LeadershipLostError, LedgerError, LedgerUnavailableError
@@ -103,28 +103,32 @@ class MachineTime:
 
     async def round(self) -> None:
         """Charge every pod that is due; what is asked together travels together."""
-        cache, moment = self._context.cache, int(self._clock())
-        due = []
-        for run in cache.runs.values():
-            attempt = run.attempt
-            if attempt is None or attempt.allotment is None or run.end is not None or run.settling:
-                continue
-            meter = self._meters.get(attempt.allotment)
-            pod = cache.pods.of(run) if meter is not None else None
-            if meter is None or pod is None or pod.raw.get("gone") or has_terminated(pod.raw):
-                continue
-            meter.seen = seen = pod_time(pod.raw)
-            if meter.lock.locked() or seen.start is None or not self._due(run, meter, seen.start, moment):
-                continue
-            if not meter.covered:
-                since = seen.start if meter.until is None else meter.until
-                meter.covered = since + self._settings.ahead(seen.grace_seconds)
-            due.append(self._charge(run, attempt.allotment, meter, seen, moment))
+        moment = int(self._clock())
+        due: list[Coroutine[Any, Any, None]] = []
+        for run in self._context.cache.runs.values():
+            apart.each("charging", f"{run.key.namespace}/{run.key.name}", self._look, run, moment, due)
         for result in await asyncio.gather(*due, return_exceptions=True):
             if isinstance(result, LeadershipLostError):
                 raise result
             if isinstance(result, BaseException):
                 log.error("charging machine time failed: %s", result, exc_info=result)
+
+    def _look(self, run: Run, moment: int, due: list[Coroutine[Any, Any, None]]) -> None:
+        """See whether a run's pod is to be charged now."""
+        attempt = run.attempt
+        if attempt is None or attempt.allotment is None or run.end is not None or run.settling:
+            return
+        meter = self._meters.get(attempt.allotment)
+        pod = self._context.cache.pods.of(run) if meter is not None else None
+        if meter is None or pod is None or pod.raw.get("gone") or has_terminated(pod.raw):
+            return
+        meter.seen = seen = pod_time(pod.raw)
+        if meter.lock.locked() or seen.start is None or not self._due(run, meter, seen.start, moment):
+            return
+        if not meter.covered:
+            since = seen.start if meter.until is None else meter.until
+            meter.covered = since + self._settings.ahead(seen.grace_seconds)
+        due.append(self._charge(run, attempt.allotment, meter, seen, moment))
 
     def _due(self, run: Run, meter: _Meter, start: int, moment: int) -> bool:
         if meter.pending is not None or (meter.refused is not None and run.stop is None):

@@ -23,9 +23,10 @@ from almoner_core.api.execution import (
     ExecutionPhase,
     ExecutionReason,
     FailureReason,
+    WaitReason,
 )
 from almoner_core.identity import allotment_id, pod_name
-from almoner_operator import demand, outcome, windows
+from almoner_operator import apart, demand, outcome, windows
 from almoner_operator.admit import Admitter
 from almoner_operator.attempts import (
     REASONS,
@@ -46,7 +47,7 @@ from almoner_operator.limiter import Rank
 from almoner_operator.machines import pod_time
 from almoner_operator.records import Finished, Pod, Run, Stuck, parse_time
 from almoner_operator.runner_pods import known_uid, place_of
-from almoner_operator.scheduling.model import Rejection, Stop, StopCause, WorkloadKey
+from almoner_operator.scheduling.model import Rejection, Stop, StopCause, Wait, WorkloadKey
 from almoner_operator.settle import Settler
 from almoner_operator.trouble import say_trouble
 from almoner_operator.writer import COALESCE_SECONDS, difference
@@ -103,20 +104,17 @@ class Lifecycle:
         for uid in uids:
             run = cache.runs.get(uid)
             if run is not None:
-                try:
-                    self.review(run)
-                except Exception:  # One odd object must not keep the others from being looked at.
-                    log.exception("looking at %s/%s failed", run.key.namespace, run.key.name)
+                apart.each("looking at", f"{run.key.namespace}/{run.key.name}", self.review, run)
             elif uid not in cache.finished and uid in cache.pods:
-                self._review_left_pods(uid)
+                apart.each("looking at what is left", uid, self._review_left_pods, uid)
         self._tell_strangers()
         self._latch_ends()
         gone, cache.gone = cache.gone, []
         for run in gone:
-            self._adopt_gone(run)
+            apart.each("giving back", f"{run.key.namespace}/{run.key.name}", self._adopt_gone, run)
         done, cache.finished_changed = cache.finished_changed, set()
         for uid in done:
-            self._note_expiry(uid)
+            apart.each("noting the end", uid, self._note_expiry, uid)
         if gone:
             self._review_orphans()
 
@@ -125,6 +123,8 @@ class Lifecycle:
         if run.admitting or run.settling:
             return
         self._put_right(run)
+        if run.problem and run.attempt is None:
+            self._say_problem(run)
         if run.status.phase in TERMINAL_PHASES:
             run.settling = True
             self._context.spawn(self._finish(run), f"finish {run.key.namespace}/{run.key.name}")
@@ -163,6 +163,14 @@ class Lifecycle:
             delay = min(OVERWRITES_SECONDS_MAX, COALESCE_SECONDS * 2 ** min(run.overwrites, 16))
             run.overwrites += 1
             self._context.writer.mark(run_target(run), Rank.STATUS, delay=delay)
+
+    def _say_problem(self, run: Run) -> None:
+        """Say why a run that waits cannot be decided on: something in it that nobody reckoned with."""
+        text = f"it cannot be decided on: {run.problem}"
+        if run.status.message != text:
+            run.status = outcome.waiting(run, Wait(WaitReason.QUEUED, text), (), now())
+            self._context.cache.count_run(run)
+            self._context.writer.mark(run_target(run), Rank.STATUS)
 
     def _latch_ends(self) -> None:
         """Write the ends of runs again that somebody overwrote."""
@@ -406,7 +414,7 @@ class Lifecycle:
         windows.ask_again(cache, moment)
         for run in list(cache.runs.values()):
             if run.attempt is not None and not run.settling:
-                self._check_timeout(run, moment)
+                apart.each("timing", f"{run.key.namespace}/{run.key.name}", self._check_timeout, run, moment)
                 cache.review.add(run.key.uid)
         self.review_all()
         self._review_orphans()
@@ -480,38 +488,39 @@ class Lifecycle:
 
     async def reconcile(self) -> None:
         """Compare the ledger's open allotments with runs, after a start. Raises LedgerError."""
-        cache = self._context.cache
-        count = 0
+        before = len(self._orphans)
         async for view in self._context.ledger.open_allotments():
-            run = cache.runs.get(view.execution.uid)
-            if run is not None and run.attempt is None and self._is_lost(run, view):
-                self._take_back(run, view)
-            attempt = run.attempt if run is not None else None
-            allotment = self._machines.adopt(view) if view.purpose is wire.Purpose.COMPUTE else view.allotment
-            if run is not None and attempt is not None and attempt.allotment == allotment:
-                if view.pod_uid is not None:
-                    run.bound = attempt.number
-                if view.pod_uid is not None and attempt.pod_uid != view.pod_uid:
-                    # Its pod existed: if it is not there now it vanished, and must not be created again.
-                    run.status = run.status.model_copy(
-                        update={"attempts": outcome.changed_attempt(run, pod_uid=view.pod_uid)}
-                    )
-                continue
-            if view.purpose is wire.Purpose.COMPUTE and allotment in self._orphans:
-                continue
-            count += 1
-            self._orphans[allotment] = Orphan(
-                allotment,
-                view.execution.namespace,
-                view.execution.uid,
-                view.execution.attempt,
-                pod_name(view.execution.name, view.execution.uid, view.execution.attempt),
-                view.pod_uid,
-                time.monotonic() - view.seconds_since_exchange,
-            )
-        if count:
+            apart.each("reconciling", view.allotment, self._reconcile, view)
+        if count := len(self._orphans) - before:
             log.info("%d open allotments belong to nothing that runs; they are given back", count)
         self._review_orphans()
+
+    def _reconcile(self, view: wire.AllotmentView) -> None:
+        run = self._context.cache.runs.get(view.execution.uid)
+        if run is not None and run.attempt is None and self._is_lost(run, view):
+            self._take_back(run, view)
+        attempt = run.attempt if run is not None else None
+        allotment = self._machines.adopt(view) if view.purpose is wire.Purpose.COMPUTE else view.allotment
+        if run is not None and attempt is not None and attempt.allotment == allotment:
+            if view.pod_uid is not None:
+                run.bound = attempt.number
+            if view.pod_uid is not None and attempt.pod_uid != view.pod_uid:
+                # Its pod existed: if it is not there now it vanished, and must not be created again.
+                run.status = run.status.model_copy(
+                    update={"attempts": outcome.changed_attempt(run, pod_uid=view.pod_uid)}
+                )
+            return
+        if view.purpose is wire.Purpose.COMPUTE and allotment in self._orphans:
+            return
+        self._orphans[allotment] = Orphan(
+            allotment,
+            view.execution.namespace,
+            view.execution.uid,
+            view.execution.attempt,
+            pod_name(view.execution.name, view.execution.uid, view.execution.attempt),
+            view.pod_uid,
+            time.monotonic() - view.seconds_since_exchange,
+        )
 
     @staticmethod
     def _is_lost(run: Run, view: wire.AllotmentView) -> bool:
@@ -539,9 +548,12 @@ class Lifecycle:
 
     def _review_orphans(self) -> None:
         for orphan in list(self._orphans.values()):
-            if not orphan.closing and self._may_close(orphan):
-                orphan.closing = True
-                self._context.spawn(self._close_orphan(orphan), f"close {orphan.allotment}")
+            apart.each("giving back", orphan.allotment, self._review_orphan, orphan)
+
+    def _review_orphan(self, orphan: Orphan) -> None:
+        if not orphan.closing and self._may_close(orphan):
+            orphan.closing = True
+            self._context.spawn(self._close_orphan(orphan), f"close {orphan.allotment}")
 
     def _may_close(self, orphan: Orphan) -> bool:
         """Whether the attempt's pod surely runs no more."""

@@ -15,7 +15,7 @@ from typing import Final
 
 from almoner_core.api.execution import WaitReason
 from almoner_core.text import short
-from almoner_operator import metrics, outcome
+from almoner_operator import apart, metrics, outcome
 from almoner_operator.accounts import Accounts
 from almoner_operator.admit import Admitter
 from almoner_operator.admitted import Admitted
@@ -105,12 +105,14 @@ class Loop:
         cache = self._context.cache
         for name in decisions.changed:
             decided = decisions.namespaces[name]
+            if decided.problem:
+                log.error("namespace %s cannot be decided on: %s", name, decided.problem)
             for key in decided.cancel:
-                self._lifecycle.cancel(key)
+                apart.each("cancelling", f"{name}/{key.name}", self._lifecycle.cancel, key)
             for rejection in decided.reject:
-                self._lifecycle.reject(rejection)
+                apart.each("rejecting", f"{name}/{rejection.key.name}", self._lifecycle.reject, rejection)
             for stop in decided.stop:
-                self._lifecycle.stop(stop)
+                apart.each("stopping", f"{name}/{stop.key.name}", self._lifecycle.stop, stop)
         for admission in decisions.admit:
             if self._admitting >= ADMISSIONS_MAX:
                 break
@@ -165,7 +167,8 @@ class Loop:
             for key, wait in decided.waiting.items():
                 run = self._context.cache.runs.get(key.uid)
                 if run is not None:
-                    self._say(run, wait, decided.quotas.get(key, ()), moment)
+                    quotas = decided.quotas.get(key, ())
+                    apart.each("saying why it waits", f"{name}/{key.name}", self._say, run, wait, quotas, moment)
                 count += 1
                 if count % SWEEP_SLICE == 0:
                     await asyncio.sleep(0)

@@ -28,6 +28,11 @@ API_WAIT_SECONDS: Final = Histogram("almoner_api_wait_seconds", "Time that a req
 LEDGER_SECONDS: Final = Histogram("almoner_ledger_seconds", "Time of a request to the ledger.", ["call"], buckets=_FAST)
 API_RETRIES: Final = Counter("almoner_api_retries_total", "Requests to the API server that were sent again.")
 LEDGER_ERRORS: Final = Counter("almoner_ledger_errors_total", "Answers of the ledger that were errors.", ["code"])
+FAULTS: Final = Counter(
+    "almoner_object_faults_total",
+    "Objects whose handling failed while others' went on, by what was done.",
+    ["what"],
+)
 EVENTS_DROPPED: Final = Counter("almoner_events_dropped_total", "Kubernetes events not sent, to spare the API server.")
 QUOTA_ALERTS: Final = Counter(
     "almoner_quota_alerts_total", "Budget thresholds that fired, by quota.", ["namespace", "quota", "percent"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
 from almoner_core.agent_checks import Checked, Problem, ProblemKind, first_problem
@@ -20,11 +20,19 @@ from almoner_core.api.base import LocalObjectReference
 from almoner_core.api.execution import ExecutionPhase
 from almoner_core.api.model_provider import ProviderReason
 from almoner_core.api.tool_provider import ToolProviderReason
-from almoner_operator import demand, tool_providers
-from almoner_operator.agents import AgentFacts, ProviderFacts, ToolProviderFacts, agent_verdict, provider_verdict
+from almoner_operator import apart, demand, tool_providers
+from almoner_operator.agents import (
+    AgentFacts,
+    ProviderFacts,
+    SecretFacts,
+    ToolProviderFacts,
+    agent_verdict,
+    provider_verdict,
+)
 from almoner_operator.cache import Space
 from almoner_operator.conditions import agent_conditions, provider_conditions, tool_provider_conditions
 from almoner_operator.context import Context, now, target_of
+from almoner_operator.errors import LeadershipLostError
 from almoner_operator.limiter import Rank
 from almoner_operator.outcome import moment
 from almoner_operator.records import AgentRecord, ProviderRecord
@@ -126,11 +134,53 @@ class Observer:
             async with slots:
                 try:
                     await judge(self._context.cache.space(namespace), name)
-                except Exception:
+                except LeadershipLostError:
+                    raise
+                except Exception as error:
                     log.exception("%s %s/%s cannot be judged", kind, namespace, name)
                     self._not_judged.add((kind, namespace, name))
+                    apart.each("saying why", f"{namespace}/{name}", self._give_up, kind, namespace, name, error)
 
         await asyncio.gather(*(one(namespace, name) for namespace, name in names))
+
+    def _give_up(self, kind: str, namespace: str, name: str, error: Exception) -> None:
+        """Say that an object cannot be used, since judging it failed; it is tried again with the next look."""
+        space, context = self._context.cache.space(namespace), self._context
+        text = f"it cannot be judged: {type(error).__name__}: {error}"[:500]
+        moment = now().replace(microsecond=0)
+        if kind == "Agent" and (agent := space.agents.get(name)) is not None:
+            agent.reason, agent.message, agent.judged = AgentReason.INVALID_SPEC, text, True
+            said = agent_conditions(
+                agent.reason, text, generation=agent.generation, previous=agent.status.conditions, now=moment
+            )
+            agent.status = agent.status.model_copy(update={"observed_generation": agent.generation, "conditions": said})
+            context.cache.agent_touched(namespace, name, judged=True)
+            context.writer.mark(target_of(kind, agent))
+        elif kind == "ModelProvider" and (provider := space.providers.get(name)) is not None:
+            provider.reason, provider.message = ProviderReason.INVALID_SPEC, text
+            said = provider_conditions(
+                provider.reason,
+                text,
+                bypassable=False,
+                generation=provider.generation,
+                previous=provider.status.conditions,
+                now=moment,
+            )
+            provider.status = provider.status.model_copy(
+                update={"observed_generation": provider.generation, "conditions": said}
+            )
+            context.cache.provider_touched(namespace, name, judged=True)
+            context.writer.mark(target_of(kind, provider))
+        elif (source := space.tool_providers.get(name)) is not None:
+            source.reason, source.message = ToolProviderReason.INVALID_SPEC, text
+            said = tool_provider_conditions(
+                source.reason, text, generation=source.generation, previous=source.status.conditions, now=moment
+            )
+            source.status = source.status.model_copy(
+                update={"observed_generation": source.generation, "conditions": said}
+            )
+            tool_providers.touched(context.cache, space, name, judged=True)
+            context.writer.mark(target_of(kind, source))
 
     async def _judge_named_provider(self, space: Space, name: str) -> None:
         if (record := space.providers.get(name)) is not None:
@@ -151,6 +201,8 @@ class Observer:
         else:
             names = [record.spec.credentials.name] if record.spec.credentials is not None else []
             secrets = await self._context.secrets.facts(record.namespace, names)
+            if record.successor is not None:
+                return  # It changed meanwhile, and is marked to be judged as it is now.
             record.reason, record.message, bypassable = provider_verdict(record.spec, secrets)
         conditions = provider_conditions(
             record.reason,
@@ -166,8 +218,7 @@ class Observer:
         context.writer.mark(target_of("ModelProvider", record))
         if (record.reason, record.message) != before:
             self._tell("ModelProvider", record, good=record.reason is ProviderReason.READY)
-            context.cache.provider_touched(record.namespace, record.name)
-            context.cache.providers_changed.discard((record.namespace, record.name))
+            context.cache.provider_touched(record.namespace, record.name, judged=True)
 
     async def _judge_tool_provider(self, record: ToolProviderRecord) -> None:
         context, before = self._context, (record.reason, record.message)
@@ -176,6 +227,8 @@ class Observer:
         else:
             names = [record.spec.credentials.name] if record.spec.credentials is not None else []
             secrets = await context.secrets.facts(record.namespace, names)
+            if record.successor is not None:
+                return
             record.reason, record.message = tool_providers.verdict(record.spec, secrets)
         conditions = tool_provider_conditions(
             record.reason,
@@ -190,15 +243,20 @@ class Observer:
         context.writer.mark(target_of("ToolProvider", record))
         if (record.reason, record.message) != before:
             self._tell("ToolProvider", record, good=record.reason is ToolProviderReason.READY)
-            tool_providers.touched(context.cache, context.cache.space(record.namespace), record.name)
-            context.cache.tool_providers_changed.discard((record.namespace, record.name))
+            tool_providers.touched(context.cache, context.cache.space(record.namespace), record.name, judged=True)
 
     async def _judge_agent(self, space: Space, record: AgentRecord) -> None:
         context, before = self._context, (record.reason, record.message)
         if record.spec is None:
             record.reason, record.message = AgentReason.INVALID_SPEC, record.invalid
         else:
-            record.reason, record.message = agent_verdict(record.spec, await self._agent_facts(space, record))
+            secrets = await self._context.secrets.facts(space.name, secrets_of(record.spec.runner))
+            checked = await _checked(record, record.spec)
+            if record.successor is not None:
+                return
+            # What else is known is looked at after the last wait: what changes from here on marks the Agent again.
+            facts = self._agent_facts(space, record, secrets, checked)
+            record.reason, record.message = agent_verdict(record.spec, facts)
         conditions = agent_conditions(
             record.reason,
             record.message,
@@ -225,8 +283,7 @@ class Observer:
         )
         if changed:
             self._tell("Agent", record, good=record.reason is AgentReason.READY)
-            context.cache.agent_touched(record.namespace, record.name)
-            context.cache.agents_changed.discard((record.namespace, record.name))
+            context.cache.agent_touched(record.namespace, record.name, judged=True)
 
     def _counts(self, record: AgentRecord) -> tuple[ExecutionCounts, tuple[object, str] | None]:
         counted = self._context.cache.counts
@@ -258,7 +315,10 @@ class Observer:
                 warning=True,
             )
 
-    async def _agent_facts(self, space: Space, record: AgentRecord) -> AgentFacts:
+    @staticmethod
+    def _agent_facts(
+        space: Space, record: AgentRecord, secrets: Mapping[str, SecretFacts], checked: Checked
+    ) -> AgentFacts:
         spec = record.spec
         assert spec is not None
         return AgentFacts(
@@ -268,10 +328,10 @@ class Observer:
                 if each.spec is not None
             },
             tool_providers=_tool_facts(space),
-            secrets=await self._context.secrets.facts(space.name, secrets_of(spec.runner)),
+            secrets=secrets,
             has_price=lambda provider, model: _has_price(space, provider, model),
             budgeted=_budgeted(space, record, spec),
-            checked=await _checked(record, spec),
+            checked=checked,
         )
 
 

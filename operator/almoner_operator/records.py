@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -39,6 +40,8 @@ from almoner_core.wire import AllotmentState, ExecutionTotals
 from almoner_operator.admitted import Admitted
 from almoner_operator.attempts import AttemptEnd
 from almoner_operator.scheduling.model import EXECUTION, Hold, StopCause, WorkloadKey
+
+log = logging.getLogger(__name__)
 
 TRACKING_MARKS: Final = (
     "argocd.argoproj.io/tracking-id",
@@ -154,6 +157,8 @@ class Run:
     overwritten: bool = False
     """Whether somebody else changed its status, and that is still to be put right."""
     overwrites: int = 0
+    problem: str = ""
+    """Why the scheduler does not see it: working out what it needs failed."""
     restored: bool = False
     """Whether it was restored from a backup, and nobody has said since that it is to run."""
     pod_missing_since: float | None = None
@@ -536,3 +541,6 @@ def _parsed(model: type[Parsed], raw: Mapping[str, Any]) -> tuple[Parsed | None,
         return None, explain(error)
     except RecursionError:
         return None, "spec: nested too deeply to be read"
+    except Exception as error:
+        log.exception("a stored %s cannot be read", model.__name__)
+        return None, f"spec: it cannot be read: {type(error).__name__}: {error}"[:300]

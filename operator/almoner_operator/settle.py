@@ -19,7 +19,7 @@ from almoner_core import wire
 from almoner_core.api.execution import TERMINAL_PHASES, AttemptOutcome, ExecutionReason, ExecutionStatus
 from almoner_core.api.training_job import TrainingJobStatus
 from almoner_core.identity import operation_id
-from almoner_operator import failpoints, metrics, outcome, rates
+from almoner_operator import apart, failpoints, metrics, outcome, rates
 from almoner_operator.attempts import seen_to_end
 from almoner_operator.compute import MachineTime
 from almoner_operator.context import Context, now, run_target
@@ -195,20 +195,24 @@ class Settler:
 
     def take(self, changes: wire.Changes) -> None:
         """Take in one page of changes."""
-        cache = self._context.cache
-        moment = now()
+        context, cache, moment = self._context, self._context.cache, now()
         for totals in changes.executions:
-            self._take_totals(totals)
+            apart.each("taking totals", f"{totals.namespace}/{totals.name}", self._take_totals, totals)
         for agent in changes.agents:
-            record = cache.space(agent.namespace).agents.get(agent.agent)
-            if record is not None:
-                record.status = record.status.model_copy(update={"usage": outcome.usage_of(agent.totals)})
-                cache.agents_changed.add((agent.namespace, agent.agent))
+            apart.each("taking totals", f"{agent.namespace}/{agent.agent}", self._take_agent, agent)
         for account in changes.accounts:
-            rates.take_account(cache, self._context.rates, account, moment)
+            name = f"{account.key.namespace}/{account.key.quota}"
+            apart.each("taking an account", name, rates.take_account, cache, context.rates, account, moment)
         if changes.agents:
             cache.wake()
         self.cursor = changes.after
+
+    def _take_agent(self, agent: wire.AgentTotals) -> None:
+        cache = self._context.cache
+        record = cache.space(agent.namespace).agents.get(agent.agent)
+        if record is not None:
+            record.status = record.status.model_copy(update={"usage": outcome.usage_of(agent.totals)})
+            cache.agents_changed.add((agent.namespace, agent.agent))
 
     def _take_totals(self, totals: wire.ExecutionTotals) -> None:
         context = self._context

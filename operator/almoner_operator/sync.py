@@ -8,14 +8,15 @@ names of what exists every few minutes to forget the rest.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from almoner_core.contract import LABEL_COMPONENT, RUNNER_COMPONENT
-from almoner_operator import metrics, tool_providers
-from almoner_operator.cache import Cache
+from almoner_operator import apart, metrics, tool_providers
+from almoner_operator.cache import Cache, Space
 from almoner_operator.context import Context
 from almoner_operator.errors import ApiError
 from almoner_operator.kubernetes import (
@@ -58,6 +59,27 @@ def observers(cache: Cache) -> list[tuple[Resource, str | None, Observe]]:
     ]
 
 
+def take(kind: str, observe: Observe, event: str | None, raw: Mapping[str, Any]) -> None:
+    """Take one object in: whatever it holds, the others are taken in too."""
+    metadata = raw.get("metadata") or {}
+    apart.each("taking in", f"{kind} {metadata.get('namespace')}/{metadata.get('name')}", observe, event, raw)
+
+
+def count_live(cache: Cache) -> None:
+    """Have the metric of known objects tell what the cache has whenever it is asked."""
+    for resource, _, _ in observers(cache):
+        metrics.KNOWN.labels(resource.kind).set_function(functools.partial(_count, cache, resource))
+
+
+def _count(cache: Cache, resource: Resource) -> float:
+    if resource is PODS:
+        return sum(1 for _ in cache.pods.present())
+    if resource in (EXECUTIONS, TRAINING_JOBS):
+        running = sum(run.key.kind == resource.kind for run in cache.runs.values())
+        return running + sum(done.key.kind == resource.kind for done in cache.finished.values())
+    return sum(len(_groups(space)[resource]) for space in cache.spaces.values())
+
+
 async def wait_served(client: KubernetesClient) -> None:
     """Wait until discovery lists every kind of ours: kopf never watches one that it does not find. Raises ApiError."""
     wanted = {each.plural for each in OURS}
@@ -78,10 +100,9 @@ async def fill(context: Context) -> None:
             async for page in context.client.pages(resource, namespace=namespace, label_selector=selector):
                 for raw in page:
                     # Items of a list do not repeat what they are.
-                    observe(None, raw)
+                    take(resource.kind, observe, None, raw)
                 count += len(page)
                 await asyncio.sleep(0)
-        metrics.KNOWN.labels(resource.kind).set(count)
         log.info("%d %s known", count, resource.plural)
     log.info("the cache is filled", extra={"seconds": round(time.monotonic() - started, 3)})
 
@@ -109,7 +130,7 @@ async def sweep_once(context: Context) -> None:
                     known.pop(item["metadata"]["uid"], None)
         for raw in known.values():
             log.info("%s %s was deleted unseen", resource.kind, raw["metadata"]["name"])
-            observe(DELETED, raw)
+            take(resource.kind, observe, DELETED, raw)
 
 
 def _known(cache: Cache, resource: Resource) -> dict[str, dict[str, Any]]:
@@ -124,15 +145,20 @@ def _known(cache: Cache, resource: Resource) -> dict[str, dict[str, Any]]:
         return {key.uid: _named(key.namespace, key.name, key.uid) for key in keys if key.kind == resource.kind}
     found: dict[str, dict[str, Any]] = {}
     for space in cache.spaces.values():
-        groups: dict[Resource, Mapping[str, AgentRecord | QuotaRecord | ProviderRecord | ToolProviderRecord]] = {
-            AGENTS: space.agents,
-            QUOTAS: space.quotas,
-            PROVIDERS: space.providers,
-            TOOL_PROVIDERS: space.tool_providers,
-        }
-        for record in groups[resource].values():
+        for record in _groups(space)[resource].values():
             found[record.uid] = _named(record.namespace, record.name, record.uid)
     return found
+
+
+def _groups(
+    space: Space,
+) -> dict[Resource, Mapping[str, AgentRecord | QuotaRecord | ProviderRecord | ToolProviderRecord]]:
+    return {
+        AGENTS: space.agents,
+        QUOTAS: space.quotas,
+        PROVIDERS: space.providers,
+        TOOL_PROVIDERS: space.tool_providers,
+    }
 
 
 def _named(namespace: str, name: str, uid: str) -> dict[str, Any]:

@@ -27,9 +27,10 @@ def observe(cache: Cache, event: str | None, raw: Mapping[str, Any]) -> None:
         touched(cache, space, str(raw["metadata"]["name"]))
 
 
-def touched(cache: Cache, space: Space, name: str) -> None:
+def touched(cache: Cache, space: Space, name: str, *, judged: bool = False) -> None:
     """Note that a ToolProvider, or whether it can be used, changed: the agents that name it are judged again."""
-    cache.tool_providers_changed.add((space.name, name))
+    if not judged:
+        cache.tool_providers_changed.add((space.name, name))
     cache.agents_changed.update(
         (space.name, agent.name)
         for agent in space.agents.values()

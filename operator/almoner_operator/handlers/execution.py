@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import kopf
@@ -9,6 +10,7 @@ import kopf
 from almoner_core.api.base import GROUP, VERSION
 from almoner_operator.handlers.common import cache_of
 from almoner_operator.scheduling.model import EXECUTION
+from almoner_operator.sync import take
 
 
 def register(registry: kopf.OperatorRegistry) -> None:
@@ -18,4 +20,5 @@ def register(registry: kopf.OperatorRegistry) -> None:
 
 async def observe(event: kopf.RawEvent, memo: kopf.Memo, **_: Any) -> None:
     """Take one event in."""
-    cache_of(memo).observe_run(EXECUTION, event["type"], event["object"])
+    cache = cache_of(memo)
+    take("Execution", functools.partial(cache.observe_run, EXECUTION), event["type"], event["object"])

@@ -8,6 +8,7 @@ import kopf
 
 from almoner_core.contract import LABEL_COMPONENT, RUNNER_COMPONENT
 from almoner_operator.handlers.common import cache_of
+from almoner_operator.sync import take
 
 
 def register(registry: kopf.OperatorRegistry) -> None:
@@ -17,4 +18,5 @@ def register(registry: kopf.OperatorRegistry) -> None:
 
 async def observe(event: kopf.RawEvent, memo: kopf.Memo, **_: Any) -> None:
     """Take one event in."""
-    cache_of(memo).observe_pod(event["type"], event["object"])
+    cache = cache_of(memo)
+    take("Pod", cache.observe_pod, event["type"], event["object"])

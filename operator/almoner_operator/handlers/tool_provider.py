@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import kopf
@@ -9,6 +10,7 @@ import kopf
 from almoner_core.api.base import GROUP, VERSION
 from almoner_operator import tool_providers
 from almoner_operator.handlers.common import cache_of
+from almoner_operator.sync import take
 
 
 def register(registry: kopf.OperatorRegistry) -> None:
@@ -18,4 +20,5 @@ def register(registry: kopf.OperatorRegistry) -> None:
 
 async def observe(event: kopf.RawEvent, memo: kopf.Memo, **_: Any) -> None:
     """Take one event in."""
-    tool_providers.observe(cache_of(memo), event["type"], event["object"])
+    cache = cache_of(memo)
+    take("ToolProvider", functools.partial(tool_providers.observe, cache), event["type"], event["object"])

@@ -52,6 +52,8 @@ NEVER_SECONDS: Final = 5
 together, some are seen later than others."""
 _NOT_IN_QUEUE: Final = (WaitReason.RESTORED, WaitReason.SUSPENDED, WaitReason.BACKOFF)
 _BUCKET: Final = 100
+AGAIN: Final = timedelta(seconds=30)
+"""So much later a namespace is decided on again that could not be."""
 _DEFAULT: Final = Settings()
 
 
@@ -76,7 +78,10 @@ def decide(
         old = reusable.get(name)
         if old is None or old.source is not namespace or (old.valid_until is not None and old.valid_until <= now):
             first = before[name].making_room if name in before else frozenset()
-            old = _Decision(namespace, now, settings, first, ledger_ready=snapshot.ledger_ready).run()
+            try:
+                old = _Decision(namespace, now, settings, first, ledger_ready=snapshot.ledger_ready).run()
+            except Exception as error:  # noqa: BLE001 - whatever one namespace holds, the others are decided on
+                old = _undecided(namespace, now, f"{type(error).__name__}: {error}"[:200])
             changed.append(name)
         decided[name] = old
         # Namespaces share nothing but the operator's own pace: they take turns within a priority.
@@ -91,6 +96,22 @@ def decide(
         ledger_ready=snapshot.ledger_ready,
         settings=settings,
         next_change=next_change,
+    )
+
+
+def _undecided(namespace: Namespace, now: datetime, problem: str) -> NamespaceDecisions:
+    """Let everything in a namespace go on as it is, and say why; it is decided on again after a while."""
+    text = f"this namespace cannot be decided on: {problem}"
+    again = now + AGAIN
+    return NamespaceDecisions(
+        source=namespace,
+        waiting={
+            each.key: Wait(WaitReason.QUEUED, text, next_change=again)
+            for each in namespace.workloads
+            if each.state is WorkloadState.WAITING
+        },
+        valid_until=again,
+        problem=problem,
     )
 
 

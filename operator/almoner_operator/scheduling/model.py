@@ -397,6 +397,8 @@ class NamespaceDecisions:
     quotas: Mapping[WorkloadKey, tuple[str, ...]] = field(default_factory=dict)
     """Names of the quotas that select each workload of the namespace (those that are only watched, too)."""
     valid_until: datetime | None = None
+    problem: str = ""
+    """Why nothing could be decided; whatever waits then waits on."""
     making_room: frozenset[str] = frozenset()
     """Uids of those for whom others are being preempted; the next decision lets them keep their turn."""
 
