@@ -166,6 +166,7 @@ class Operator:
             if target.resource.kind in ("Execution", "TrainingJob"):
                 cache.forget_run(target.uid)
 
+        sync.count_live(cache)
         observers = {resource: observe for resource, _, observe in sync.observers(cache)}
 
         def seen(target: Target, raw: Mapping[str, Any]) -> None:

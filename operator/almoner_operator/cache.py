@@ -26,7 +26,6 @@ from almoner_operator.counts import Counts
 from almoner_operator.news import DELETED
 from almoner_operator.outcome import backoff_of, resumed
 from almoner_operator.records import (
-    BACKUP_MARKS,
     AgentRecord,
     Finished,
     Pod,
@@ -37,6 +36,7 @@ from almoner_operator.records import (
     cost_mark,
     finished_of,
     generation_of,
+    is_marked,
     parse_agent,
     parse_pod,
     parse_provider,
@@ -176,7 +176,8 @@ class Cache:
     @staticmethod
     def _may_start(known: Run, fresh: Run | Finished | None, raw: Mapping[str, Any]) -> bool:
         """Whether somebody says that a restored run is to run: its mark is gone, or it is no longer suspended."""
-        if not any(mark in (raw["metadata"].get("labels") or {}) for mark in BACKUP_MARKS):
+        was, known.marked = known.marked, is_marked(raw["metadata"])
+        if was and not known.marked:
             return True
         if known.spec is None or not isinstance(fresh, Run) or fresh.spec is None:
             return False

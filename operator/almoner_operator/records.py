@@ -36,6 +36,7 @@ from almoner_core.api.resource_quota import QuotaReason, ResourceQuotaSpec, Reso
 from almoner_core.api.runner import Runner
 from almoner_core.api.training_job import TrainingJobSpec, TrainingJobStatus
 from almoner_core.contract import ANNOTATION_NONCE, LABEL_ATTEMPT, LABEL_EXECUTION_UID
+from almoner_core.identity import allotment_id
 from almoner_core.wire import AllotmentState, ExecutionTotals
 from almoner_operator.admitted import Admitted
 from almoner_operator.attempts import AttemptEnd
@@ -52,7 +53,6 @@ TRACKING_MARKS: Final = (
 """Labels or annotations by which Argo CD and Flux mark what they would create again."""
 BACKUP_MARKS: Final = ("velero.io/restore-name", "velero.io/backup-name")
 """Labels that a restored object has."""
-_WAITS_AS_RESTORED: Final = (None, str(WaitReason.RESTORED), str(WaitReason.SUSPENDED))
 _OVER: Final = (AllotmentState.CLOSED, AllotmentState.VOID)
 _TERMINAL: Final = frozenset(str(phase) for phase in TERMINAL_PHASES)
 
@@ -159,6 +159,8 @@ class Run:
     overwrites: int = 0
     problem: str = ""
     """Why the scheduler does not see it: working out what it needs failed."""
+    marked: bool = False
+    """Whether it has the label of what was restored."""
     restored: bool = False
     """Whether it was restored from a backup, and nobody has said since that it is to run."""
     pod_missing_since: float | None = None
@@ -358,6 +360,8 @@ def parse_run(kind: str, raw: Mapping[str, Any]) -> Run | Finished:
     spec, invalid = _parsed(spec_type, raw_spec)
     status, _ = _parsed(status_type, raw_status)
     status = status or status_type()
+    marked = is_marked(metadata)
+    own = _of_this(key, status) if marked else status
     return Run(
         key=key,
         version=version_of(raw),
@@ -366,13 +370,14 @@ def parse_run(kind: str, raw: Mapping[str, Any]) -> Run | Finished:
         created=created,
         spec=spec,
         invalid=invalid,
-        status=status,
+        status=own,
         written=status,
-        restored=is_restored(metadata, status),
+        marked=marked,
+        restored=marked and waits_as_restored(own),
         tracked=is_tracked(metadata),
-        next_attempt=(status.attempts[-1].number if status.attempts else 0) + 1,
-        admitted=Admitted.of_status(status.attempts, status.quotas),
-        stop=stop_intent(status),
+        next_attempt=(own.attempts[-1].number if own.attempts else 0) + 1,
+        admitted=Admitted.of_status(own.attempts, own.quotas),
+        stop=stop_intent(own),
     )
 
 
@@ -412,15 +417,28 @@ def cost_mark(raw_status: Mapping[str, Any]) -> str:
     return f"{usage.get('cost', '0.00')}/{usage.get('requests', 0)}"
 
 
-def is_restored(metadata: Mapping[str, Any], status: RunStatus) -> bool:
-    """Say whether a run comes from a backup and nobody has consented to its running, as far as its status tells.
+def _of_this(key: WorkloadKey, status: RunStatus) -> RunStatus:
+    """Give a status if it is this object's, and an empty one where a backup brought another's back with it."""
+    last = status.attempts[-1] if status.attempts else None
+    if last is None or last.allotment in (None, allotment_id(key.uid, last.number)):
+        return status
+    return type(status)()
+
+
+def is_marked(metadata: Mapping[str, Any]) -> bool:
+    """Say whether an object has the label of what was restored."""
+    return any(mark in (metadata.get("labels") or {}) for mark in BACKUP_MARKS)
+
+
+def waits_as_restored(status: RunStatus) -> bool:
+    """Say whether nobody has consented to the running of what a backup brought back, as far as its status tells.
 
     Consent shows in the status: what was admitted has attempts, and what waits then waits for something else.
     """
-    labels = metadata.get("labels") or {}
-    if not any(mark in labels for mark in BACKUP_MARKS) or status.attempts:
+    if status.attempts:
         return False
-    return next((each.reason for each in status.conditions if each.type == "Admitted"), None) in _WAITS_AS_RESTORED
+    reason = next((each.reason for each in status.conditions if each.type == "Admitted"), None)
+    return reason in (None, WaitReason.RESTORED, WaitReason.SUSPENDED)
 
 
 def is_tracked(metadata: Mapping[str, Any]) -> bool:

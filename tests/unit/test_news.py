@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from almoner_core.api.execution import ExecutionPhase, WaitReason
+from almoner_core.identity import allotment_id
 from almoner_operator import outcome, tool_providers
 from almoner_operator.cache import Cache
 from almoner_operator.conditions import Standing, conditions_for
@@ -214,6 +215,23 @@ def test_consent_survives_a_restart_of_the_operator(cache: Cache, reason: str, h
     status = {"phase": "Queued", "conditions": [each.to_wire() for each in conditions]}
     cache.observe_run(EXECUTION, None, raw(INPUT, 1, status=status, labels=BACKUP))
     assert (waits(cache) == "Restored") == held
+
+
+def test_one_that_comes_back_with_the_status_of_the_former_object_is_held_and_its_status_is_its_own(
+    cache: Cache,
+) -> None:
+    former = {**attempt("Running"), "allotment": allotment_id("another-uid", 1), "podUID": "gone"}
+    cache.observe_run(EXECUTION, None, raw(INPUT, 1, status={"phase": "Running", "attempts": [former]}, labels=BACKUP))
+    assert waits(cache) == "Restored"
+    run = the_run(cache)
+    assert (run.attempt, run.next_attempt, len(run.written.attempts)) == (None, 1, 1), "the next write clears it"
+
+
+def test_an_attempt_of_its_own_is_no_other_objects(cache: Cache) -> None:
+    own = {**attempt("Running"), "allotment": allotment_id("u", 1)}
+    cache.observe_run(EXECUTION, None, raw(INPUT, 1, status={"phase": "Running", "attempts": [own]}, labels=BACKUP))
+    assert the_run(cache).attempt is not None
+    assert not the_run(cache).restored
 
 
 def test_what_was_admitted_is_not_held_by_a_backups_label(cache: Cache) -> None:
