@@ -107,6 +107,8 @@ accounts = Table(
     Column("alert_thresholds", Text, nullable=False, server_default="[]"),
     # When somebody was last refused what others hold: they are asked to return what is idle.
     _amount("recall_ms"),
+    # Since when (Unix seconds) period and time zone are what they are; 0: they never were anything else.
+    _amount("period_since"),
     sa.UniqueConstraint("kind", "namespace", "name", "subject"),
     sa.CheckConstraint("kind IN ('quota', 'execution', 'provider')", name="kind"),
     sa.CheckConstraint("holders >= 0", name="holders"),
@@ -127,6 +129,8 @@ windows = Table(
     _amount("reserved"),
     _amount("excess"),
     _amount("floor"),
+    # Part of spent: what was spent in this span of time while the account had other windows.
+    _amount("carried"),
     sa.CheckConstraint("spent >= 0 AND reserved >= 0 AND excess >= 0 AND floor >= 0", name="not_negative"),
     sa.CheckConstraint('"limit" IS NULL OR "limit" >= 0', name="limit"),
     # spent + reserved <= greatest(limit, floor) + excess, in words that both databases know.

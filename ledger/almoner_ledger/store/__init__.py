@@ -20,7 +20,7 @@ from sqlalchemy.engine import Connection
 from almoner_ledger import migrations
 from almoner_ledger.database import Database
 from almoner_ledger.leasing import LeasePolicy
-from almoner_ledger.store import leases
+from almoner_ledger.store import calendars, leases
 from almoner_ledger.store.commands import Command, Verb, command
 from almoner_ledger.store.operations import Answer, PoisonedError, run
 
@@ -59,9 +59,13 @@ class Store:
         A command that is refused has a LedgerError as its answer. Raises DatabaseUnavailableError; then it is unknown
         whether anything was committed, and the callers retry with the same operation ids.
         """
+        if len(commands) > 1 and any(each.verb is Verb.UPDATE_ACCOUNTS for each in commands):
+            return [answer for each in _apart(commands) for answer in self.execute(each)]
         for _ in range(RACES_MAX):
             try:
                 return self._transaction(commands)
+            except calendars.RaceError:
+                log.info("limits are put in force again: an attempt was opened meanwhile")
             except exc.IntegrityError as error:
                 log.info("group of %d is run again: %s", len(commands), str(error.orig).partition("\n")[0])
             except PoisonedError as error:
@@ -92,3 +96,15 @@ class Store:
     def renew(self, ids: Collection[str]) -> set[str]:
         """Renew the leases of active attempts, after COMMIT; gives those that were."""
         return self.database.write(lambda connection: leases.renew(connection, ids, self.now_ms(connection)))
+
+
+def _apart(commands: Sequence[Command]) -> list[list[Command]]:
+    """Commands in their order, those that put limits in force alone: they look at what is committed."""
+    groups: list[list[Command]] = []
+    for each in commands:
+        alone = each.verb is Verb.UPDATE_ACCOUNTS
+        if groups and not alone and groups[-1][-1].verb is not Verb.UPDATE_ACCOUNTS:
+            groups[-1].append(each)
+        else:
+            groups.append([each])
+    return groups

@@ -16,7 +16,7 @@ from almoner_core.wire import (
     RefusedAccount,
 )
 from almoner_ledger.errors import LedgerError, invalid
-from almoner_ledger.store import alerts, rates
+from almoner_ledger.store import alerts, calendars, rates
 from almoner_ledger.store.books import Books
 from almoner_ledger.store.commands import Command
 from almoner_ledger.store.state import Account, AccountKind, Window, quota_account_id
@@ -96,7 +96,7 @@ def _apply(books: Books, update: AccountLimits) -> list[AccountState]:
             new=True,
         )
         books.accounts[key] = account
-    before = set(account.limits)
+    before, calendar = set(account.limits), (account.period, account.time_zone)
     rates.update(books, account, update)
     account.generation = update.generation
     account.enforced = update.enforced
@@ -107,6 +107,8 @@ def _apply(books: Books, update: AccountLimits) -> list[AccountState]:
     account.max_per_request = dict(update.max_per_request)
     account.alert_thresholds = tuple(sorted(set(update.alert_thresholds_percent)))
     account.dirty = True
+    if calendar != (account.period, account.time_zone) and not account.new:
+        calendars.change(books, account)
     alerts.changed(books, account)
     books.changed.add(("account", account.id))
     states = []

@@ -84,6 +84,8 @@ class Books:
     changed: set[tuple[str, str]] = field(default_factory=set)
     # Spent and limit of each window as it was loaded: see alerts.
     alert_marks: dict[WindowKey, tuple[int, int | None]] = field(default_factory=dict)
+    # When what is being settled counts (Unix seconds); None: now.
+    moment: int | None = None
     # Counts what commands changed: a command that refuses after it changed something poisons its group.
     mutations: int = 0
     # Set by loading: how to find the current window where the account's newest one was not loaded.
@@ -137,6 +139,13 @@ class Books:
         if newest is not None and newest > span.starts_at:
             return span_at(account.period, account.time_zone, newest)
         return span
+
+    def carry(self, window: Window, amount: int) -> None:
+        """Count what is settled in a window of an earlier calendar in the current one too, where that holds it."""
+        current = self.current_window(self.accounts[window.account_id], window.dimension)
+        second = self.now if self.moment is None else self.moment
+        if current.starts_at <= second and (current.ends_at is None or second < current.ends_at):
+            current.carry(amount)
 
     def forget(self, account: Account) -> None:
         """Drop an account that was made for a command which then refused; one that is stored stays."""

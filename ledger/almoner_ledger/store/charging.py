@@ -22,22 +22,24 @@ def settle(books: Books, allotment: Allotment, amounts: Mapping[Dimension, int],
     A call settles in the window of its hold: the one that holds `started` (Unix seconds, within the allotment's life)
     first, then the oldest that has something left. What no hold covers is excess, and freezes the allotment.
     """
+    books.moment = started
     for account, dimensions in allotment.tracked.items():
         for dimension in dimensions:
             left = amounts.get(dimension, 0)
             holds = allotment.holds_of(dimension, account)
-            holds.sort(key=lambda hold: not covers(hold, started))
+            holds.sort(key=lambda hold: (hold.window.mirror is not None, not covers(hold, started)))
             for hold in holds:
                 amount = min(left, hold.remainder)
                 if amount:
                     hold.use(amount)
                     left -= amount
             if left:
-                if not holds or not covers(holds[0], started):
+                if not holds or holds[0].window.mirror is not None or not covers(holds[0], started):
                     holds = [books.hold(allotment, books.current_window(books.accounts[account], dimension))]
                 exceeded = holds[0].use_unheld(left)
                 # A meter that was never told of the limit could not hold for it.
                 allotment.frozen = allotment.frozen or (exceeded and dimension in allotment.limited)
+    books.moment = None
 
 
 def covers(hold: Hold, second: int) -> bool:

@@ -119,11 +119,13 @@ def _correct(books: Books, allotment: Allotment, entry: StoredEntry, wanted: New
         # What was held for a call of unknown cost was charged off when the attempt ended: this explains some of it.
         charging.uncharge(books, allotment, {Dimension.USD: difference}, entry_id, keep=False)
     when = charging.effective_ms(allotment, original)
+    books.moment = when // 1000
     if original["id"] == charging.settlement_id(allotment.id):
         for account in allotment.accounts_of(Dimension.USD):
             _restate(books, allotment, account, Dimension.USD, wanted.cost_nanos)
     else:
         _post(books, allotment, difference, when // 1000)
+    books.moment = None
     row = charging.entry(
         books,
         allotment,
@@ -204,9 +206,11 @@ def settle(books: Books, command: Command) -> ChargeSettled:
     nanos = allotment.usage.unaccounted_nanos
     if nanos:
         charging.take_back_unaccounted(books, allotment, nanos, when)
+    books.moment = when // 1000
     for dimension, amount in wanted.items():
         for account in allotment.accounts_of(dimension):
             _restate(books, allotment, account, dimension, amount)
+    books.moment = None
     differences = {dimension: amount - charged[dimension] for dimension, amount in wanted.items()}
     row = charging.entry(
         books,

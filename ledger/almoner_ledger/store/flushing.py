@@ -73,6 +73,7 @@ def _account_row(account: Account) -> dict[str, Any]:
         "rates": _json([each.model_dump(mode="json") for each in account.rates]),
         "alert_thresholds": _json(list(account.alert_thresholds)),
         "recall_ms": account.recall_ms,
+        "period_since": account.period_since,
     }
 
 
@@ -101,6 +102,7 @@ def _window_row(window: Window) -> dict[str, Any]:
         "reserved": window.reserved,
         "excess": window.excess,
         "floor": window.floor,
+        "carried": window.carried,
     }
 
 

@@ -15,7 +15,7 @@ from almoner_core.api.resource_quota import BudgetPeriod
 from almoner_core.wire import AllotmentState, Dimension, ExecutionRef, Purpose, RateLimit
 from almoner_ledger import schema
 from almoner_ledger.sequences import Sequences
-from almoner_ledger.store import alerts, corrections, rates
+from almoner_ledger.store import alerts, calendars, corrections, rates
 from almoner_ledger.store.books import Books, StoredOperation, StoredRecord
 from almoner_ledger.store.commands import WITH_RECORDS, Command, Verb
 from almoner_ledger.store.compute import siblings_to_load
@@ -48,16 +48,21 @@ def load(connection: Connection, commands: Sequence[Command], now_ms: int) -> Bo
     opens = [c.body for c in commands if c.verb is Verb.OPEN]
     _load_executions(books, {body.execution.uid for body in opens})
     named = {c.allotment for c in commands if c.allotment} | siblings_to_load(commands)
+    updates = [each for c in commands if c.verb is Verb.UPDATE_ACCOUNTS for each in c.body.accounts]
+    changing = calendars.changing(connection, updates)
+    named |= calendars.holding(connection, changing)
     _load_allotments(books, named, {body.execution.uid for body in opens})
     account_ids = {account for allotment in books.allotments.values() for account in allotment.tracked}
     for body in opens:
         account_ids.add(execution_account_id(body.execution))
         account_ids.update(quota_account_id(key) for key in body.accounts)
-    updates = [each for c in commands if c.verb is Verb.UPDATE_ACCOUNTS for each in c.body.accounts]
     account_ids.update(quota_account_id(each.key) for each in updates)
     _load_accounts(books, account_ids)
+    calendars.check(books, updates, changing)
     rates.load(books, [(quota_account_id(each.key), each) for each in updates])
     _load_windows(books)
+    for account in books.accounts.values():
+        calendars.mark(books, account)
     alerts.watch(books)
     corrections.load(books, commands)
     ids = {record.id for c in commands if c.verb in WITH_RECORDS for record in c.body.records}
@@ -257,6 +262,7 @@ def account_of(row: Any) -> Account:
         rates=_rates(row.rates),
         alert_thresholds=tuple(json.loads(row.alert_thresholds)) if row.alert_thresholds != "[]" else (),
         recall_ms=row.recall_ms,
+        period_since=row.period_since,
     )
 
 
@@ -294,6 +300,7 @@ def window_of(row: Any) -> Window:
         reserved=row.reserved,
         excess=row.excess,
         floor=row.floor,
+        carried=row.carried,
     )
 
 

@@ -59,6 +59,7 @@ def run(connection: Connection, commands: Sequence[Command], now_ms: int, lease:
 
 def _decide(books: Books, command: Command) -> Answer:
     before = books.mutations
+    books.moment = None
     try:
         if command.verb in OF_METERS:
             # Before a stored answer is given again: it is not for another pod's eyes.

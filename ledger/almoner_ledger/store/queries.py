@@ -25,7 +25,7 @@ from almoner_core.wire import (
 )
 from almoner_ledger import schema
 from almoner_ledger.errors import LedgerError
-from almoner_ledger.store import alerts, rates
+from almoner_ledger.store import alerts, calendars, rates
 from almoner_ledger.store.accounts import account_state
 from almoner_ledger.store.flushing import CHANGES
 from almoner_ledger.store.loading import account_of, execution_ref_of, usage_of, window_of
@@ -216,8 +216,12 @@ def account_states(connection: Connection, ids: Sequence[str], now: int) -> list
     accounts = [account_of(row) for row in connection.execute(sa.select(table).where(table.c.id.in_(ids)))]
     live = sa.and_(windows.c.account_id.in_(ids), sa.or_(windows.c.ends_at.is_(None), windows.c.ends_at > now))
     found: dict[tuple[str, Dimension, str], Window] = {}
+    by_id = {account.id: account for account in accounts}
     for row in connection.execute(sa.select(windows).where(live).order_by(windows.c.starts_at)):
         window = window_of(row)
+        account = by_id[window.account_id]
+        if account.period_since and not calendars.is_own(account, window):
+            continue
         found[window.account_id, window.dimension, window.period] = window
     told = alerts.fired(connection, found.values())
     states = []

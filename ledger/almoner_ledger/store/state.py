@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -78,6 +78,7 @@ class Account:
     rates: tuple[RateLimit, ...] = ()
     alert_thresholds: tuple[int, ...] = ()
     recall_ms: int = 0
+    period_since: int = 0  # since when the calendar is what it is; 0: always
     new: bool = False
     dirty: bool = False
 
@@ -113,8 +114,11 @@ class Window:
     reserved: int = 0
     excess: int = 0
     floor: int = 0
+    carried: int = 0  # part of spent: from before a change of the calendar, see calendars
     new: bool = False
     dirty: bool = False
+    # Of a window that is none of the account's calendar any more: what is spent in it counts elsewhere too.
+    mirror: Callable[[Window, int], None] | None = None
 
     @property
     def key(self) -> WindowKey:
@@ -133,6 +137,25 @@ class Window:
         self.limit, self.enforced, self.dirty = limit, enforced, True
         use = self.spent + self.reserved - self.excess
         self.floor = max(0, use) if self.limiting and limit is not None and use > limit else 0
+
+    def spend(self, amount: int) -> None:
+        """Count what a hold settles (below zero: takes back)."""
+        self.spent += amount
+        if self.mirror is not None:
+            self.mirror(self, amount)
+
+    def carry(self, amount: int) -> None:
+        """Count what is spent in another window of the same time (below zero: takes back, at most what was carried).
+
+        Beyond the limit it becomes the floor, as where a limit shrinks.
+        """
+        amount = max(amount, -self.carried)
+        self.carried += amount
+        self.spent += amount
+        self.dirty = True
+        use = self.spent + self.reserved - self.excess
+        if self.limiting and self.limit is not None and use > self.limit:
+            self.floor = max(self.floor, use)
 
     def settle_floor(self) -> None:
         """Lower the floor as the use under it falls."""
@@ -178,14 +201,14 @@ class Hold:
         """Settle within the remainder."""
         self.used += amount
         self.window.reserved -= amount
-        self.window.spent += amount
+        self.window.spend(amount)
         self._touch()
 
     def use_unheld(self, amount: int) -> bool:
         """Settle what was never held. Gives whether that is excess (the window limits)."""
         self.granted += amount
         self.used += amount
-        self.window.spent += amount
+        self.window.spend(amount)
         self._touch()
         if self.window.limiting:
             self.excess += amount
@@ -204,7 +227,7 @@ class Hold:
         """Take back a charge: held again (`keep`, for a late record to use), or released for good."""
         self.charged -= amount
         self.used -= amount
-        self.window.spent -= amount
+        self.window.spend(-amount)
         if keep:
             self.window.reserved += amount
         else:
@@ -227,7 +250,7 @@ class Hold:
             window.excess += over
         self.granted += amount
         self.used += amount
-        window.spent += amount
+        window.spend(amount)
         self._touch()
 
     def correct_down(self, amount: int) -> int:
@@ -240,7 +263,7 @@ class Hold:
         self.window.excess -= relief
         self.granted -= amount
         self.used -= amount
-        self.window.spent -= amount
+        self.window.spend(-amount)
         self._touch()
         return amount
 

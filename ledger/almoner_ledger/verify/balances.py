@@ -8,6 +8,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from almoner_core.api.resource_quota import BudgetPeriod
 from almoner_ledger import schema
 from almoner_ledger.history.sources import entry_usage
 from almoner_ledger.schema import USAGE_COLUMNS
@@ -56,7 +57,9 @@ def windows_sum_holds(connection: Connection) -> Iterator[Violation]:
         .subquery()
     )
     same = sa.and_(*(windows.c[name] == sums.c[name] for name in WINDOW_KEY))
-    added = {name: sa.func.coalesce(sums.c[name], 0) for name in names}
+    added: dict[str, sa.ColumnElement[Any]] = {name: sa.func.coalesce(sums.c[name], 0) for name in names}
+    # What was spent in the time of a window under another period counts in it too, without a hold in it.
+    added["spent"] = added["spent"] + windows.c.carried
     query = (
         sa.select(
             *(windows.c[name] for name in (*WINDOW_KEY, *names)), *(added[name].label(f"sum_{name}") for name in names)
@@ -69,6 +72,27 @@ def windows_sum_holds(connection: Connection) -> Iterator[Violation]:
             if row[name] != row[f"sum_{name}"]:
                 subject = " ".join(str(row[key]) for key in WINDOW_KEY)
                 yield Violation(f"{name}-sums-holds", subject, f"{row[name]}, holds sum to {row[f'sum_{name}']}")
+
+
+def totals_count_everything(connection: Connection) -> Iterator[Violation]:
+    """A budget for ever counts all that was spent on its account, whatever its period was meanwhile."""
+    windows, accounts, holds, closed = schema.windows, schema.accounts, schema.holds, schema.closing_windows
+    names = ("account_id", "dimension")
+    used = sa.union_all(*(sa.select(*(t.c[name] for name in names), t.c.used) for t in (holds, closed))).subquery()
+    sums = (
+        sa.select(*(used.c[name] for name in names), total(used.c.used).label("used"))
+        .group_by(*(used.c[name] for name in names))
+        .subquery()
+    )
+    everything = sa.func.coalesce(sums.c.used, 0)
+    query = (
+        sa.select(windows, everything.label("everything"))
+        .join(accounts, sa.and_(accounts.c.id == windows.c.account_id, accounts.c.period == windows.c.period))
+        .outerjoin(sums, sa.and_(*(sums.c[name] == windows.c[name] for name in names)))
+        .where(windows.c.period == BudgetPeriod.TOTAL.value, windows.c.spent != everything)
+    )
+    for row in connection.execute(query):
+        yield Violation("total-counts-everything", _window(row), f"spent {row.spent}, in all {row.everything}")
 
 
 def holds_sum_records(connection: Connection) -> Iterator[Violation]:
@@ -141,6 +165,7 @@ def _by_agent(connection: Connection, table: sa.FromClause, name: str) -> dict[t
 CHECKS: Final[tuple[Check, ...]] = (
     within_limits,
     windows_sum_holds,
+    totals_count_everything,
     holds_sum_records,
     totals_sum_records,
     agents_sum_attempts,
