@@ -124,13 +124,15 @@ def _database_url(given: str | None, file: Path | None) -> str:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from almoner_ledger import auth, serving
+    from almoner_ledger import auth, quiet, serving
     from almoner_ledger.database import check_file
     from almoner_ledger.leasing import LeasePolicy
 
     logging.basicConfig(
         level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
     )
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(quiet.Quiet())
     logging.getLogger("alembic").setLevel(logging.WARNING)
     policy = auth.Policy(
         operators=frozenset(arguments.operator_user or [auth.OPERATOR_USER]),

@@ -19,6 +19,9 @@ TRANSACTION_SECONDS = Histogram(
 GROUP_SIZE = Histogram(
     "almoner_ledger_group_size", "Commands in one transaction.", buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500)
 )
+TURNED_AWAY = Counter(
+    "almoner_ledger_turned_away_total", "Connections and requests beyond what one caller may have.", ["what"]
+)
 LONG_POLLS = Gauge("almoner_ledger_long_polls", "Calls that wait for news.")
 QUEUE = Gauge("almoner_ledger_queue", "Commands waiting for a transaction.")
 AUTHENTICATION = Counter(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Mapping
@@ -15,19 +16,30 @@ from almoner_core.wire import BATCH_ITEMS_MAX, ErrorCode, WireModel
 from almoner_ledger.errors import LedgerError, invalid
 
 M = TypeVar("M", bound=WireModel)
+BODY_SECONDS: Final = 20.0
+"""A body comes within so long, or the caller is sent away: it holds a connection meanwhile."""
 _ID: Final = re.compile(r"[0-9a-f-]{36}")
 
 
 async def read_body(request: web.Request, limit: int) -> bytes:
-    """Read a body of at most `limit` bytes. Raises LedgerError `too_large` as soon as it is known to be longer."""
+    """Read a body of at most `limit` bytes within BODY_SECONDS.
+
+    Raises LedgerError `too_large` as soon as it is known to be longer, or when the time is over.
+    """
     error = LedgerError(ErrorCode.TOO_LARGE, f"the body may have at most {limit} bytes; send less at once")
     if (request.content_length or 0) > limit:
         raise error
     body = bytearray()
-    async for chunk in request.content.iter_chunked(65_536):
-        body += chunk
-        if len(body) > limit:
-            raise error
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for chunk in request.content.iter_chunked(65_536):
+                body += chunk
+                if len(body) > limit:
+                    raise error
+    except TimeoutError:
+        raise LedgerError(
+            ErrorCode.TOO_LARGE, f"the body did not come within {BODY_SECONDS:g} s; send less at once"
+        ) from None
     return bytes(body)
 
 

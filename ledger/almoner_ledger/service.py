@@ -24,6 +24,7 @@ from almoner_ledger import metrics
 from almoner_ledger.auth import Authenticator, Caller, Role
 from almoner_ledger.batching import Batcher, ChangeWatch
 from almoner_ledger.database import DatabaseUnavailableError
+from almoner_ledger.doors import Turns
 from almoner_ledger.errors import LedgerError, invalid
 from almoner_ledger.parsing import Batch, integer, known_only, parse_batch, parse_body, read_body
 from almoner_ledger.people import People
@@ -69,6 +70,7 @@ class Service:
         self.authenticator = authenticator
         self.version = version
         self.people = People(store)
+        self.turns = Turns()
         self._probe: asyncio.Task[None] | None = None
 
     def application(self) -> web.Application:
@@ -109,7 +111,8 @@ class Service:
             handler: Callable[[Route, web.Request, Caller | None], Awaitable[web.Response]] = getattr(
                 self, f"_{route.handler}"
             )
-            response = await handler(route, request, caller)
+            with self.turns.turn(caller, long_poll=route.long_poll):
+                response = await handler(route, request, caller)
         except LedgerError as error:
             code = error.code.value
             response = _error(error)

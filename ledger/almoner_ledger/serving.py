@@ -18,6 +18,7 @@ from aiohttp import web
 from almoner_ledger import kubernetes
 from almoner_ledger.auth import Authenticator, Policy, load_static_tokens
 from almoner_ledger.database import Database
+from almoner_ledger.doors import Doors
 from almoner_ledger.leasing import LeasePolicy
 from almoner_ledger.maintenance import SEAL_SECONDS, Maintenance
 from almoner_ledger.service import Service
@@ -55,8 +56,12 @@ async def serve(
     service = Service(store, judge, version=version("almoner"))
     application = service.application()
     application.cleanup_ctx.append(Maintenance(store, seal_seconds=seal_seconds).running)
+    doors = Doors()
+    application.middlewares.append(doors.middleware)
     runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_SECONDS)
     await runner.setup()
+    assert runner.server is not None
+    doors.guard(runner.server)
     site = web.TCPSite(runner, host, port, backlog=1024, reuse_address=True)
     await site.start()
     # What was made until now stays: the collector need not walk it again and again.
