@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from alembic import command
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
@@ -12,6 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from almoner_core import wire
 from almoner_core.api.resource_quota import BudgetPeriod
 from almoner_core.wire import ErrorCode
+from almoner_ledger import migrations
+from almoner_ledger.store import Verb
 from almoner_ledger.windows import span_at
 from tests.support.books import DOLLAR, USD, Books, Clock, code, key, new_id, record
 
@@ -172,8 +175,6 @@ def test_late_records_and_corrections_of_before_the_change_count_after_it(quota:
     change = wire.CorrectEntries(
         operation_id=new_id(), corrections=[wire.NewCost(record=made[0].id, cost_nanos=40)], reason="known now"
     )
-    from almoner_ledger.store import Verb
-
     assert isinstance(quota.books.run(Verb.CORRECT, change, allotment=allotment), wire.Corrected)
     assert quota.spent == 40
 
@@ -199,6 +200,22 @@ def test_a_budget_that_is_spent_up_stays_so_under_another_period(quota: Quota) -
     for period in (TOTAL, MONTHLY, WEEKLY, DAILY):
         quota.be(period)
         assert code(quota.books.open(uid=new_id(), accounts=[key("quota")], need={USD: 1})) is ErrorCode.INSUFFICIENT
+
+
+def test_a_database_from_before_counts_what_it_had_lost(quota: Quota) -> None:
+    quota.be(TOTAL, limit=120)
+    quota.spend(100)
+    quota.be(DAILY)
+    quota.clock.now += DAY
+    quota.be(DAILY)
+    quota.spend(23)
+    quota.be(TOTAL)
+    quota.books.database.migrate(lambda connection: command.downgrade(migrations.config(connection), "0012"))
+    quota.books.store.migrate()
+    assert quota.spent == 123
+    assert code(quota.books.open(uid=new_id(), accounts=[key("quota")], need={USD: 1})) is ErrorCode.INSUFFICIENT
+    quota.be(DAILY)
+    assert quota.spent == 23
 
 
 class Periods(RuleBasedStateMachine):
