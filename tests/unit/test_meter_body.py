@@ -28,7 +28,6 @@ from almoner_runner.meter.refusals import InvalidCallError
         b"{'a':1}",
         b'{"a":tru}',
         b'{"a":"line\nend"}',
-        b'{"a":' + b"9" * 5000 + b"}",
         b"\xef\xbb\xbf{}",
         "{}".encode("utf-16"),
         b'{"a":"\xff"}',
@@ -53,6 +52,20 @@ def test_a_key_given_twice_is_refused_by_name_wherever_it_is(content: bytes) -> 
     with pytest.raises(InvalidCallError, match="is given twice") as refused:
         read_body(content)
     assert refused.value.param in ("max_tokens", "content", "b")
+
+
+@pytest.mark.parametrize(
+    ("content", "at"),
+    [(b'{"a":tru}', 5), (b'{"a" 1}', 5), (b'{"a":1 "b":2}', 7), (b"{", 1), (b'{"a":1} x', 8), (b"{1:2}", 1)],
+)
+def test_what_is_no_json_is_shown(content: bytes, at: int) -> None:
+    with pytest.raises(InvalidCallError, match=f"look at character {at}$"):
+        read_body(content)
+
+
+def test_a_number_that_is_too_long_is_said() -> None:
+    with pytest.raises(InvalidCallError, match="thousands of digits"):
+        read_body(b'{"a":' + b"9" * 5000 + b"}")
 
 
 @pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"-Infinity"])

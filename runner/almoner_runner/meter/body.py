@@ -199,33 +199,43 @@ def _read(text: str) -> Body:
     fields: dict[str, Any] = {}
     spans: dict[str, tuple[int, int]] = {}
     _reader.exponents = 0
+    try:
+        end, closed = _read_members(text, fields, spans)
+    except json.JSONDecodeError as error:
+        raise _no_json(error.pos) from None
+    except IndexError:
+        raise _no_json(len(text)) from None
+    except ValueError:
+        raise InvalidCallError("the request's body holds a number with thousands of digits: send it as text") from None
+    except RecursionError:
+        raise _too_deep() from None
+    if (rest := _after(text, closed + 1)) != len(text):
+        raise _no_json(rest)
+    return Body(text, fields, spans, end, _reader.exponents)
+
+
+def _read_members(text: str, fields: dict[str, Any], spans: dict[str, tuple[int, int]]) -> tuple[int, int]:
+    """Read the object's members; gives where the last one ends, and where the object is closed."""
     at = _after(text, 0)
-    if text[at : at + 1] != "{":
-        _check_json(text)
+    if text[at] != "{":
+        json.loads(text)  # tells what is no JSON
         raise InvalidCallError("the request's body is not a JSON object")
     end = at + 1
     at = _after(text, end)
-    try:
-        while text[at] != "}" or fields:
-            name, at = _reader.read(text, at)
-            if type(name) is not str:
-                raise _no_json()
-            start = _after(text, _past(text, _after(text, at), ":"))
-            value, end = _reader.read(text, start)
-            if name in fields:
-                raise _twice(name)
-            fields[name], spans[name] = value, (start, end)
-            at = _after(text, end)
-            if text[at] == "}":
-                break
-            at = _after(text, _past(text, at, ","))
-    except (ValueError, IndexError):
-        raise _no_json() from None
-    except RecursionError:
-        raise _too_deep() from None
-    if _after(text, at + 1) != len(text):
-        raise _no_json()
-    return Body(text, fields, spans, end, _reader.exponents)
+    while text[at] != "}" or fields:
+        name, end = _reader.read(text, at)
+        if type(name) is not str:
+            raise _no_json(at)
+        start = _after(text, _past(text, _after(text, end), ":"))
+        value, end = _reader.read(text, start)
+        if name in fields:
+            raise _twice(name)
+        fields[name], spans[name] = value, (start, end)
+        at = _after(text, end)
+        if text[at] == "}":
+            break
+        at = _after(text, _past(text, at, ","))
+    return end, at
 
 
 def _after(text: str, at: int) -> int:
@@ -237,16 +247,8 @@ def _after(text: str, at: int) -> int:
 
 def _past(text: str, at: int, expected: str) -> int:
     if text[at] != expected:
-        raise _no_json()
+        raise _no_json(at)
     return at + 1
-
-
-def _check_json(text: str) -> None:
-    """Tell what is no JSON from what is JSON and no object."""
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        raise _no_json() from None
 
 
 def _check_nesting(content: bytes, value: Any) -> None:
@@ -275,8 +277,9 @@ def _children(value: Any) -> Iterable[Any]:
     return value.values() if type(value) is dict else value if type(value) is list else ()
 
 
-def _no_json() -> InvalidCallError:
-    return InvalidCallError("the request's body is not JSON in UTF-8")
+def _no_json(at: int | None = None) -> InvalidCallError:
+    where = "" if at is None else f": look at character {at}"
+    return InvalidCallError(f"the request's body is not JSON in UTF-8{where}")
 
 
 def _too_deep() -> InvalidCallError:
