@@ -31,7 +31,7 @@ from almoner_core.identity import operation_id
 from almoner_core.money import Money
 from almoner_core.quantity import format_bytes, format_millicores
 from almoner_core.time_zones import zone
-from almoner_operator import alerts, metrics, rates
+from almoner_operator import alerts, apart, metrics, rates
 from almoner_operator.cache import Space
 from almoner_operator.conditions import BUDGET_ALERT, quota_conditions
 from almoner_operator.context import Context, now, target_of
@@ -136,7 +136,7 @@ class Accounts:
         for namespace, name in changed:
             record = cache.space(namespace).quotas.get(name)
             if record is not None:
-                self.write_status(record)
+                apart.each("saying how it stands", f"{namespace}/{name}", self.write_status, record)
         await self._sync_providers()
         if problem is not None:
             raise problem
@@ -147,8 +147,13 @@ class Accounts:
         for namespace, name in sorted(changed):
             try:
                 updates += self._updates(cache.space(namespace), name)
-            except ValueError as error:  # Limits that no message can hold.
-                self._refuse(cache.space(namespace).quotas[name], f"spec: {error}")
+            except Exception as error:
+                # Limits that no message can hold, or that nobody reckoned with: the others' are handed over.
+                if not isinstance(error, ValueError):
+                    log.exception("the limits of %s/%s cannot be worked out", namespace, name)
+                if (record := cache.space(namespace).quotas.get(name)) is not None:
+                    said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+                    self._refuse(record, f"spec: {said}"[:500])
         refused: set[tuple[str, str]] = set()
         for start in range(0, len(updates), BATCH):
             try:
@@ -347,7 +352,7 @@ class Accounts:
                 use = uses.get(quota, ())
                 if self._use.get((name, quota), ()) != use:
                     self._use[name, quota] = use
-                    self.write_status(record)
+                    apart.each("saying how it stands", f"{name}/{quota}", self.write_status, record)
 
     def write_status(self, record: QuotaRecord) -> None:
         """Bring a quota's status up to date, soon."""

@@ -14,11 +14,13 @@ import pytest
 
 from almoner_core import wire
 from almoner_operator import apart, metrics, observe, sync, tool_providers
+from almoner_operator.accounts import Accounts
 from almoner_operator.agents import AgentVerdict, SecretFacts, agent_verdict
 from almoner_operator.cache import Cache
 from almoner_operator.errors import LeadershipLostError
 from almoner_operator.kubernetes import AGENTS, Resource
 from almoner_operator.observe import Observer
+from almoner_operator.rates import RateBook
 from almoner_operator.scheduling.decide import AGAIN, decide
 from almoner_operator.scheduling.model import EXECUTION, Requests
 from almoner_operator.settle import Settler
@@ -299,6 +301,53 @@ async def test_the_ledgers_feed_goes_on_past_what_cannot_be_taken_in(monkeypatch
     ]
     settler.take(wire.Changes(after=7, executions=executions))
     assert (seen, settler.cursor) == (["a", "z"], 7)
+
+
+async def test_a_quota_whose_limits_cannot_be_worked_out_says_so_and_the_others_are_in_force(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache = Cache(meter=Requests(), wake=lambda: None)
+    for name in ("a", "poison", "z"):
+        cache.observe_quota("ADDED", raw(name, {"budget": {"amount": "1.00"}}))
+    handed: list[str] = []
+
+    async def update_accounts(limits: Sequence[wire.AccountLimits], **_: Any) -> wire.AccountsAnswer:
+        handed.extend(each.key.quota for each in limits)
+        return wire.AccountsAnswer(accounts=[])
+
+    nothing = SimpleNamespace(mark=lambda *_, **__: None, tell=lambda *_, **__: None)
+    context: Any = SimpleNamespace(
+        cache=cache,
+        ledger=SimpleNamespace(epoch=1, update_accounts=update_accounts),
+        writer=nothing,
+        events=nothing,
+        rates=RateBook(),
+    )
+    accounts = Accounts(context)
+    real_updates, real_status = accounts._updates, accounts.write_status
+
+    def updates(space: Any, name: str) -> Any:
+        if name == "poison":
+            raise RecursionError("too deep")
+        return real_updates(space, name)
+
+    def write_status(record: Any) -> None:
+        if record.name == "a":
+            raise OverflowError("too much")
+        real_status(record)
+
+    monkeypatch.setattr(accounts, "_updates", updates)
+    monkeypatch.setattr(accounts, "write_status", write_status)
+    await accounts.sync()
+    assert handed == ["a", "z"]
+    quotas = cache.space("team").quotas
+    assert {name: str(each.reason) for name, each in quotas.items()} == {
+        "a": "InForce",
+        "poison": "InvalidSpec",
+        "z": "InForce",
+    }
+    assert "RecursionError: too deep" in quotas["poison"].message
+    assert quotas["z"].status.conditions, "though its neighbour's could not be said"
 
 
 def test_lost_leadership_is_nobodys_fault_and_ends_the_process() -> None:
