@@ -15,7 +15,7 @@ from almoner_core.wire import ErrorCode
 from almoner_operator import admit, outcome
 from almoner_operator.attempts import STUCK_SECONDS, AttemptEnd, classify, trouble
 from almoner_operator.cache import Cache
-from almoner_operator.errors import LedgerError
+from almoner_operator.errors import ApiError, LedgerError, LedgerUnavailableError
 from almoner_operator.lifecycle import MISSING_SECONDS, Lifecycle
 from almoner_operator.records import Run
 from almoner_operator.scheduling.model import EXECUTION, Requests
@@ -193,6 +193,24 @@ def test_only_what_no_node_takes_is_tried_for_ever_and_counts_for_no_limit() -> 
     assert waits[-1] == timedelta(seconds=outcome.START_BACKOFF_SECONDS_MAX)
     assert outcome.next_try(world.run, [homeless] * 5 + [crashed], FailureReason.AGENT_FAILED, NOW) is not None
     assert outcome.next_try(world.run, [homeless, crashed, crashed], FailureReason.AGENT_FAILED, NOW) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "words"),
+    [
+        (ApiError(500, "InternalError", "failed calling webhook"), "PodNotCreated", "failed calling webhook"),
+        (LedgerUnavailableError(ErrorCode.UNAVAILABLE, "no answer"), "PodNotBound", "no answer"),
+    ],
+)
+def test_a_pod_that_is_not_there_yet_is_said_until_it_is(
+    error: ApiError | LedgerError, reason: str, words: str
+) -> None:
+    world = World()
+    admit.Admitter(world.context, world.nothing)._say_not_there(world.run, error)
+    assert world.said[0] == reason
+    assert words in world.said[1]
+    world.see(raw_pod(waiting("ContainerCreating")))
+    assert world.said[0] == "Admitted"
 
 
 def test_running_without_a_pod_is_said_with_the_time_it_ends() -> None:
