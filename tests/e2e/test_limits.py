@@ -26,6 +26,18 @@ def results(status: dict[str, Any]) -> list[tuple[int, str]]:
     return [(code, said) for code, said in json.loads(status["output"])]
 
 
+def test_what_has_spent_its_own_budget_ends_whatever_retries_are_left(world: World) -> None:
+    """It went back to Queued for ever, since the ledger refused every further attempt."""
+    world.script("crasher", SPENDER + "\nsys.exit(1)\n")
+    retry = {"limit": 2, "backoffSeconds": 600, "backoffMaxSeconds": 600}
+    run(world, "one", "crasher", {"calls": 100}, limits={"maxCost": "0.003"}, retry=retry)
+    condition = world.failed("one", "BudgetExhausted")
+    assert "limits.maxCost has no room for another attempt" in condition["message"]
+    assert "of 0.003 USD spent" in condition["message"]
+    (attempt,) = world.status("one")["attempts"]
+    assert attempt["reason"] == "AgentFailed"
+
+
 def test_a_budget_that_runs_out_midway_is_spent_and_not_overspent(world: World) -> None:
     world.script("spender", SPENDER)
     quota(world, "money", budget={"amount": "0.003"})
