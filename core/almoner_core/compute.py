@@ -20,6 +20,7 @@ MEBIBYTE: Final = 1024 * 1024
 SECONDS_PER_HOUR: Final = 3600
 SPLITS: Final = 8
 """In how many records what is held may be used up: each may round up once."""
+MS_PER_HOUR: Final = 3_600_000
 NOT_BILLED: Final = "not billed"
 """Price version of machine time that has no price: it costs 0, and that is known."""
 
@@ -34,6 +35,9 @@ class ComputeResource(StrEnum):
 
 # Units of a record (millicores, mebibytes, thousandths of a GPU) in what a price is for (a core, a GiB, a GPU).
 _UNITS: Final = {ComputeResource.CPU: 1000, ComputeResource.MEMORY: 1024, ComputeResource.GPU: 1000}
+
+
+_ROUNDED: Final = SPLITS * len(ComputeResource)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +113,20 @@ class ComputePrices:
             if (units := machine.units(resource, seconds))
         ]
 
+    def per_hour(self, machine: Machine) -> int:
+        """Give what an hour of a machine costs, in nano-dollars, rounded up."""
+        return sum(self.cost(resource, machine.units(resource, SECONDS_PER_HOUR)) for resource in ComputeResource)
+
     def hold(self, machine: Machine, seconds: int) -> int:
         """Give what must be held so that `seconds` can be used up in up to SPLITS records, in nano-dollars."""
-        used = self.use(machine, seconds)
-        return sum(each.cost_nanos for each in used) + sum(SPLITS - 1 for each in used if each.cost_nanos)
+        return hold_nanos(self.per_hour(machine), seconds * 1000)
+
+
+def hold_nanos(per_hour: int, milliseconds: int) -> int:
+    """Give what must be held for machine time at a rate: what it costs, and what its records may round up."""
+    return -(-per_hour * milliseconds // MS_PER_HOUR) + _ROUNDED if per_hour else 0
+
+
+def paid_ms(held: int, per_hour: int) -> int:
+    """Give how many milliseconds of machine time a hold pays for. The inverse of `hold_nanos`."""
+    return max(0, held - _ROUNDED) * MS_PER_HOUR // per_hour

@@ -75,11 +75,14 @@ LEDGER_AUDIENCE: Final = "almoner-ledger"
 # The kubelet's hook on the meter's health listener, and the header with the token that tells it from anybody else.
 PRESTOP_PATH: Final = "/prestop"
 PRESTOP_HEADER: Final = "x-almoner-prestop"
+# The probe of the agent container asks there whether its machine time is paid: failing it ends the container.
+PAID_PATH: Final = "/paid"
 # Keys of MeterConfig.extra.
 EXTRA_GRACE_SECONDS: Final = "grace_period_seconds"
 # How long the meter goes on trying to reach the ledger once the agent has ended, within the grace period.
 EXTRA_LEDGER_WAIT_SECONDS: Final = "ledger_wait_seconds"
 EXTRA_FIRST_NEED: Final = "first_need"  # amounts by dimension: what admission had granted for the first call
+EXTRA_END_SECONDS: Final = "end_seconds"  # what it takes to end a pod whose machine time nobody pays for; absent: free
 EXTRA_PRESTOP_TOKEN: Final = "prestop_token"  # noqa: S105 - a key
 
 # --- bounds -----------------------------------------------------------------------------------------------------------
@@ -92,6 +95,7 @@ CALL_SECONDS_MAX: Final = 600  # the longest that one call to a provider may tak
 LEASE_MARGIN_SECONDS: Final = 30
 # So long after its last exchange a meter can surely spend no more: its lease, a call begun at the end of it, a margin.
 SILENCE_SECONDS: Final = LEASE_SECONDS + CALL_SECONDS_MAX + LEASE_MARGIN_SECONDS
+PAID_ALWAYS_SECONDS: Final = 10**9  # told for how long machine time is paid where nothing limits it
 PROGRESS_INTERVAL_SECONDS: Final = 1
 DEFAULT_MAX_OUTPUT_TOKENS: Final = 1024  # set by the meter where neither request nor agent bounds the output
 # For estimates, where neither provider nor price data say, and nothing is limited.

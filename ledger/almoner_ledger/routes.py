@@ -181,7 +181,14 @@ ROUTES: Final[tuple[Route, ...]] = (
         "What is wanted of the meter",
         Role.METER,
         answer=wire.Signals,
-        parameters=(_TIMEOUT,),
+        parameters=(
+            _TIMEOUT,
+            Parameter(
+                "paid",
+                {"type": "integer", "minimum": 0, "maximum": 1, "default": 0},
+                "1: tell for how long the machine time of this pod is paid, and keep it so as long as there is room.",
+            ),
+        ),
         long_poll=True,
     ),
     Route(

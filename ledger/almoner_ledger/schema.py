@@ -229,6 +229,9 @@ allotments = Table(
     _amount("corrected_nanos"),
     # JSON: what of its sums stands in for records that have not come, from its meter's last word; null: none was taken.
     Column("last_word", Text),
+    # Of machine time, JSON: what it costs and how far ahead it is held; and until when it is charged, or was not used.
+    Column("machine", Text),
+    Column("charged_ms", BigInteger),
     *_usage(),
     sa.UniqueConstraint("execution_uid", "attempt", "purpose"),
     sa.CheckConstraint("purpose IN ('run', 'compute')", name="purpose"),

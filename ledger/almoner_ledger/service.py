@@ -86,7 +86,7 @@ class Service:
     async def _running(self, _: web.Application) -> Any:
         self.batcher = Batcher(self.store)
         self.watch = ChangeWatch(self.store, self.batcher)
-        self.signals = SignalWatch(self.store)
+        self.signals = SignalWatch(self.store, self.batcher)
         self.sweeper = Sweeper(self.store, self.batcher)
         self.stopping = asyncio.Event()
         self.batcher.start()
@@ -231,7 +231,10 @@ class Service:
         assert caller is not None
         seconds = integer(request.query, "timeout_seconds", 0, 55)
         with metrics.LONG_POLLS.track_inprogress():
-            return _answer(await self.signals.wait(request.match_info["id"], caller.pod_uid or "", seconds))
+            waited = self.signals.wait(
+                request.match_info["id"], caller.pod_uid or "", seconds, paid=bool(integer(request.query, "paid", 0, 1))
+            )
+            return _answer(await waited)
 
     async def _ask(self, route: Route, request: web.Request, _: Caller | None) -> web.Response:
         _known(route, request)

@@ -1,8 +1,9 @@
 """Signals to meters, and the end of attempts that gave none: what a replica does about leases besides commands.
 
 Role: `SignalWatch` holds the long polls of all waiting meters and looks at them together: one query a round, and one
-statement that renews the leases that are due, committed before any of them is told. `Sweeper` gives up active attempts
-that fell silent, whether or not an operator lives.
+statement that renews the leases that are due, committed before any of them is told. A meter that asks for how long its
+machine time is paid is told that too, and keeps it paid: where the operator is late, more is held. `Sweeper` gives up
+active attempts that fell silent, whether or not an operator lives.
 
 The database's clock may jump ahead. So silence is judged by two clocks: by the database's the meter must have been
 silent for LeasePolicy.silence_seconds, and by this process's own nothing may have come from it for a further lease. A
@@ -19,14 +20,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from almoner_core.wire import AllotmentState, ErrorCode, Signals
+from almoner_core.identity import compute_allotment_id
+from almoner_core.wire import AllotmentState, ErrorCode, ItemAnswer, Signals
 from almoner_ledger import metrics
 from almoner_ledger.batching import Batcher
 from almoner_ledger.database import DatabaseUnavailableError
 from almoner_ledger.errors import LedgerError
 from almoner_ledger.leasing import ALONG_DIVISOR
-from almoner_ledger.store import Store, Verb, command, recall
-from almoner_ledger.store.commands import Expire
+from almoner_ledger.store import Store, Verb, command, queries, recall
+from almoner_ledger.store.commands import Cover, Expire
+from almoner_ledger.store.queries import Paid
 from almoner_ledger.store.recall import Attention
 
 log = logging.getLogger(__name__)
@@ -35,6 +38,8 @@ ROUND_SECONDS: Final = 0.5
 GATHER_SECONDS: Final = 0.02
 """Meters that ask within so long are looked at together."""
 SWEEP_SECONDS_MAX: Final = 30.0
+COVER_SECONDS: Final = 1.0
+"""No more machine time is asked for an allotment than once in so long."""
 _OPEN: Final = (AllotmentState.OFFERED, AllotmentState.ACTIVE)
 
 
@@ -50,20 +55,26 @@ class _Waiter:
     asked: float
     deadline: float
     answer: asyncio.Future[Signals]
+    paid: bool
+    """Whether it wants to know for how long its machine time is paid."""
     looked: bool = False
 
 
 class SignalWatch:
     """The long polls for signals of one replica. Use it from one event loop."""
 
-    def __init__(self, store: Store, *, round_seconds: float = ROUND_SECONDS) -> None:
+    def __init__(self, store: Store, batcher: Batcher | None = None, *, round_seconds: float = ROUND_SECONDS) -> None:
         self._store = store
+        self._batcher = batcher
         self._round_seconds = round_seconds
         self._waiters: set[_Waiter] = set()
         self._came = asyncio.Event()
         self._next_round = 0.0
         self._told: dict[str, int] = {}
         """The newest recall that each allotment was told of, in the database's milliseconds."""
+        self._covered: dict[str, float] = {}
+        """When more machine time was asked for last, by compute allotment, in this process's monotonic seconds."""
+        self._covering: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -76,16 +87,22 @@ class SignalWatch:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
+        for task in self._covering:
+            task.cancel()
+        await asyncio.gather(*self._covering, return_exceptions=True)
         for waiter in self._waiters:
             if not waiter.answer.done():
                 waiter.answer.set_result(Signals())
 
-    async def wait(self, allotment: str, pod_uid: str, seconds: float) -> Signals:
-        """Wait for a signal, at most `seconds`; the lease is renewed meanwhile. Raises LedgerError."""
+    async def wait(self, allotment: str, pod_uid: str, seconds: float, *, paid: bool = False) -> Signals:
+        """Wait for a signal, at most `seconds`; the lease is renewed meanwhile, and machine time (`paid`) held.
+
+        Raises LedgerError.
+        """
         if self._task is None or self._task.done():
             return Signals()
         asked = time.monotonic()
-        waiter = _Waiter(allotment, pod_uid, asked, asked + seconds, asyncio.get_running_loop().create_future())
+        waiter = _Waiter(allotment, pod_uid, asked, asked + seconds, asyncio.get_running_loop().create_future(), paid)
         self._waiters.add(waiter)
         self._came.set()
         try:
@@ -122,8 +139,9 @@ class SignalWatch:
         speaking: dict[str, set[str]] = {}
         for each in waiters:
             speaking.setdefault(each.allotment, set()).add(each.pod_uid)
+        paying = {compute_allotment_id(each.allotment) for each in waiters if each.paid}
         try:
-            now_ms, found = await asyncio.to_thread(self._look, speaking)
+            now_ms, found, machines = await asyncio.to_thread(self._look, speaking, paying)
         except DatabaseUnavailableError as error:
             for each in waiters:
                 if not each.looked or each.deadline <= began:
@@ -131,7 +149,15 @@ class SignalWatch:
             return
         for each in waiters:
             each.looked = True
-            self._tell(each, found.get(each.allotment), now_ms, began)
+            machine = machines.get(compute_allotment_id(each.allotment)) if each.paid else None
+            self._tell(each, found.get(each.allotment), machine, now_ms, began)
+        speak = {
+            compute_allotment_id(each.allotment)
+            for each in waiters
+            if each.paid and (now := found.get(each.allotment, _NOBODY)).pod_uid == each.pod_uid
+            if now.state == AllotmentState.ACTIVE
+        }
+        self._cover({key: each for key, each in machines.items() if key in speak})
         # Afterwards, so that all polls of one allotment hear it (one may be of a connection that is lost); and not of
         # what only a stranger asked about.
         mine = {each.allotment for each in waiters if found.get(each.allotment, _NOBODY).pod_uid == each.pod_uid}
@@ -139,10 +165,14 @@ class SignalWatch:
         for allotment in [key for key, at in self._told.items() if at < now_ms - 2 * recall.FRESH_MS]:
             del self._told[allotment]
 
-    def _look(self, speaking: dict[str, set[str]]) -> tuple[int, dict[str, Attention]]:
+    def _look(
+        self, speaking: dict[str, set[str]], paying: set[str]
+    ) -> tuple[int, dict[str, Attention], dict[str, Paid]]:
         """Look at the allotments, and renew the leases that are due; gives the database's clock too."""
         store, policy = self._store, self._store.lease
-        now_ms, found = store.read(lambda c: (now := store.now_ms(c), recall.attention(c, speaking, now)))
+        now_ms, found, machines = store.read(
+            lambda c: (now := store.now_ms(c), recall.attention(c, speaking, now), queries.paid(c, paying, now))
+        )
         active = {
             key: each
             for key, each in found.items()
@@ -152,9 +182,36 @@ class SignalWatch:
             due = [key for key, each in active.items() if policy.is_due(each.exchanged_ms, now_ms, ALONG_DIVISOR)]
             for key in store.renew(due):
                 found[key] = found[key]._replace(exchanged_ms=now_ms)
-        return now_ms, found
+        return now_ms, found, machines
 
-    def _tell(self, waiter: _Waiter, found: Attention | None, now_ms: int, began: float) -> None:
+    def _cover(self, machines: dict[str, Paid]) -> None:
+        """Have more machine time held where the operator is late to, in the background: the next look tells of it."""
+        if self._batcher is None:
+            return
+        now = time.monotonic()
+        late = [
+            key
+            for key, each in machines.items()
+            if each.late and now - self._covered.get(key, -COVER_SECONDS) >= COVER_SECONDS
+        ]
+        self._covered = {key: at for key, at in self._covered.items() if now - at < COVER_SECONDS}
+        if late:
+            self._covered.update(dict.fromkeys(late, now))
+            task = asyncio.create_task(self._have_covered(self._batcher, late), name="ledger-cover")
+            self._covering.add(task)
+            task.add_done_callback(self._covering.discard)
+
+    async def _have_covered(self, batcher: Batcher, late: list[str]) -> None:
+        try:
+            answers = await batcher.submit_all([command(Verb.COVER, Cover(), allotment=key) for key in late])
+        except LedgerError as error:
+            log.info("machine time is held later: %s", error)
+            return
+        for key, answer in zip(late, answers, strict=True):
+            if isinstance(answer, LedgerError) or (isinstance(answer, ItemAnswer) and answer.error is not None):
+                log.info("no more machine time is held for %s: %s", key, getattr(answer, "error", answer))
+
+    def _tell(self, waiter: _Waiter, found: Attention | None, machine: Paid | None, now_ms: int, began: float) -> None:
         if waiter.answer.done():
             return
         if found is None:
@@ -172,7 +229,10 @@ class SignalWatch:
             # Counted from when it asked: the clock was read after `began`, so this is never too much.
             left_ms = self._store.lease.lease_left_ms(found.exchanged_ms, now_ms)
             lease = int(left_ms / 1000 + max(0.0, began - waiter.asked))
-        waiter.answer.set_result(Signals(cancel=cancel, recall=recalled, lease_seconds=lease))
+        paid = machine.seconds if machine is not None else None
+        if paid is not None:
+            paid += int(max(0.0, began - waiter.asked))
+        waiter.answer.set_result(Signals(cancel=cancel, recall=recalled, lease_seconds=lease, paid_seconds=paid))
 
 
 def _fail(waiter: _Waiter, code: ErrorCode, message: str) -> None:

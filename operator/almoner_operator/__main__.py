@@ -125,6 +125,21 @@ def _compute_options(option: Callable[..., None]) -> None:
         "60",
         type=int,
     )
+    option(
+        "--compute-outage-seconds",
+        "ALMONER_COMPUTE_OUTAGE_SECONDS",
+        "machine time is held for so much longer: for that long the ledger may be away before pods are ended that are "
+        "not paid for any more",
+        "60",
+        type=int,
+    )
+    option(
+        "--compute-probe-seconds",
+        "ALMONER_COMPUTE_PROBE_SECONDS",
+        "how often a node asks the meter whether its pod's machine time is paid, at least 1",
+        "5",
+        type=int,
+    )
 
 
 def settings_of(arguments: argparse.Namespace) -> OperatorSettings:
@@ -157,7 +172,12 @@ def settings_of(arguments: argparse.Namespace) -> OperatorSettings:
             annotations=_annotations(arguments.runner_annotations),
             meter_grace_seconds=max(1, arguments.meter_grace_seconds),
         ),
-        compute=ComputeSettings(prices=prices, interval_seconds=max(1, arguments.compute_interval_seconds)),
+        compute=ComputeSettings(
+            prices=prices,
+            interval_seconds=max(1, arguments.compute_interval_seconds),
+            outage_seconds=max(0, arguments.compute_outage_seconds),
+            probe_seconds=max(1, arguments.compute_probe_seconds),
+        ),
         scheduling=SchedulingSettings(require_budget=RequireBudget(arguments.require_budget)),
         kubeconfig=Path(arguments.kubeconfig) if arguments.kubeconfig else None,
         ledger_token_file=Path(arguments.ledger_token_file) if arguments.ledger_token_file else None,

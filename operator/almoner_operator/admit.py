@@ -51,8 +51,9 @@ from almoner_operator.errors import (
 )
 from almoner_operator.kubernetes import CONFIG_MAPS, PODS
 from almoner_operator.limiter import Rank
+from almoner_operator.machines import PROBE_FAILURES, PROBE_TIMEOUT_SECONDS
 from almoner_operator.pins import PinLostError
-from almoner_operator.pods import PodError, PodRequest, build_pod
+from almoner_operator.pods import PaidProbe, PodError, PodRequest, build_pod
 from almoner_operator.records import Run, parse_pod, runner_of
 from almoner_operator.refusals import explain, pod_refusal
 from almoner_operator.runner_pods import belongs, place_of
@@ -372,16 +373,29 @@ class Admitter:
                 extra=extra,
                 prestop_token=secrets.token_hex(16),
                 nonce=_nonce(run, number),
+                paid=self._paid_probe(run, agent),
             ),
             self._context.settings.runner,
         )
+
+    def _terms(self, run: Run, agent: AgentSpec | None) -> wire.MachineTerms | None:
+        settings = self._context.settings
+        grace = demand.grace_seconds(run, agent, settings.runner)
+        return settings.compute.terms(demand.machine(run, agent, settings.runner), grace)
+
+    def _paid_probe(self, run: Run, agent: AgentSpec | None) -> PaidProbe | None:
+        if self._terms(run, agent) is None:
+            return None
+        settings = self._context.settings
+        end_seconds = settings.compute.end_seconds(demand.grace_seconds(run, agent, settings.runner))
+        return PaidProbe(settings.compute.probe_seconds, PROBE_FAILURES, PROBE_TIMEOUT_SECONDS, end_seconds)
 
     async def _open(self, run: Run, admission: Admission, plan: _Plan) -> _Plan:
         """Open the allotment. A number whose allotment is void is passed over; one that was used ends the run."""
         context = self._context
         space = context.cache.space(run.key.namespace)
         spec, first, ahead = plan.agent, plan.demand.first, plan.demand.ahead
-        limits = demand.limits_of(run, spec)
+        limits, terms = demand.limits_of(run, spec), self._terms(run, spec)
         own = wire_amounts(
             usd=limits.max_cost.nanos if limits.max_cost is not None else None,
             tokens=limits.max_tokens,
@@ -413,6 +427,7 @@ class Admitter:
                 need=wire_amounts(usd=first.need.get("usd")),
                 want=wire_amounts(usd=first.want.get("usd")),
                 compute=wire_amounts(usd=ahead),
+                machine=terms,
             )
             try:
                 await context.ledger.open(item)

@@ -232,10 +232,13 @@ def _agent_ended(
         stopped = _stopped(intent, timed_out=timed_out, finished=finished, started=started, exit_code=exit_code)
         if stopped is not None:
             return stopped
+    unpaid = _unpaid(pod) if exit_code != 0 else ""
     disrupted = _disruption(pod, conditions=not natural or exit_code != 0)
     if exit_code == 0 and natural and disrupted is None:
         return AttemptEnd(AttemptOutcome.SUCCEEDED, None, "", 0, started, finished)
-    if disrupted is not None:
+    if unpaid:
+        reason, message = FailureReason.BUDGET_EXHAUSTED, unpaid
+    elif disrupted is not None:
         reason, message = disrupted
     elif not natural:
         reason, message = FailureReason.NODE_LOST, "the pod was deleted before the agent ended"
@@ -419,15 +422,24 @@ def _startup_message(pod: Mapping[str, Any]) -> str:
 
 def _meter_error(message: Any) -> str:
     """What a meter said before it had started. Killed by its start-up probe it may say nothing: it wants the ledger."""
-    said = _last_line(message)
-    if said.startswith("{"):
-        try:
-            told = json.loads(said)
-        except ValueError:
-            told = {}
-        said = str(told.get("error") or "") if isinstance(told, dict) else ""
-    said = said or NO_LEDGER
+    word = _last_word(message)
+    said = (str(word.get("error") or "") if word is not None else _last_line(message)) or NO_LEDGER
     return f"{said} ({MESH_HINT})" if NO_LEDGER in said else said
+
+
+def _unpaid(pod: Mapping[str, Any]) -> str:
+    """What the meter says if it had the kubelet end the pod because its machine time was not paid for; else nothing."""
+    ended = (_container(pod, METER_CONTAINER).get("state") or {}).get("terminated") or {}
+    return str((_last_word(ended.get("message")) or {}).get("unpaid") or "")
+
+
+def _last_word(message: Any) -> dict[str, Any] | None:
+    """Read a meter's termination message; None where it is no object of JSON."""
+    try:
+        word = json.loads(_last_line(message))
+    except (ValueError, RecursionError):
+        return None
+    return word if isinstance(word, dict) else None
 
 
 # --- what follows -----------------------------------------------------------------------------------------------------

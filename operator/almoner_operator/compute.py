@@ -14,11 +14,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from almoner_core import wire
 from almoner_core.compute import Machine
+from almoner_core.environment import PAID_ALWAYS_SECONDS
 from almoner_core.identity import allotment_id, compute_allotment_id, operation_id
 from almoner_core.money import Money
 from almoner_operator import apart, failpoints
@@ -36,6 +37,8 @@ SEEN_SECONDS: Final = 2
 """So long after it a pod's end is surely seen: nothing younger is charged while the pod runs."""
 STOP_SECONDS: Final = 5
 """What must still be paid for, beyond its grace period, when a pod is told to stop."""
+REFUSED_SECONDS: Final = 5
+"""How often a hold is asked for again of which nobody is known who might free up something."""
 STRETCH_SECONDS_MAX: Final = 86_400
 RETRY_SECONDS: Final = 2.0
 
@@ -48,7 +51,12 @@ class _Meter:
     sequence: int = 0
     covered: int = 0
     """Until when what is held pays."""
+    bounded: bool = False
+    """Whether that is the ledger's word: what was used after it was not paid for, and is not charged."""
+    known: bool = False
+    """Whether the ledger knows since when the pod runs, and what it costs."""
     asked: int = 0
+    asked_at: int = 0
     pending: wire.AccrueAllotment | None = None
     """What was asked and not answered: it is asked again as it is."""
     to: int | None = None
@@ -79,10 +87,18 @@ class MachineTime:
         """Take over what the ledger has of an attempt's machine time; gives the attempt's own allotment."""
         allotment = allotment_id(view.execution.uid, view.execution.attempt)
         until = view.accrued_unix_ms
-        self._meters[allotment] = _Meter(
+        meter = self._meters[allotment] = _Meter(
             until=until // 1000 if until is not None else None, sequence=view.last_sequence
         )
+        self._note_paid(meter, int(self._clock()), view.paid_seconds)
         return allotment
+
+    @staticmethod
+    def _note_paid(meter: _Meter, moment: int, seconds: int | None) -> None:
+        """Take the ledger's word for how long is paid, as it was asked for at `moment`."""
+        meter.bounded = seconds is not None and seconds < PAID_ALWAYS_SECONDS
+        if meter.bounded and seconds is not None:
+            meter.covered = moment + seconds
 
     def forget(self, allotment: str) -> None:
         """Charge no more: the allotment is void."""
@@ -122,17 +138,23 @@ class MachineTime:
         pod = self._context.cache.pods.of(run) if meter is not None else None
         if meter is None or pod is None or pod.raw.get("gone") or has_terminated(pod.raw):
             return
-        meter.seen = seen = pod_time(pod.raw)
-        if meter.lock.locked() or seen.start is None or not self._due(run, meter, seen.start, moment):
+        meter.seen = seen = _time_of(run, pod)
+        if meter.lock.locked() or seen.start is None or not self._due(run, meter, seen, seen.start, moment):
             return
         if not meter.covered:
             since = seen.start if meter.until is None else meter.until
             meter.covered = since + self._settings.ahead(seen.grace_seconds)
         due.append(self._charge(run, attempt.allotment, meter, seen, moment))
 
-    def _due(self, run: Run, meter: _Meter, start: int, moment: int) -> bool:
-        if meter.pending is not None or (meter.refused is not None and run.stop is None):
+    def _due(self, run: Run, meter: _Meter, seen: PodTime, start: int, moment: int) -> bool:
+        if meter.pending is not None:
             return True
+        if not meter.known and self._settings.terms(seen.machine, seen.grace_seconds) is not None:
+            return True  # Until then the ledger takes it to run since it was admitted.
+        if meter.refused is not None and run.stop is None:
+            soon = meter.refused.refusal is not None and meter.refused.refusal.may_free_up
+            late = self._must_stop(meter, seen, moment)
+            return soon or late or moment - meter.asked_at >= REFUSED_SECONDS
         since = start if meter.until is None else meter.until
         return moment - SEEN_SECONDS - since >= self._settings.interval_seconds
 
@@ -153,17 +175,21 @@ class MachineTime:
         if answer is not None:
             self._judge(run, meter, seen, answer, moment)
 
+    def _must_stop(self, meter: _Meter, seen: PodTime, moment: int) -> bool:
+        """Whether a pod must be stopped now, so that its end is still paid for."""
+        return meter.covered - moment <= self._settings.end_seconds(seen.grace_seconds) + STOP_SECONDS
+
     def _judge(self, run: Run, meter: _Meter, seen: PodTime, answer: wire.ItemAnswer, moment: int) -> None:
-        """See whether what is to come is paid for; stop the pod where it is not, while its end still is."""
+        """See whether what is to come is paid for; stop the pod where it is not, while its end still is.
+
+        Meanwhile meters were asked to return what is idle, this run's own among them, and limits may be raised.
+        """
         meter.refused = answer.error
-        if answer.error is None:
-            if meter.until is not None:
-                meter.covered = meter.until + self._settings.ahead(seen.grace_seconds)
+        if answer.error is None and meter.until is not None:
+            meter.covered = meter.until + self._settings.ahead(seen.grace_seconds)
+        self._note_paid(meter, moment, answer.paid_seconds)
+        if answer.error is None or not self._must_stop(meter, seen, moment):
             return
-        refusal = answer.error.refusal
-        time_left = meter.covered - moment
-        if refusal is not None and refusal.may_free_up and time_left > seen.grace_seconds + STOP_SECONDS:
-            return  # Others hold what they may return: asked again at the next look.
         self.stop(Stop(run.key, StopCause.EXHAUSTED, f"its machine time cannot be paid for any longer: {_why(answer)}"))
 
     # -- the end -------------------------------------------------------------------------------------
@@ -174,7 +200,9 @@ class MachineTime:
         if attempt is None or attempt.allotment is None:
             return False
         pod = self._context.cache.pods.of(run)
-        if pod is not None or attempt.start_time is None:
+        if pod is not None:
+            return await self.finish(attempt.allotment, pod, known=_time_of(run, pod))
+        if attempt.start_time is None:
             return await self.finish(attempt.allotment, pod)
         # It vanished while no operator looked: it had what it was admitted with.
         admitted = run.admitted
@@ -189,15 +217,18 @@ class MachineTime:
     async def finish(self, allotment: str, pod: Pod | None, *, known: PodTime | None = None) -> bool:
         """Charge what is left of an attempt that is over, and end its compute allotment, as long as it takes.
 
-        `known` is what is known of a pod that is not there. Where its end is not known, what the pod could have used
-        until now is charged, at most what is held. Gives whether any machine time was charged at all.
+        `known` is what is known of its pod, or of one that is not there. Where its end is not known, what the pod could
+        have used until now is charged; and at most what is held. Gives whether any machine time was charged at all.
         """
         meter = self._meters.get(allotment)
         if meter is None:
             return False
-        seen = pod_time(pod.raw) if pod is not None else meter.seen or known
+        seen = (known or pod_time(pod.raw)) if pod is not None else meter.seen or known
         async with meter.lock:
             while self._meters.get(allotment) is meter:
+                if not await self._caught_up(allotment, meter, seen):
+                    await asyncio.sleep(self.retry_seconds)
+                    continue
                 if meter.pending is None:
                     start, end = self._last_stretch(meter, seen)
                     cut = min(end, start + STRETCH_SECONDS_MAX)
@@ -213,13 +244,31 @@ class MachineTime:
                     self._meters.pop(allotment, None)
         return meter.sequence > 0
 
+    async def _caught_up(self, allotment: str, meter: _Meter, seen: PodTime | None) -> bool:
+        """See to it that it is known for how long a pod was paid that ran longer than this operator held for it."""
+        end = seen.end if seen is not None and seen.end is not None else int(self._clock())
+        if meter.pending is not None or not meter.bounded or end <= meter.covered:
+            return True
+        try:
+            async for view in self._context.ledger.open_allotments():
+                if view.allotment == compute_allotment_id(allotment):
+                    self._note_paid(meter, int(self._clock()), view.paid_seconds)
+        except LedgerUnavailableError as error:
+            log.warning("machine time of allotment %s is not charged yet: %s", allotment, error)
+            return False
+        return True
+
     def _last_stretch(self, meter: _Meter, seen: PodTime | None) -> tuple[int, int]:
         since = seen.start if seen is not None and meter.until is None else meter.until
         if seen is None or since is None:
             return 0, 0  # It never started, as far as anybody knows.
         end = seen.end
         if end is None:
-            end = min(int(self._clock()), since + self._settings.ahead(seen.grace_seconds))
+            # That much was held, at least: by the ledger's word, or since this was charged last.
+            paid = meter.covered if meter.bounded else since + self._settings.ahead(seen.grace_seconds)
+            end = min(int(self._clock()), paid)
+        elif meter.bounded:
+            end = min(end, meter.covered)
         return since, max(since, end)
 
     # -- the ledger ----------------------------------------------------------------------------------
@@ -231,8 +280,14 @@ class MachineTime:
         compute = compute_allotment_id(allotment)
         prices = self._settings.prices
         meter.asked += 1
+        meter.asked_at = int(self._clock())
         hold, used = 0, []
+        terms, charged, now_ms = None, None, self._context.ledger.now_ms()
         if seen is not None:
+            terms = self._settings.terms(seen.machine, seen.grace_seconds)
+            if now_ms is not None and end:
+                charged = max(0, now_ms - int((self._clock() - end) * 1000))
+            meter.known = True
             hold = prices.hold(seen.machine, self._settings.ahead(seen.grace_seconds))
             used = records_of(compute, seen.machine, start, end, after=meter.sequence, prices=prices)
         meter.pending = wire.AccrueAllotment(
@@ -241,6 +296,8 @@ class MachineTime:
             records=used,
             hold={} if final else {wire.Dimension.USD: hold},
             final=final,
+            machine=terms,
+            charged_unix_ms=charged if terms is not None else None,
         )
         meter.to = end if end > start else None
 
@@ -276,6 +333,15 @@ class MachineTime:
                     return
                 break
         self._meters.pop(allotment, None)
+
+
+def _time_of(run: Run, pod: Pod) -> PodTime:
+    """Read a pod. It started no later than an operator saw its agent start."""
+    seen, attempt = pod_time(pod.raw), run.attempt
+    started = unix_seconds(attempt.start_time) if attempt is not None else None
+    if seen.start is None or started is None:
+        return seen
+    return replace(seen, start=min(seen.start, started))
 
 
 def _why(answer: wire.ItemAnswer) -> str:

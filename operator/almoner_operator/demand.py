@@ -117,9 +117,13 @@ def grace_seconds(run: Run, agent: AgentSpec | None, runner: RunnerSettings) -> 
 
 def ahead(run: Run, agent: AgentSpec | None, runner: RunnerSettings, compute: ComputeSettings) -> int:
     """Give what its machine time needs held before it starts, in nano-dollars."""
+    return compute.prices.hold(machine(run, agent, runner), compute.ahead(grace_seconds(run, agent, runner)))
+
+
+def machine(run: Run, agent: AgentSpec | None, runner: RunnerSettings) -> Machine:
+    """Give what its pod requests, as machine time is priced."""
     asked = requests(run, agent, runner.meter_requests)
-    machine = Machine(cpu=asked.cpu, memory=asked.memory, gpu=asked.gpu)
-    return compute.prices.hold(machine, compute.ahead(grace_seconds(run, agent, runner)))
+    return Machine(cpu=asked.cpu, memory=asked.memory, gpu=asked.gpu)
 
 
 def first_call(

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import json
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Generic, Self, TypeVar
@@ -49,6 +50,8 @@ class LedgerClient:
         self._session: aiohttp.ClientSession | None = None
         self._random = random.Random()  # noqa: S311 - jitter
         self.epoch = 0
+        self._clock: tuple[int, float] | None = None
+        """What the ledger's clock was, and when that was heard (monotonic)."""
         self._open: _Batcher[wire.OpenAllotment, wire.OpenAnswer] = _Batcher(self._send_open)
         self._bind: _Batcher[wire.BindAllotment, wire.ItemAnswer] = _Batcher(self._send_bind)
         self._void: _Batcher[wire.CloseAllotment, wire.ItemAnswer] = _Batcher(self._send_void)
@@ -85,6 +88,7 @@ class LedgerClient:
     async def open(self, item: wire.OpenAllotment) -> wire.Amounts:
         """Open an allotment and give what was granted. Raises LedgerError, with the refusal where there was no room."""
         answer = await self._open.ask(item)
+        self._note_clock(answer.now_unix_ms)
         if answer.error is not None:
             raise _named(answer.error)
         return answer.granted or {}
@@ -107,6 +111,7 @@ class LedgerClient:
         Raises LedgerError where nothing was charged.
         """
         answer = await self._accrue.ask(item)
+        self._note_clock(answer.now_unix_ms)
         if answer.error is not None and answer.state is None:
             raise _named(answer.error)
         return answer
@@ -117,11 +122,23 @@ class LedgerClient:
         while True:
             query = {"state": "open", "limit": str(PAGE), **({"after": after} if after else {})}
             page = await self._get("/v1/allotments", query, wire.AllotmentPage)
+            self._note_clock(page.now_unix_ms)
             for view in page.allotments:
                 yield view
             after = page.next
             if after is None:
                 return
+
+    def now_ms(self) -> int | None:
+        """Give the ledger's own clock, rather too early than too late; None while it has not told."""
+        if self._clock is None:
+            return None
+        told, heard = self._clock
+        return told + int((time.monotonic() - heard) * 1000)
+
+    def _note_clock(self, now_ms: int | None) -> None:
+        if now_ms:
+            self._clock = (now_ms, time.monotonic())
 
     async def changes(self, after: int, *, wait_seconds: int, limit: int = PAGE) -> wire.Changes:
         """Give what changed after the cursor, waiting up to `wait_seconds` for the first change. One try."""

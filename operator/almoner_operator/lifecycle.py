@@ -59,6 +59,9 @@ MISSING_SECONDS: Final = 3.0
 RESUME_SECONDS: Final = 3.0
 STOP_AGAIN_SECONDS: Final = 30.0
 OVERWRITES_SECONDS_MAX: Final = 60.0
+LINGER_SECONDS: Final = 5
+"""So long an injected container may go on after the agent's end; then its pod is deleted, and has what is left of its
+grace period: the meter needs that to settle."""
 _OUTCOMES: Final = {
     StopCause.CANCELLED: AttemptOutcome.CANCELLED,
     StopCause.SUSPENDED: AttemptOutcome.SUSPENDED,
@@ -294,13 +297,9 @@ class Lifecycle:
             self._delete_pod(pod)
 
     def _lingers(self, pod: Pod, moment: datetime) -> bool:
-        """Whether an injected container keeps a pod alive whose agent ended before its meter's grace period."""
+        """Whether an injected container keeps a pod alive whose agent has ended, and had its time to end too."""
         ended = agent_ended_at(pod.raw)
-        return outlived(pod.raw) and (ended is None or moment >= ended + timedelta(seconds=self._meter_grace))
-
-    @property
-    def _meter_grace(self) -> int:
-        return self._context.settings.runner.meter_grace_seconds
+        return outlived(pod.raw) and (ended is None or moment >= ended + timedelta(seconds=LINGER_SECONDS))
 
     # -- why it does not go on -----------------------------------------------------------------------
 
@@ -366,7 +365,7 @@ class Lifecycle:
         grace = None
         if has_agent_ended(pod.raw):
             # All that is left of its grace period: it is over so long after the agent has ended.
-            grace = max(1, pod_time(pod.raw).grace_seconds - self._meter_grace)
+            grace = max(1, pod_time(pod.raw).grace_seconds - LINGER_SECONDS)
         try:
             if not await self._context.client.delete(PODS, pod.namespace, pod.name, uid=pod.uid, grace_seconds=grace):
                 pod.raw["gone"] = True

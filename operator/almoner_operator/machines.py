@@ -18,6 +18,7 @@ from uuid import UUID, uuid5
 from almoner_core.compute import ComputePrices, Machine
 from almoner_core.quantity import millicores, whole
 from almoner_core.usage import Outcome, ResourceType, UsageRecord
+from almoner_core.wire import MachineTerms
 
 PROVIDER: Final = "cluster"
 OPERATION: Final = "run"
@@ -27,16 +28,40 @@ DEFAULT_GRACE_SECONDS: Final = 30
 _NAMESPACE: Final = UUID("b2f3d1a8-52c6-4c0e-9a39-0d6f0b7c6e51")
 
 
+PROBE_FAILURES: Final = 3
+"""So often the probe of the agent container must fail: a meter that is started again in between ends nobody's pod."""
+PROBE_TIMEOUT_SECONDS: Final = 2
+LATE_SECONDS: Final = 10
+"""So long after an interval the operator is late, and the ledger holds more machine time by itself."""
+
+
 @dataclass(frozen=True, slots=True)
 class ComputeSettings:
     """What machine time costs, and how often it is charged (seconds)."""
 
     prices: ComputePrices = field(default_factory=ComputePrices)
     interval_seconds: int = 60
+    outage_seconds: int = 60
+    """Operator and ledger may be away for so long before a pod is ended that they could not hold more for."""
+    probe_seconds: int = 5
+    """How often the kubelet asks a meter whether its pod's machine time is paid."""
+
+    def end_seconds(self, grace_seconds: int) -> int:
+        """Give for how long a pod must still be paid when its end begins, whoever ends it: operator or kubelet."""
+        return self.probe_seconds * PROBE_FAILURES + 2 * PROBE_TIMEOUT_SECONDS + grace_seconds
 
     def ahead(self, grace_seconds: int) -> int:
-        """Give for how many seconds a pod's machine time is held: an interval, and until it can have been stopped."""
-        return self.interval_seconds + grace_seconds + MARGIN_SECONDS
+        """Give for how many seconds a pod's machine time is held: an interval, an outage, and until it has ended."""
+        return self.interval_seconds + self.outage_seconds + self.end_seconds(grace_seconds) + MARGIN_SECONDS
+
+    def terms(self, machine: Machine, grace_seconds: int) -> MachineTerms | None:
+        """Give what the ledger needs to know to hold more by itself; None where it costs nothing."""
+        per_hour = self.prices.per_hour(machine)
+        if not per_hour:
+            return None
+        ahead = self.ahead(grace_seconds)
+        late = ahead - self.interval_seconds - LATE_SECONDS
+        return MachineTerms(per_hour=per_hour, ahead_seconds=ahead, late_seconds=max(0, late))
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,6 +103,17 @@ class PodProvider:
 
 
 @dataclass(frozen=True, slots=True)
+class PaidProbe:
+    """How the kubelet ends a pod whose machine time is not paid for any more: with nobody's help but the meter's."""
+
+    period_seconds: int
+    failures: int
+    timeout_seconds: int
+    end_seconds: int
+    """So long before it is not paid for any more the meter begins to fail the probe."""
+
+
+@dataclass(frozen=True, slots=True)
 class PodRequest:
     """One attempt that was admitted.
 
@@ -110,7 +121,8 @@ class PodRequest:
     `input` is the text (or JSON) as it is to be written to the input file; `input_from` a ConfigMap key instead.
     `remaining_seconds` is what is left of the timeout over all attempts; None without one. `extra` reaches the meter
     as it is. `prestop_token` is a secret that the kubelet shows the meter so that nobody else can make it drain. By its
-    `nonce` the operator knows the pod for its own while it does not know its uid.
+    `nonce` the operator knows the pod for its own while it does not know its uid. `paid` is given where machine
+    time costs something.
     """
 
     kind: str
@@ -131,6 +143,7 @@ class PodRequest:
     extra: dict[str, Any] = field(default_factory=dict)
     prestop_token: str | None = None
     nonce: str = ""
+    paid: PaidProbe | None = None
 
 
 def build_pod(request: PodRequest, settings: RunnerSettings) -> Json:
@@ -342,6 +355,15 @@ def _agent(request: PodRequest, settings: RunnerSettings) -> Json:
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": _container_security(runner.run_as_user, read_only=ours),
     }
+    if request.paid is not None:
+        container["livenessProbe"] = {
+            "httpGet": {"path": contract.PAID_PATH, "port": contract.HEALTH_PORT},
+            "periodSeconds": request.paid.period_seconds,
+            "failureThreshold": request.paid.failures,
+            "timeoutSeconds": request.paid.timeout_seconds,
+            # The pod's own would be the agent's and the meter's, and the meter's comes after it.
+            "terminationGracePeriodSeconds": max(1, runner.termination_grace_period_seconds),
+        }
     if ours:
         container["imagePullPolicy"] = settings.image_pull_policy
         container["command"] = list(runner.command or settings.agent_command)
@@ -464,6 +486,7 @@ def _meter_config(request: PodRequest, settings: RunnerSettings) -> str:
         extra={
             contract.EXTRA_GRACE_SECONDS: _grace(request, settings),
             contract.EXTRA_LEDGER_WAIT_SECONDS: settings.meter_grace_seconds,
+            **({} if request.paid is None else {contract.EXTRA_END_SECONDS: request.paid.end_seconds}),
             **({} if request.prestop_token is None else {contract.EXTRA_PRESTOP_TOKEN: request.prestop_token}),
             **request.extra,
         },

@@ -29,7 +29,13 @@ PRICES = {
     "ALMONER_COMPUTE_INTERVAL_SECONDS": "1",
 }
 # A dollar a second for a core.
-DEAR = {"ALMONER_COMPUTE_PRICE_CPU_HOUR": "3600", "ALMONER_COMPUTE_INTERVAL_SECONDS": "1"}
+DEAR = {
+    "ALMONER_COMPUTE_PRICE_CPU_HOUR": "3600",
+    "ALMONER_COMPUTE_INTERVAL_SECONDS": "1",
+    "ALMONER_COMPUTE_OUTAGE_SECONDS": "2",
+    "ALMONER_COMPUTE_PROBE_SECONDS": "1",
+    "ALMONER_METER_GRACE_SECONDS": "5",
+}
 
 
 @pytest.fixture
@@ -142,6 +148,50 @@ def test_a_budget_that_runs_out_on_machine_time_stops_the_pod(site: Site, billed
     assert "USD" in world.wait_reason("next", "BudgetExhausted")["message"]
     assert not world.pods_of("next")
     verify_ledger(site.stack)
+
+
+@pytest.mark.parametrize("away", ["operator", "ledger"])
+def test_nobody_runs_on_unpaid_while_nobody_can_pay(site: Site, billed: World, away: str) -> None:
+    """The node ends what is not paid for: 0 over, however long the operator or the ledger is away.
+
+    Where the ledger answers it holds more by itself, as long as there is room.
+    """
+    world, stack = billed, site.stack
+    stack.restart_operator(env=DEAR)
+    world.script("sleeper", "chat('hello'); time.sleep(600)", runner=RESOURCES)
+    world.apply(world.manifest("ResourceQuota", "money", {"budget": {"amount": "24"}}))
+    world.wait_ready("ResourceQuota", "money")
+    uid = run(world, "sleeps", "sleeper", {})
+    world.wait_phase("sleeps", "Running")
+    world.wait(lambda: charged(world, uid), "machine time to be charged", 60)
+
+    def agent_ended() -> bool:
+        states = [each.state for pod in world.pods_of("sleeps") for each in pod.status.container_statuses or []]
+        return any(state.terminated is not None for state in states)
+
+    if away == "operator":
+        stack.kill_operator()
+        world.wait(agent_ended, "the node to end the pod", 90)
+        stack.start_operator(env=DEAR)
+        why = "there is no room in the budget to extend it"
+    else:
+        stack.kill_ledger()
+        world.wait(agent_ended, "the node to end the pod", 90)
+        stack.start_ledger()
+        why = "the ledger does not answer"
+    condition = world.failed("sleeps", "BudgetExhausted", seconds=120)
+    assert "machine time is not paid for any longer" in condition["message"]
+    assert why in condition["message"]
+    world.nothing_open()
+    books = world.books()["money"]
+    assert (books["limit"], books["reserved"], books["excess"]) == (24 * NANOS, 0, 0)
+    assert books["spent"] == world.status_nanos() == world.ledger_nanos() <= 24 * NANOS
+    seconds = check_seamless(charged(world, uid), {"cpu": CPU})
+    assert seconds * CPU * NANOS // 1000 + ONE == books["spent"]
+    if away == "operator":
+        ahead = 1 + 2 + (3 + 4 + 6) + 15
+        assert books["spent"] >= 24 * NANOS - (ahead + 5) * CPU * NANOS // 1000, "it ran for as long as there was room"
+    verify_ledger(stack)
 
 
 @pytest.mark.parametrize("point", ["", failpoints.AFTER_ACCRUE, failpoints.BEFORE_CLOSE])

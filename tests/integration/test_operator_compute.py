@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,15 +17,17 @@ from almoner_core.identity import allotment_id, compute_allotment_id, pod_name
 from almoner_core.wire import ErrorCode
 from almoner_ledger import schema
 from almoner_ledger.errors import LedgerError as Refused
-from almoner_ledger.store import Verb, command, queries
+from almoner_ledger.store import Verb, command, queries, recall
+from almoner_ledger.store.commands import Cover
 from almoner_operator.cache import Cache
-from almoner_operator.compute import MachineTime
+from almoner_operator.compute import SEEN_SECONDS, MachineTime
 from almoner_operator.errors import LedgerError, LedgerUnavailableError
-from almoner_operator.machines import ComputeSettings
+from almoner_operator.machines import PROBE_FAILURES, ComputeSettings
 from almoner_operator.news import DELETED
 from almoner_operator.pods import RunnerSettings
 from almoner_operator.records import Run, parse_pod
 from almoner_operator.scheduling.model import EXECUTION, Requests, Stop, StopCause
+from almoner_runner.meter.machine import MachineTime as MeterTime
 from tests.support.books import DOLLAR, USD, Books, Clock
 
 Json = dict[str, Any]
@@ -32,9 +35,12 @@ UID = "8c7e1a52-1111-4222-8333-444455556666"
 ALLOTMENT = allotment_id(UID, 1)
 POD = pod_name("run", UID, 1)
 START = 1_800_000_000
-# A dollar a second for its core: ten seconds an interval, and 5 + 15 s ahead.
-SETTINGS = ComputeSettings(ComputePrices.parse("3600", None, None), interval_seconds=10)
-AHEAD = 10 + 5 + 15
+# A dollar a second for its core: ten seconds an interval; 5 s of grace and 7 s until it is told, and a margin of 15 s.
+SETTINGS = ComputeSettings(
+    ComputePrices.parse("3600", None, None), interval_seconds=10, outage_seconds=0, probe_seconds=1
+)
+END = 5 + 3 * 1 + 2 * 2
+AHEAD = 10 + END + 15
 
 
 class Ledger:
@@ -61,6 +67,9 @@ class Ledger:
         assert isinstance(answer, wire.ItemAnswer)
         return answer
 
+    def now_ms(self) -> int:
+        return self.books.store.read(self.books.store.now_ms)
+
     async def open_allotments(self) -> AsyncIterator[wire.AllotmentView]:
         page = self.books.store.read(lambda c: queries.open_allotments(c, self.books.store.now_ms(c), "", 100))
         for view in page.allotments:
@@ -79,7 +88,11 @@ class Site:
         self.stops: list[Stop] = []
         self.versions = itertools.count(1)
         books.open(
-            uid=UID, allotment=ALLOTMENT, need={}, compute={USD: SETTINGS.prices.hold(self.pod_machine(), AHEAD)}
+            uid=UID,
+            allotment=ALLOTMENT,
+            need={},
+            compute={USD: SETTINGS.prices.hold(self.pod_machine(), AHEAD)},
+            machine=SETTINGS.terms(self.pod_machine(), 5),
         )
         books.bind(ALLOTMENT)
         self.cache.observe_run(EXECUTION, None, self.raw_run())
@@ -193,7 +206,7 @@ async def test_a_running_pod_is_charged_by_the_interval_and_held_ahead(site: Sit
     assert site.charged == []
     await site.at(12)
     assert site.charged == [(0, 10)], "the last two seconds are not charged before the pod's end could be seen"
-    assert site.held == pytest.approx(AHEAD * DOLLAR, abs=10)
+    assert site.held == pytest.approx(AHEAD * DOLLAR, abs=30)
     await site.at(21)
     await site.at(25)
     assert site.charged == [(0, 10), (10, 23)]
@@ -260,22 +273,23 @@ async def test_two_operators_never_charge_one_second_twice(site: Site) -> None:
 async def test_a_pod_whose_machine_time_is_refused_is_stopped_while_its_end_is_paid_for(
     books: Books, clock: Clock
 ) -> None:
-    site = Site(books, clock, 45)
-    await site.at(12)
-    assert site.stops == []
-    await site.at(22)
+    site = Site(books, clock, 52)
+    for second in range(12, 30):
+        await site.at(second)
+        assert site.stops == [], "it is paid for until second 47"
+    await site.at(30)
     (stop,) = site.stops
     assert stop.cause is StopCause.EXHAUSTED
     assert stop.message == (
-        "its machine time cannot be paid for any longer: team/quota has 25.00 USD of 45.00 left, "
-        "and 30.000000007 must be held ahead"
+        "its machine time cannot be paid for any longer: team/quota has 32.00 USD of 52.00 left, "
+        "and 37.000000024 must be held ahead"
     )
     site.run.stop = stop.cause
-    await site.at(23)
-    site.see_pod(finished=29)
-    assert await site.ends(31)
+    await site.at(31)
+    site.see_pod(finished=42)
+    assert await site.ends(43)
     state = books.state()
-    assert (state.spent, state.excess, state.reserved) == (29 * DOLLAR, 0, 0)
+    assert (state.spent, state.excess, state.reserved) == (42 * DOLLAR, 0, 0)
     assert len(site.stops) == 1
 
 
@@ -287,18 +301,18 @@ async def test_what_others_may_return_is_waited_for_as_long_as_the_end_is_paid_f
     assert books.state().reserved < 60 * DOLLAR
     books.give_back(other, 0, {USD: 0}, {USD: 25 * DOLLAR})
     await site.at(14)
-    assert site.held == pytest.approx((AHEAD + 5) * DOLLAR, abs=10)
-    books.extend(other, {USD: 20 * DOLLAR})
+    assert site.held == pytest.approx((AHEAD + 5) * DOLLAR, abs=30)
+    books.extend(other, {USD: 15 * DOLLAR})
     for second in range(22, 40):
         await site.at(second)
         if site.stops:
             break
-    # Held was from second 10 until 40: 5 s of grace and 5 s more are left of it.
-    assert second == 30
+    # Held was from second 10 until 47: what its end takes and 5 s more are left of it.
+    assert second == 47 - END - 5
     assert books.state().excess == 0
 
 
-@pytest.mark.parametrize(("gave_up", "end"), [(50, 40), (35, 35)])
+@pytest.mark.parametrize(("gave_up", "end"), [(50, 47), (35, 35)])
 async def test_a_pod_that_vanished_is_charged_until_it_was_given_up_at_most_what_was_held(
     site: Site, gave_up: int, end: int
 ) -> None:
@@ -354,5 +368,117 @@ async def test_a_long_absence_is_charged_a_day_at_a_time(books: Books, clock: Cl
     assert site.charged == [(0, 86_400), (86_400, 172_800)]
     site.see_pod(finished=190_000)
     await site.ends(200_002)
-    assert site.charged[-1] == (172_800, 190_000)
-    assert (books.state().spent, books.state().excess) == (190_000 * DOLLAR, 0)
+    assert site.charged[-1] == (172_800, 172_800 + AHEAD), "what was never held is not charged"
+    assert (books.state().spent, books.state().excess) == ((172_800 + AHEAD) * DOLLAR, 0)
+
+
+# --- nobody acts --------------------------------------------------------------------------------------------------
+
+
+class Node:
+    """What is left when nobody acts: a meter, and a kubelet that asks it; a second at a time, by the books' clock."""
+
+    def __init__(self, site: Site, folder: Path) -> None:
+        self.site = site
+        self.clock = site.clock
+        self.meter = MeterTime(END, folder, lambda: float(self.clock.now))
+        self.failures = 0
+        self.ended: int | None = None
+        ledger = site.books.store
+        found = ledger.read(lambda c: queries.paid(c, [compute_allotment_id(ALLOTMENT)], ledger.now_ms(c)))
+        self.meter.told(self.clock.now, found[compute_allotment_id(ALLOTMENT)].seconds)
+
+    def second(self, *, ledger: bool) -> None:
+        """Pass a second. `ledger`: whether it answers."""
+        self.clock.now += 1
+        if ledger:
+            self._asks()
+        else:
+            self.meter.unanswered()
+        self.failures = self.failures + 1 if self.meter.deny() else 0
+        if self.ended is None and self.failures == PROBE_FAILURES:
+            # The agent takes the grace period that it is given, and the meter the rest.
+            self.ended = self.clock.now - START + 5
+
+    def _asks(self) -> None:
+        """As SignalWatch answers: told for how long it is paid, and more is held where the operator is late."""
+        store, key = self.site.books.store, compute_allotment_id(ALLOTMENT)
+        paid = store.read(lambda c: queries.paid(c, [key], store.now_ms(c)))[key]
+        self.meter.told(self.clock.now, paid.seconds)
+        if paid.late:
+            self.site.books.run_all([command(Verb.COVER, Cover(), allotment=key)])
+
+
+@pytest.mark.parametrize("ledger", [True, False], ids=["operator away", "ledger away too"])
+@pytest.mark.parametrize("budget", [60, 200, 599, 650, 100_000])
+async def test_nothing_is_overspent_while_nobody_acts_for_ten_minutes(
+    books: Books, clock: Clock, tmp_path: Path, budget: int, ledger: bool
+) -> None:
+    """A dollar a second. It was 1.32 of 0.60 dollars: the pod ran on, and the operator charged it afterwards."""
+    site = Site(books, clock, budget)
+    await site.at(12)
+    node = Node(site, tmp_path)
+    while clock.now < START + 612 and not (node.ended is not None and clock.now - START > node.ended):
+        node.second(ledger=ledger)
+        state = books.state()
+        assert state.spent + state.reserved <= budget * DOLLAR
+    room = budget - AHEAD if ledger else 0
+    if node.ended is None:
+        assert ledger
+        assert room > 600, "it runs on where there is room to hold more"
+        clock.now = START + 612
+        node.ended = 612
+    elif ledger:
+        assert node.ended >= min(budget - AHEAD, 600), "not before there is no room"
+        assert "no room in the budget" in node.meter.message
+    else:
+        assert node.ended <= 10 + AHEAD, "what was held was enough"
+        assert "the ledger does not answer" in node.meter.message
+    await site.takes_over()
+    site.see_pod(finished=node.ended)
+    assert await site.ends(node.ended + 100)
+    state = books.state()
+    assert state.spent == node.ended * DOLLAR, "and what was used is charged, to the second"
+    assert (state.excess, state.reserved) == (0, 0)
+    assert state.spent <= budget * DOLLAR
+
+
+async def test_an_operator_that_is_away_for_a_restart_ends_no_pod(books: Books, clock: Clock, tmp_path: Path) -> None:
+    """With the settings as they are when nobody changes them; the ledger is away as well."""
+    settings = ComputeSettings()
+    assert settings.outage_seconds >= 60
+    left = settings.ahead(35) - settings.interval_seconds - SEEN_SECONDS  # just before it is charged again
+    meter = MeterTime(settings.end_seconds(35), tmp_path, lambda: float(clock.now))
+    meter.told(clock.now, left)
+    clock.now += 30
+    assert not meter.over
+    clock.now += left
+    assert meter.over
+
+
+async def test_a_node_that_ended_a_pod_too_late_is_not_paid_for_that(site: Site, tmp_path: Path) -> None:
+    """A kubelet that hung, say: what was never held is not charged."""
+    await site.at(12)
+    site.see_pod(finished=400)
+    assert await site.ends(500)
+    assert site.charged == [(0, 10), (10, 10 + AHEAD)]
+    assert site.books.state().excess == 0
+
+
+async def test_what_meters_hold_idle_is_taken_back_before_a_pod_is_stopped(books: Books, clock: Clock) -> None:
+    """Its own meter's idle money too."""
+    site = Site(books, clock, 80)
+    books.activate(ALLOTMENT)
+    books.extend(ALLOTMENT, {USD: 20 * DOLLAR})
+    other = books.active(need={USD: 15 * DOLLAR})
+    await site.at(12)
+    assert site.stops == []
+    store = books.store
+    both = store.read(lambda c: recall.attention(c, [ALLOTMENT, other], store.now_ms(c)))
+    assert all(each.recall_ms == clock.now * 1000 for each in both.values()), "both were asked to return what is idle"
+    books.give_back(ALLOTMENT, 0, {USD: 0}, {USD: 20 * DOLLAR})
+    books.give_back(other, 0, {USD: 0}, {USD: 15 * DOLLAR})
+    for second in range(13, 40):
+        await site.at(second)
+    assert site.stops == [], "so it runs on"
+    assert site.charged[-1] == (20, 30)

@@ -147,9 +147,21 @@ def local_provider() -> ProviderRecord:
 
 def test_an_interval_and_the_time_to_stop_are_held_before_the_start() -> None:
     agent = agent_of(runner={"resources": {"requests": {"cpu": "950m"}}, "terminationGracePeriodSeconds": 20})
-    # 10 s, 20 s and the meter's 30 s of grace, 15 s of margin, for a whole core at a dollar a second.
-    assert demand.ahead(run_of(), agent, RUNNER, DEAR) == pytest.approx(75 * 10**9, abs=10)
+    # 10 s, an outage of 60 s, 20 s and the meter's 30 s of grace, 3 probes each 5 s and 2 s twice, 15 s of margin: for
+    # a whole core at a dollar a second.
+    ahead = 10 + 60 + 20 + 30 + 3 * 5 + 2 * 2 + 15
+    assert demand.ahead(run_of(), agent, RUNNER, DEAR) == pytest.approx(ahead * 10**9, abs=30)
     assert demand.ahead(run_of(), agent, RUNNER, ComputeSettings()) == 0
+
+
+def test_the_ledger_is_told_what_it_needs_to_hold_more_by_itself() -> None:
+    terms = DEAR.terms(Machine(cpu=1000), 25)
+    assert terms is not None
+    assert terms.per_hour == 3600 * 10**9
+    assert terms.ahead_seconds == DEAR.ahead(25)
+    # Once the operator is 10 s late; long before the pod has to end.
+    assert terms.late_seconds == DEAR.ahead(25) - 10 - 10 > DEAR.end_seconds(25)
+    assert DEAR.terms(Machine(memory=1024), 25) is None, "memory costs nothing here"
 
 
 def test_the_first_call_leaves_room_for_machine_time_under_a_runs_own_limit() -> None:

@@ -15,7 +15,7 @@ from almoner_core.api.base import ConfigMapKeyReference
 from almoner_core.api.runner import Runner
 from almoner_core.contract import ANNOTATION_NAME, Dialect, MeterConfig
 from almoner_dev.node.env import expand
-from almoner_operator.pods import PodError, PodRequest, build_pod, label_value
+from almoner_operator.pods import PaidProbe, PodError, PodRequest, build_pod, label_value
 from tests.support.pods import SETTINGS, agent_spec, provider, request
 
 
@@ -116,6 +116,21 @@ def test_service_meshes_are_asked_to_stay_away_unless_settings_say_otherwise() -
     own = replace(SETTINGS, annotations=(("team", "a"), (ANNOTATION_NAME, "of somebody else")))
     annotations = build_pod(request(), own)["metadata"]["annotations"]
     assert annotations == {"team": "a", ANNOTATION_NAME: "hello"}
+
+
+def test_the_node_ends_an_agent_whose_machine_time_is_not_paid_for() -> None:
+    _, agent = containers(build_pod(request(), SETTINGS))
+    assert "livenessProbe" not in agent, "what costs nothing needs no paying"
+    paid = PaidProbe(period_seconds=5, failures=3, timeout_seconds=2, end_seconds=54)
+    meter, agent = containers(build_pod(request(paid=paid), SETTINGS))
+    assert agent["livenessProbe"] == {
+        "httpGet": {"path": "/paid", "port": 8791},
+        "periodSeconds": 5,
+        "failureThreshold": 3,
+        "timeoutSeconds": 2,
+        "terminationGracePeriodSeconds": request().runner.termination_grace_period_seconds,
+    }
+    assert MeterConfig.model_validate_json(env(meter)["ALMONER_METER_CONFIG"]).extra["end_seconds"] == 54
 
 
 def test_only_who_has_the_token_makes_the_meter_drain() -> None:

@@ -10,6 +10,10 @@ from almoner_core.usage import UsageRecord
 from almoner_core.wire.common import RECORDS_PER_POST_MAX, AllotmentState, Amounts, Dimension, Id, WireModel
 
 UNSETTLED_MAX: Final = 512
+PAID = (
+    "For how long the pod's machine time is paid for, from when this was asked (PAID_ALWAYS_SECONDS: nothing limits "
+    "it): the pod must have ended by then. None: nothing is said."
+)
 
 
 class RateInForce(WireModel):
@@ -54,6 +58,7 @@ class Activated(WireModel):
     known: list[Id] = Field(
         default=[], description="Of `unsettled`, what the ledger has: posted before the spool could be written."
     )
+    paid_seconds: int | None = Field(default=None, description=PAID)
 
 
 class Extend(WireModel):
@@ -166,3 +171,4 @@ class Signals(WireModel):
     lease_seconds: int | None = Field(
         default=None, description="How long the lease lasts from when this was asked, as the ledger has it."
     )
+    paid_seconds: int | None = Field(default=None, description=PAID + " Told where it is asked for.")

@@ -13,6 +13,7 @@ from almoner_core.last_word import WordTotals
 from almoner_core.usage import UsageRecord
 from almoner_core.wire.common import (
     BATCH_ITEMS_MAX,
+    BIGINT_MAX,
     AccountKey,
     AllotmentState,
     Amounts,
@@ -130,6 +131,17 @@ class ExecutionRef(WireModel):
     owner: Annotated[str, Field(max_length=253)]
 
 
+class MachineTerms(WireModel):
+    """What a pod's machine time costs, and how far ahead it is held: by these the ledger extends it by itself.
+
+    It does so while the pod's meter is heard of, no operator came to charge in time, and there is room.
+    """
+
+    per_hour: int = Field(ge=1, le=BIGINT_MAX, description="Nano-dollars an hour.")
+    ahead_seconds: int = Field(ge=1, le=10**7, description="Held from now on, whenever it is extended.")
+    late_seconds: int = Field(ge=0, le=10**7, description="It is extended once no more than that is paid for.")
+
+
 class OpenAllotment(WireModel):
     """Ask for an allotment for one attempt, on every account that governs it, all or nothing.
 
@@ -151,6 +163,7 @@ class OpenAllotment(WireModel):
         description="What machine time needs held ahead, on the same accounts, all or nothing with `need`: opens the "
         "attempt's compute allotment (identity.compute_allotment_id) beside it, which the operator accrues on.",
     )
+    machine: MachineTerms | None = None
 
 
 class OpenBatch(WireModel):
@@ -166,6 +179,7 @@ class OpenAnswer(WireModel):
     allotment: Id
     granted: Amounts | None = None
     error: Error | None = None
+    now_unix_ms: int | None = Field(default=None, description="The ledger's clock.")
 
 
 class OpenAnswers(WireModel):
@@ -253,6 +267,14 @@ class AccrueAllotment(WireModel):
     records: Annotated[list[UsageRecord], Field(max_length=16)] = []
     hold: Amounts = {}
     final: bool = False
+    machine: MachineTerms | None = Field(default=None, description="In place of what was said before.")
+    charged_unix_ms: int | None = Field(
+        default=None,
+        ge=0,
+        le=BIGINT_MAX,
+        description="By the ledger's own clock: until when machine time is charged, these records included, or when "
+        "the pod started; rather too early than too late. None: as far as is known already.",
+    )
 
 
 class AccrueBatch(WireModel):
@@ -273,6 +295,10 @@ class ItemAnswer(WireModel):
     )
     charged: Amounts | None = Field(
         default=None, description="What was charged for an attempt that left no usable last word; absent: nothing was."
+    )
+    now_unix_ms: int | None = Field(default=None, description="Of machine time: the ledger's clock.")
+    paid_seconds: int | None = Field(
+        default=None, description="Of machine time: for how long from now it is held, as meters are told it."
     )
 
 
@@ -304,6 +330,7 @@ class AllotmentView(WireModel):
     accrued_unix_ms: int | None = Field(
         default=None, description="Of a compute allotment: until when machine time was accrued; None: none yet."
     )
+    paid_seconds: int | None = Field(default=None, description="Of a compute allotment: as in ItemAnswer.")
 
 
 class AllotmentPage(WireModel):
@@ -311,6 +338,7 @@ class AllotmentPage(WireModel):
 
     allotments: list[AllotmentView]
     next: str | None = None
+    now_unix_ms: int = 0
 
 
 class ExecutionTotals(WireModel):

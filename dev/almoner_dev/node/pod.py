@@ -300,11 +300,17 @@ class PodWorker:
             why = str(error)
         if why is not None:
             log.info("pod %s: container %s failed its probe: %s", self.key, container.name, why)
-            grace = self.pod["spec"].get("terminationGracePeriodSeconds", GRACE_SECONDS)
+            grace = self._grace_after_probe(container)
             container.signal(signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(container.gone.wait(), grace)
             container.signal(signal.SIGKILL)
+
+    def _grace_after_probe(self, container: Container) -> float:
+        """A probe may have a grace period of its own."""
+        probe = container.manifest.get("livenessProbe" if container.record.started else "startupProbe") or {}
+        own = probe.get("terminationGracePeriodSeconds")
+        return float(self.pod["spec"].get("terminationGracePeriodSeconds", GRACE_SECONDS) if own is None else own)
 
     async def _until_unhealthy(self, container: Container) -> str | None:
         """Follow the probes; why one failed for good, None where none can fail any more. Raises ConfigError."""

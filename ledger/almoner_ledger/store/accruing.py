@@ -1,4 +1,7 @@
-"""Machine time as the operator accrues it: posted whatever room there is, then held anew for what comes."""
+"""Machine time as the operator accrues it: posted whatever room there is, then held anew for what comes.
+
+Where the operator does not come in time, the ledger holds more by itself (`cover`), and the operator charges it later.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,16 @@ from almoner_core.wire import (
     AllotmentState,
     Dimension,
     Error,
-    ErrorCode,
     ItemAnswer,
     Purpose,
 )
-from almoner_ledger.errors import LedgerError, invalid
+from almoner_ledger.errors import invalid
 from almoner_ledger.schema import COMPUTE_COLUMNS
-from almoner_ledger.store import compute, recall, records
+from almoner_ledger.store import compute, records
 from almoner_ledger.store.allotments import wrong_state
 from almoner_ledger.store.books import Books
 from almoner_ledger.store.commands import Command
-from almoner_ledger.store.granting import apply_grant, decide_or_refuse, limited_dimensions, release, rooms
+from almoner_ledger.store.granting import apply_grant, limited_dimensions, rooms
 from almoner_ledger.store.state import Allotment, amounts_of
 
 USD = Dimension.USD
@@ -43,6 +45,10 @@ def accrue(books: Books, command: Command) -> ItemAnswer:
     allotment.exchanged_ms = books.now_ms
     allotment.limited = limited_dimensions(books, allotment)
     books.touch(allotment)
+    if body.machine is not None:
+        allotment.machine = body.machine
+    if body.charged_unix_ms is not None:
+        allotment.charged_ms = max(min(body.charged_unix_ms, books.now_ms), allotment.charged_ms or 0)
     if fresh and allotment.state is AllotmentState.OFFERED:
         allotment.state = AllotmentState.ACTIVE
         allotment.activated_ms = books.now_ms
@@ -53,8 +59,24 @@ def accrue(books: Books, command: Command) -> ItemAnswer:
     if body.final and allotment.open:
         compute.end(books, allotment, compute.ACCRUED)
     elif allotment.open:
-        error = _hold(books, allotment, body.hold.get(USD, 0))
-    return ItemAnswer(allotment=allotment.id, state=allotment.state.value, error=error)
+        error = compute.hold_anew(books, allotment, body.hold.get(USD, 0))
+    return _answer(books, allotment, error)
+
+
+def cover(books: Books, command: Command) -> ItemAnswer:
+    """Hold more machine time for a pod whose operator is late: its meter is heard of, so it runs."""
+    allotment = books.allotment(command)
+    return _answer(books, allotment, compute.cover_if_late(books, allotment))
+
+
+def _answer(books: Books, allotment: Allotment, error: Error | None) -> ItemAnswer:
+    return ItemAnswer(
+        allotment=allotment.id,
+        state=allotment.state.value,
+        error=error,
+        now_unix_ms=books.now_ms,
+        paid_seconds=compute.paid_seconds(books, allotment) if allotment.open else None,
+    )
 
 
 def _check_records(given: list[UsageRecord]) -> None:
@@ -81,18 +103,3 @@ def _cover(books: Books, allotment: Allotment, cost: int) -> None:
     amount = min(lack, *left) if left else 0
     if amount > 0:
         apply_grant(books, allotment, {USD: amount})
-
-
-def _hold(books: Books, allotment: Allotment, amount: int) -> Error | None:
-    """Hold `amount` in the current windows in place of all that is held; gives the error where an account refuses."""
-    freed = {key: hold.remainder for key, hold in allotment.holds.items()}
-    try:
-        granted = decide_or_refuse(rooms(books, allotment.tracked, None, freed, 0), {USD: amount}, {})
-    except LedgerError as error:
-        recall.mark(books, allotment.tracked, error)
-        if error.code is not ErrorCode.INSUFFICIENT:  # Beyond what a balance can count: as good as no room.
-            return Error(code=ErrorCode.INSUFFICIENT, message=error.message[:1024], field=error.field)
-        return error.to_wire()
-    release(books, allotment, None)
-    apply_grant(books, allotment, granted)
-    return None

@@ -105,7 +105,7 @@ def open_allotment(books: Books, command: Command) -> OpenAnswer:
     for account in tracked:
         books.accounts[account].holders += 1
         books.accounts[account].dirty = True
-    return OpenAnswer(allotment=allotment.id, granted=granted)
+    return OpenAnswer(allotment=allotment.id, granted=granted, now_unix_ms=books.now_ms)
 
 
 def _in_order(amounts: dict[Dimension, int]) -> tuple[Dimension, ...]:
@@ -288,6 +288,10 @@ def activate(books: Books, command: Command) -> Activated:
     allotment.exchanged_ms = books.now_ms
     books.touch(allotment)
     _, quotas = accounts_in(books, allotment.tracked)
+    beside = compute.sibling(books, allotment)
+    if beside is not None:
+        # It may have waited long for its image.
+        compute.cover_if_late(books, beside)
     return Activated(
         limited=list(allotment.limited),
         held=allotment.held(),
@@ -300,6 +304,7 @@ def activate(books: Books, command: Command) -> Activated:
         rates=rates.in_force(books, allotment),
         activation=allotment.activated_ms,
         known=[each for each in body.unsettled if _is_here(books, allotment, each)],
+        paid_seconds=compute.paid_seconds(books, beside) if beside is not None else None,
     )
 
 

@@ -31,6 +31,7 @@ class Verb(StrEnum):
     CORRECT = "correct"
     SETTLE = "settle"
     EXPIRE = "expire"
+    COVER = "cover"
 
 
 class Done(WireModel):
@@ -41,6 +42,10 @@ class Done(WireModel):
 
 class Expire(WireModel):
     """The ledger's own: end an attempt that fell silent."""
+
+
+class Cover(WireModel):
+    """The ledger's own: hold more machine time for a pod whose operator is late."""
 
 
 ANSWERS: Final[dict[Verb, type[WireModel]]] = {
@@ -60,6 +65,7 @@ ANSWERS: Final[dict[Verb, type[WireModel]]] = {
     Verb.CORRECT: wire.Corrected,
     Verb.SETTLE: wire.ChargeSettled,
     Verb.EXPIRE: wire.ItemAnswer,
+    Verb.COVER: wire.ItemAnswer,
 }
 
 WITH_RECORDS: Final = frozenset({Verb.POST, Verb.ACCRUE})

@@ -1,8 +1,9 @@
 """The compute allotment beside an attempt's own: what its machine time is held in.
 
-Role: opened and ended with the attempt's own allotment, on the same accounts, counting money alone. Boundary: what is
-accrued on it is accruing.py's. It is no holder of its accounts: what it holds is what the operator asks for, never a
-share of what is left.
+Role: opened and ended with the attempt's own allotment, on the same accounts, counting money alone. Where the operator
+said what the pod costs, this knows for how long it is paid, and holds more when no operator comes in time. Boundary:
+what is accrued on it is accruing.py's. It is no holder of its accounts: what it holds is what the operator asks for,
+never a share of what is left.
 """
 
 from __future__ import annotations
@@ -10,18 +11,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from almoner_core.compute import hold_nanos, paid_ms
+from almoner_core.environment import PAID_ALWAYS_SECONDS
 from almoner_core.identity import compute_allotment_id
 from almoner_core.usage import ResourceType, UsageRecord
-from almoner_core.wire import AllotmentState, Amounts, Dimension, ErrorCode, OpenAllotment, Purpose
+from almoner_core.wire import (
+    AllotmentState,
+    Amounts,
+    Dimension,
+    Error,
+    ErrorCode,
+    MachineTerms,
+    OpenAllotment,
+    Purpose,
+)
 from almoner_ledger.errors import LedgerError, invalid
-from almoner_ledger.store import charging
+from almoner_ledger.store import charging, recall
 from almoner_ledger.store.books import Books
 from almoner_ledger.store.commands import Command, Verb
-from almoner_ledger.store.granting import apply_grant, limited_dimensions, release
+from almoner_ledger.store.granting import apply_grant, decide_or_refuse, limited_dimensions, release, rooms
 from almoner_ledger.store.state import Allotment
 
 ACCRUED = "accrued"
-_WITH_SIBLING = frozenset({Verb.BIND, Verb.VOID, Verb.CLOSE})
+_WITH_SIBLING = frozenset({Verb.BIND, Verb.VOID, Verb.CLOSE, Verb.ACTIVATE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +107,61 @@ def open_beside(books: Books, allotment: Allotment, body: OpenAllotment, granted
         opened_ms=books.now_ms,
         exchanged_ms=books.now_ms,
         purpose=Purpose.COMPUTE,
+        machine=body.machine,
         new=True,
     )
     books.allotments[beside.id] = beside
     apply_grant(books, beside, {Dimension.USD: part} if Dimension.USD in granted else {})
     beside.limited = limited_dimensions(books, beside)
     return own
+
+
+def hold_anew(books: Books, allotment: Allotment, amount: int) -> Error | None:
+    """Hold `amount` in the current windows in place of all that is held; gives the error where an account refuses."""
+    freed = {key: hold.remainder for key, hold in allotment.holds.items()}
+    try:
+        granted = decide_or_refuse(rooms(books, allotment.tracked, None, freed, 0), {Dimension.USD: amount}, {})
+    except LedgerError as error:
+        recall.mark(books, allotment.tracked, error)
+        if error.code is not ErrorCode.INSUFFICIENT:  # Beyond what a balance can count: as good as no room.
+            return Error(code=ErrorCode.INSUFFICIENT, message=error.message[:1024], field=error.field)
+        return error.to_wire()
+    release(books, allotment, None)
+    apply_grant(books, allotment, granted)
+    return None
+
+
+def paid_seconds(books: Books, allotment: Allotment) -> int | None:
+    """Give for how long from now machine time is held; None where nobody said what it costs."""
+    held = allotment.held().get(Dimension.USD)
+    return seconds_paid(allotment.machine, held, _since(allotment), books.now_ms)
+
+
+def seconds_paid(machine: MachineTerms | None, held: int | None, since_ms: int, now_ms: int) -> int | None:
+    """Give for how long what is held pays (None: nothing limits it), if all after `since_ms` is yet to be charged.
+
+    Below zero where it paid until an earlier moment.
+    """
+    if machine is None:
+        return None
+    if held is None:
+        return PAID_ALWAYS_SECONDS
+    return (since_ms + paid_ms(held, machine.per_hour) - now_ms) // 1000
+
+
+def _since(allotment: Allotment) -> int:
+    return allotment.opened_ms if allotment.charged_ms is None else allotment.charged_ms
+
+
+def cover_if_late(books: Books, allotment: Allotment) -> Error | None:
+    """Hold more machine time where the operator is late to; gives the error where an account refuses."""
+    machine, left = allotment.machine, paid_seconds(books, allotment)
+    if not allotment.open or machine is None or left is None or left > machine.late_seconds:
+        return None
+    needed = books.now_ms + machine.ahead_seconds * 1000 - _since(allotment)
+    error = hold_anew(books, allotment, hold_nanos(machine.per_hour, needed))
+    books.touch(allotment)
+    return error
 
 
 def bind_beside(books: Books, allotment: Allotment) -> None:

@@ -161,6 +161,8 @@ def _life_of(allotment: Allotment) -> dict[str, Any]:
         "debits": _json(allotment.debits) if allotment.debits else "{}",
         "corrected_nanos": allotment.corrected_nanos,
         "last_word": None if allotment.word is None else allotment.word.to_json(),
+        "machine": allotment.machine.model_dump_json() if allotment.machine is not None else None,
+        "charged_ms": allotment.charged_ms,
     }
 
 

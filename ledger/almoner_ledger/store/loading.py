@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.engine import Connection
 
 from almoner_core.api.resource_quota import BudgetPeriod
-from almoner_core.wire import AllotmentState, Dimension, ExecutionRef, Purpose, RateLimit
+from almoner_core.wire import AllotmentState, Dimension, ExecutionRef, MachineTerms, Purpose, RateLimit
 from almoner_ledger import schema
 from almoner_ledger.sequences import Sequences
 from almoner_ledger.store import alerts, calendars, corrections, rates
@@ -219,6 +219,8 @@ def allotment_of(row: Any) -> Allotment:
         debits=_debits(row.debits),
         corrected_nanos=row.corrected_nanos,
         word=None if row.last_word is None else Word.of_json(row.last_word),
+        machine=MachineTerms.model_validate_json(row.machine) if row.machine is not None else None,
+        charged_ms=row.charged_ms,
         usage=usage_of(row),
         stored=(row.state, row.progress, *usage_values(row)),
     )

@@ -38,6 +38,7 @@ DECIDERS: Final[dict[Verb, Callable[[Books, Command], Any]]] = {
     Verb.OUTPUT: records.put_output,
     Verb.PROGRESS: records.post_progress,
     Verb.EXPIRE: leases.expire,
+    Verb.COVER: accruing.cover,
     Verb.CORRECT: corrections.correct,
     Verb.SETTLE: corrections.settle,
 }

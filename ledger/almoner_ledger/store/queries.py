@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -21,14 +21,15 @@ from almoner_core.wire import (
     Dimension,
     ErrorCode,
     ExecutionTotals,
+    MachineTerms,
     Purpose,
 )
 from almoner_ledger import schema
 from almoner_ledger.errors import LedgerError
-from almoner_ledger.store import alerts, calendars, rates
+from almoner_ledger.store import alerts, calendars, compute, rates
 from almoner_ledger.store.accounts import account_state
 from almoner_ledger.store.flushing import CHANGES
-from almoner_ledger.store.loading import account_of, execution_ref_of, usage_of, window_of
+from almoner_ledger.store.loading import account_of, allotment_of, execution_ref_of, usage_of, window_of
 from almoner_ledger.store.state import Account, Usage, Window
 from almoner_ledger.windows import span_at
 
@@ -44,8 +45,9 @@ def open_allotments(connection: Connection, now_ms: int, after: str, limit: int)
         sa.select(table).where(table.c.state.in_(OPEN_STATES), table.c.id > after).order_by(table.c.id).limit(limit + 1)
     )
     rows = connection.execute(query).all()
-    held = _held(connection, [row.id for row in rows[:limit]])
+    held = held_of(connection, [row.id for row in rows[:limit]])
     accrued = _accrued(connection, [row.id for row in rows[:limit] if row.purpose == Purpose.COMPUTE.value])
+    paid = paid_of(rows[:limit], held, now_ms)
     views = [
         AllotmentView(
             allotment=row.id,
@@ -58,13 +60,28 @@ def open_allotments(connection: Connection, now_ms: int, after: str, limit: int)
             purpose=Purpose(row.purpose),
             last_sequence=row.contiguous,
             accrued_unix_ms=accrued.get(row.id),
+            paid_seconds=paid.get(row.id),
         )
         for row in rows[:limit]
     ]
-    return AllotmentPage(allotments=views, next=views[-1].allotment if len(rows) > limit else None)
+    following = views[-1].allotment if len(rows) > limit else None
+    return AllotmentPage(allotments=views, next=following, now_unix_ms=now_ms)
 
 
-def _held(connection: Connection, ids: Sequence[str]) -> dict[str, dict[Dimension, int]]:
+def paid_of(rows: Iterable[Any], held: Mapping[str, Mapping[Dimension, int]], now_ms: int) -> dict[str, int]:
+    """For how many seconds the machine time of compute allotments (rows of theirs) is paid: see store.compute."""
+    paid: dict[str, int] = {}
+    for row in rows:
+        if row.machine is not None:
+            allotment = allotment_of(row)
+            usd = held.get(row.id, {}).get(Dimension.USD, 0) if Dimension.USD in allotment.limited else None
+            since = row.opened_ms if row.charged_ms is None else row.charged_ms
+            paid[row.id] = compute.seconds_paid(allotment.machine, usd, since, now_ms) or 0
+    return paid
+
+
+def held_of(connection: Connection, ids: Sequence[str]) -> dict[str, dict[Dimension, int]]:
+    """What allotments hold and have not used, by dimension: the least over their accounts."""
     table = schema.holds
     query = (
         sa.select(
@@ -82,6 +99,27 @@ def _held(connection: Connection, ids: Sequence[str]) -> dict[str, dict[Dimensio
         dimension = Dimension(row.dimension)
         mine[dimension] = min(row.held, mine.get(dimension, row.held))
     return held
+
+
+class Paid(NamedTuple):
+    """For how many seconds from now machine time is held, and whether the operator is late to hold more."""
+
+    seconds: int
+    late: bool
+
+
+def paid(connection: Connection, ids: Collection[str], now_ms: int) -> dict[str, Paid]:
+    """Look at many compute allotments that are open and have a price."""
+    if not ids:
+        return {}
+    table = schema.allotments
+    query = sa.select(table).where(
+        table.c.id.in_(sorted(ids)), table.c.state.in_(OPEN_STATES), table.c.machine.is_not(None)
+    )
+    rows = connection.execute(query).all()
+    seconds = paid_of(rows, held_of(connection, [row.id for row in rows]) if rows else {}, now_ms)
+    terms = {row.id: MachineTerms.model_validate_json(row.machine) for row in rows}
+    return {key: Paid(left, left <= terms[key].late_seconds) for key, left in seconds.items()}
 
 
 def _accrued(connection: Connection, ids: Sequence[str]) -> dict[str, int]:

@@ -20,6 +20,7 @@ from almoner_core.environment import LEASE_SECONDS
 from almoner_runner.meter import waits
 from almoner_runner.meter.ids import uuid7
 from almoner_runner.meter.ledger import LedgerClient, LedgerError, LedgerUnreachableError
+from almoner_runner.meter.machine import MachineTime
 from almoner_runner.meter.rates import Debit, Rates
 from almoner_runner.meter.spool import Recovered, Spool, Totals
 
@@ -50,12 +51,20 @@ class BooksClosedError(RuntimeError):
 class Books:
     """One allotment's books. `activate` first, then `run` in the background; `close` gives the last word.
 
-    first_need: what admission promised for the first call, kept for it; None: all that admission granted.
+    first_need: what admission promised for the first call, kept for it; None: all that admission granted. end_seconds:
+    what it takes to end the pod, where its machine time costs something.
     """
 
-    def __init__(self, client: LedgerClient, spool: Spool, first_need: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        client: LedgerClient,
+        spool: Spool,
+        first_need: Mapping[str, int] | None = None,
+        end_seconds: int | None = None,
+    ) -> None:
         self.client = client
         self.spool = spool
+        self.machine = MachineTime(end_seconds, spool.path.parent, lambda: self.now)
         self.allotment = Allotment((), {})
         self.rates = Rates()
         self.active = False
@@ -131,6 +140,7 @@ class Books:
         self.allotment.grant(held)
         self.rates.learn(answer.get("rates"))
         self._renew(sent, answer)
+        self.machine.told(sent, answer.get("paid_seconds"))
         self._last_use = self.now
         self.active = True
         if self.spool.pending:
@@ -300,7 +310,7 @@ class Books:
 
     async def ping(self) -> None:
         """Renew the lease by the shortest exchange there is. Raises LedgerError, LedgerUnreachableError."""
-        self._heed(self.now, await self.client.exchange("GET", "signals?timeout_seconds=0"))
+        self._heed(self.now, await self.client.signals(0, paid=self.machine.costs))
 
     async def roll_window(self) -> None:
         """Give back what was granted in a window that has ended; calls in flight settle in theirs."""
@@ -478,10 +488,12 @@ class Books:
         while True:
             sent = self.now
             try:
-                signals = await self.client.signals()
+                signals = await self.client.signals(max(1.0, self.machine.look_seconds), paid=self.machine.costs)
             except LedgerUnreachableError:
+                self.machine.unanswered()
                 await asyncio.sleep(next(backoff))
             except LedgerError as error:
+                self.machine.unanswered()
                 if error.code in FATAL_CODES:
                     self.stopped = f"the ledger: {error}"
                 await asyncio.sleep(next(backoff))
@@ -496,6 +508,7 @@ class Books:
         lease = signals.get("lease_seconds")
         if lease is not None:
             self.lease_until = max(self.lease_until, sent + lease)
+        self.machine.told(sent, signals.get("paid_seconds"))
         if signals.get("cancel") and not self.cancelled:
             self.cancelled = True
             logger.info("the ledger asks to stop: no further call is started")

@@ -11,12 +11,12 @@ from typing import Any
 
 from aiohttp import web
 
-from almoner_core.environment import PRESTOP_HEADER, PRESTOP_PATH
+from almoner_core.environment import PAID_PATH, PRESTOP_HEADER, PRESTOP_PATH
 from almoner_runner.meter.app import App
 
 
 class Health:
-    """Answers /healthz, /metrics and /prestop."""
+    """Answers /healthz, /paid (whether machine time is), /metrics and /prestop."""
 
     def __init__(self, app: App, prestop: Callable[[], None], prestop_token: str | None = None) -> None:
         self._app = app
@@ -29,10 +29,9 @@ class Health:
         """Answer one request."""
         if request.method != "GET":
             return web.Response(status=405, text="only GET here\n")
-        if request.path == "/healthz":
-            if self.ready:
-                return web.Response(text="ok\n")
-            return web.Response(status=503, text=f"not ready: {self.waiting_for}\n")
+        if request.path in ("/healthz", PAID_PATH):
+            failure = self._failure(request.path)
+            return web.Response(text="ok\n") if failure is None else web.Response(status=503, text=f"{failure}\n")
         if request.path == "/metrics":
             return web.Response(text="".join(self._metrics()), content_type="text/plain", charset="utf-8")
         if request.path == PRESTOP_PATH:
@@ -40,7 +39,14 @@ class Health:
                 return web.Response(status=403, text=f"{PRESTOP_HEADER} is missing or wrong\n")
             self._prestop()
             return web.Response(text="ok\n")
-        return web.Response(status=404, text="there is /healthz, /metrics and /prestop\n")
+        return web.Response(status=404, text="there is /healthz, /paid, /metrics and /prestop\n")
+
+    def _failure(self, path: str) -> str | None:
+        """Why a probe fails; None where it passes."""
+        if path == PAID_PATH:
+            machine = self._app.holds.books.machine
+            return machine.message if machine.deny() else None
+        return None if self.ready else f"not ready: {self.waiting_for}"
 
     def _metrics(self) -> Iterator[str]:
         """Give Prometheus' text format; no label holds what an agent could choose freely."""

@@ -132,6 +132,8 @@ class Holds:
             raise RefusedError(429, "cancelled", "this execution is being stopped: no further call is started")
         if books.stopped is not None:
             raise RefusedError(429, "allotment_closed", f"no further call is started: {books.stopped}")
+        if books.machine.over:
+            raise RefusedError(429, "machine_time_unpaid", f"no further call is started: {books.machine.message}")
         if books.allotment.frozen:
             raise RefusedError(429, "allotment_frozen", "a provider billed above a call's bound: no further call")
         if self.in_flight >= IN_FLIGHT_MAX:

@@ -78,10 +78,12 @@ def compose(
     complete: bool,
     rejected: int = 0,
     error: str | None = None,
+    unpaid: str | None = None,
 ) -> bytes:
     """Give the termination message: whole JSON within what Kubernetes keeps.
 
-    `complete`: no call is in flight, so the totals are all there is. `final`: the ledger has it all.
+    `complete`: no call is in flight, so the totals are all there is. `final`: the ledger has it all. `unpaid`: why it
+    had the kubelet end the pod, where it did: its machine time was not paid for.
     """
     word: dict[str, Any] = {
         "version": VERSION,
@@ -96,6 +98,8 @@ def compose(
     }
     if error is not None:
         word["error"] = short(error, ERROR_CHARS_MAX)
+    if unpaid is not None:
+        word["unpaid"] = short(unpaid, ERROR_CHARS_MAX)
     told: dict[str, Any] = {"bytes": output.size, "stored": output.stored}
     if output.problem is not None:
         told["problem"] = output.problem.value

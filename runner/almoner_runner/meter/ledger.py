@@ -92,10 +92,11 @@ class LedgerClient:
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise LedgerUnreachableError(f"{method} {verb}: {type(error).__name__}") from error
 
-    async def signals(self) -> dict[str, Any]:
-        """Wait for a signal of the ledger's, up to SIGNALS_SECONDS."""
-        verb = f"signals?timeout_seconds={SIGNALS_SECONDS}"
-        return await self.exchange("GET", verb, seconds=SIGNALS_SECONDS + EXCHANGE_SECONDS_MAX)
+    async def signals(self, seconds: float = SIGNALS_SECONDS, *, paid: bool = False) -> dict[str, Any]:
+        """Wait for a signal of the ledger's, up to SIGNALS_SECONDS; `paid`: tell for how long machine time is, too."""
+        wait = max(0, min(SIGNALS_SECONDS, int(seconds)))
+        verb = f"signals?timeout_seconds={wait}" + ("&paid=1" if paid else "")
+        return await self.exchange("GET", verb, seconds=wait + EXCHANGE_SECONDS_MAX)
 
 
 def _read(status: int, raw: bytes) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from almoner_runner.meter.holds import IN_FLIGHT_MAX, Holds
 from almoner_runner.meter.ids import uuid7
 from almoner_runner.meter.lastword import LastOutput, compose, last_output
 from almoner_runner.meter.ledger import LedgerClient, LedgerError, LedgerUnreachableError, Secret
+from almoner_runner.meter.machine import FOREVER
 from almoner_runner.meter.progress import Progress
 from almoner_runner.meter.spool import Spool, SpoolError
 
@@ -98,6 +99,12 @@ def first_need_of(config: Config) -> dict[str, int] | None:
     return {str(name): amount for name, amount in given.items() if isinstance(amount, int) and amount > 0}
 
 
+def end_seconds_of(config: Config) -> int | None:
+    """What it takes to end the pod before its machine time is not paid any more; None where that costs nothing."""
+    given = config.extra.get(names.EXTRA_END_SECONDS)
+    return given if isinstance(given, int) else None
+
+
 def _port(text: str, name: str) -> int:
     if not text.isdecimal() or not 0 < int(text) < 65536:
         raise ConfigError(f"{name}: {text[:16]!r} is not a port from 1 to 65535")
@@ -127,6 +134,7 @@ class Meter:
         self._wait = self._seconds(names.EXTRA_LEDGER_WAIT_SECONDS, LEDGER_WAIT_SECONDS)
         # When the kubelet will kill it, by the loop's clock: known once the pod is told to end.
         self._killed_at: float | None = None
+        self._paid_left: Callable[[], float] = lambda: FOREVER
 
     def _seconds(self, key: str, default: int) -> int:
         given = self.config.extra.get(key, default)
@@ -146,7 +154,9 @@ class Meter:
             client = LedgerClient(
                 self.config.ledger_url, self.config.allotment, Secret(self.settings.token_file), ledger_session
             )
-            books = Books(client, spool, first_need_of(self.config))
+            books = Books(client, spool, first_need_of(self.config), end_seconds_of(self.config))
+            books.machine.recover()
+            self._paid_left = lambda: books.machine.left
             holds = Holds(books)
             progress = Progress(client)
             app = App(self.config, holds, Forwarder(provider_session, holds), progress, self.settings.providers_dir)
@@ -200,9 +210,12 @@ class Meter:
         write_input(self.settings.input_file, app.input)
 
     def _ends(self) -> float:
-        """When the kubelet will kill it: the grace period counts from its first word about the end."""
+        """When the kubelet will kill it: the grace period counts from its first word about the end.
+
+        Or sooner, where machine time is not paid for as long.
+        """
         if self._killed_at is None:
-            self._killed_at = asyncio.get_running_loop().time() + self._grace
+            self._killed_at = asyncio.get_running_loop().time() + min(self._grace, self._paid_left())
         return self._killed_at
 
     def _left(self) -> float:
@@ -287,6 +300,7 @@ class Meter:
             complete=complete,
             rejected=books.rejected,
             error=None if lacking is None else f"the meter did not start: {lacking}",
+            unpaid=books.machine.message if books.machine.denied else None,
         )
         try:
             write_last_word(self.settings.termination_log, word)

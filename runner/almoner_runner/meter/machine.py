@@ -1,0 +1,119 @@
+"""Until when the pod's machine time is paid, as the ledger tells it, and whether that is over.
+
+Role: the operator charges machine time and holds it ahead; where no operator does, the ledger holds more for as long as
+there is room. When neither does, or the ledger is away, what is held runs out: early enough before that, the meter
+starts no call any more and fails the probe of the agent container, so that the kubelet ends the pod while that is still
+paid for, with nobody else's help.
+
+What was told counts from when it was asked for, by the monotonic clock, which a restarted meter shares: the end is kept
+in a file. Boundary: no exchanges; who has asked the ledger tells it here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from almoner_core.environment import PAID_ALWAYS_SECONDS
+
+logger = logging.getLogger(__name__)
+
+FILE: Final = "paid"
+FOREVER: Final = float("inf")
+LOOKS: Final = 3
+"""So often the ledger is asked, at least, before what is paid runs out."""
+
+
+class MachineTime:
+    """One pod's machine time. `end_seconds`: what it takes to end the pod; None: its machine time costs nothing."""
+
+    def __init__(self, end_seconds: int | None, folder: Path, clock: Callable[[], float]) -> None:
+        self._end_seconds = end_seconds
+        self._file = folder / FILE
+        self._clock = clock
+        self._until: float | None = None  # None: the ledger has said nothing yet
+        self._over = False
+        self._silent_since: float | None = None
+        self.denied = False
+        """Whether the kubelet was told that it is over, so that it ends the pod."""
+
+    @property
+    def costs(self) -> bool:
+        """Whether the ledger has to be asked for how long it is paid."""
+        return self._end_seconds is not None
+
+    def recover(self) -> None:
+        """Take over what an earlier process of this pod was told."""
+        if not self.costs:
+            return
+        try:
+            self._until = float(self._file.read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            self._until = None
+
+    def told(self, sent: float, seconds: int | None) -> None:
+        """Note for how long it is paid, counted from when that was asked for; None: nothing was said."""
+        self._silent_since = None
+        if not self.costs or seconds is None:
+            return
+        before = self._until
+        if seconds >= PAID_ALWAYS_SECONDS:
+            self._until = FOREVER
+        elif before is None or before == FOREVER:
+            self._until = sent + seconds
+        else:
+            # What was promised stays held: a clock that jumped takes nothing back.
+            self._until = max(before, sent + seconds)
+        if self._until != before:
+            self._keep()
+
+    def unanswered(self) -> None:
+        """Note that the ledger did not answer."""
+        if self._silent_since is None:
+            self._silent_since = self._clock()
+
+    def _keep(self) -> None:
+        fresh = self._file.with_name(f"{FILE}.new")
+        try:
+            fresh.write_text(repr(self._until), encoding="ascii")
+            fresh.replace(self._file)
+        except OSError as error:
+            logger.warning("until when machine time is paid cannot be kept: %s", error.strerror)
+
+    @property
+    def over(self) -> bool:
+        """Whether the pod has to end, so that it has ended by the time its machine time is not paid any more. For good.
+
+        Nothing said is not paid: no agent runs before the first activation.
+        """
+        if self._end_seconds is not None and not self._over:
+            self._over = self._until is None or self._clock() >= self._until - self._end_seconds
+            if self._over:
+                logger.error("%s", self.message)
+        return self._over
+
+    def deny(self) -> bool:
+        """Whether the kubelet has to end the pod; noted, since the operator wants to know why that was."""
+        self.denied = self.denied or self.over
+        return self.denied
+
+    @property
+    def left(self) -> float:
+        """Seconds until it is not paid any more."""
+        return FOREVER if not self.costs else max(0.0, (self._until or 0.0) - self._clock())
+
+    @property
+    def look_seconds(self) -> float:
+        """How long to wait for news at most, so that there are a few looks before it has to end."""
+        return FOREVER if not self.costs else (self.left - (self._end_seconds or 0)) / LOOKS
+
+    @property
+    def message(self) -> str:
+        """Why the pod ends."""
+        if self._silent_since is not None:
+            why = "the ledger does not answer, so nobody could extend it"
+        else:
+            why = "there is no room in the budget to extend it"
+        return f"machine time is not paid for any longer: {why}"
