@@ -13,7 +13,14 @@ import pytest
 import sqlalchemy as sa
 
 from almoner_core import wire
-from almoner_core.environment import CALL_SECONDS_MAX, LEASE_MARGIN_SECONDS, LEASE_SECONDS, SILENCE_SECONDS
+from almoner_core.compute import hold_nanos
+from almoner_core.environment import (
+    CALL_SECONDS_MAX,
+    LEASE_MARGIN_SECONDS,
+    LEASE_SECONDS,
+    PAID_ALWAYS_SECONDS,
+    SILENCE_SECONDS,
+)
 from almoner_core.wire import AllotmentState, ErrorCode
 from almoner_ledger import schema
 from almoner_ledger.batching import Batcher
@@ -448,3 +455,90 @@ def test_200_meters_that_wait_are_one_query_a_round(books: Books, clock: Clock) 
     assert len(seen) < 6 * (len(looks) + 1)
     assert sum("UPDATE allotments" in each for each in seen) == 1
     assert {exchanged_ms(books, each) for each in meters} == {clock()}
+
+
+# --- machine time, while no operator comes ----------------------------------------------------------------------------
+
+HOUR_NANOS = 3600 * DOLLAR
+TERMS = wire.MachineTerms(per_hour=HOUR_NANOS, ahead_seconds=100, late_seconds=60)
+
+
+def pays(books: Books, *, budget: int = 1000) -> str:
+    """An attempt whose machine time costs a dollar a second, of which 100 s are held."""
+    books.limits(limits={USD: budget * DOLLAR})
+    compute = {USD: hold_nanos(HOUR_NANOS, 100_000)}
+    return books.active(need={USD: 10}, compute=compute, machine=TERMS)
+
+
+async def ask_paid(books: Books, allotment: str, pod_uid: str = "pod-uid") -> wire.Signals:
+    """Ask as a meter does, until what it led to has been done; gives the last answer."""
+    batcher = Batcher(books.store)
+    watch = SignalWatch(books.store, batcher, round_seconds=0.01)
+    batcher.start()
+    watch.start()
+    try:
+        await watch.wait(allotment, pod_uid, 0, paid=True)
+        await asyncio.gather(*watch._covering)
+        return await watch.wait(allotment, pod_uid, 0, paid=True)
+    finally:
+        await watch.close()
+        await batcher.close()
+
+
+def test_a_meter_is_told_for_how_long_its_machine_time_is_paid_where_it_asks(books: Books, clock: Clock) -> None:
+    allotment = pays(books)
+    clock.now += 30
+    (signals,) = asyncio.run(listen(books, [allotment], 0))
+    assert isinstance(signals, wire.Signals)
+    assert signals.paid_seconds is None
+    assert asyncio.run(ask_paid(books, allotment)).paid_seconds == 70
+    again = books.activate(allotment)
+    assert again.paid_seconds == 70
+
+
+def test_the_ledger_holds_more_machine_time_where_the_operator_is_late(books: Books, clock: Clock) -> None:
+    allotment = pays(books)
+    clock.now += 40
+    assert asyncio.run(ask_paid(books, allotment)).paid_seconds == 100
+    held = books.state().reserved
+    assert held == pytest.approx((40 + 100) * DOLLAR, abs=100), "all that is not charged yet, too"
+    clock.now += 30
+    assert asyncio.run(ask_paid(books, allotment)).paid_seconds == 70
+    assert books.state().reserved == held, "it is not late yet"
+
+
+def test_without_room_no_more_is_held_and_the_meter_learns_how_little_it_is(books: Books, clock: Clock) -> None:
+    allotment = pays(books, budget=130)
+    clock.now += 90
+    assert asyncio.run(ask_paid(books, allotment)).paid_seconds == 10
+    clock.now += 20
+    told = asyncio.run(ask_paid(books, allotment)).paid_seconds
+    assert told is not None
+    assert told <= 0
+    assert books.state().excess == 0
+
+
+def test_no_more_is_held_for_a_stranger_or_for_one_who_was_ended(books: Books, clock: Clock) -> None:
+    allotment = pays(books)
+    clock.now += 90
+    before = books.state().reserved
+    with pytest.raises(LedgerError):
+        asyncio.run(ask_paid(books, allotment, "another-pod"))
+    assert books.state().reserved == before
+    books.end(allotment)
+    assert asyncio.run(ask_paid(books, allotment)).cancel
+    assert books.state().reserved == 0
+
+
+def test_one_that_waited_long_for_its_image_has_more_held_when_it_starts(books: Books, clock: Clock) -> None:
+    books.limits(limits={USD: 1000 * DOLLAR})
+    opened = books.open(need={}, compute={USD: hold_nanos(HOUR_NANOS, 100_000)}, machine=TERMS)
+    books.bind(opened.allotment)
+    clock.now += 500
+    assert books.activate(opened.allotment).paid_seconds == 100
+
+
+def test_without_a_limit_machine_time_is_always_paid(books: Books) -> None:
+    books.limits(limits={})
+    allotment = books.active(need={}, compute={USD: 5}, machine=TERMS)
+    assert asyncio.run(ask_paid(books, allotment)).paid_seconds == PAID_ALWAYS_SECONDS

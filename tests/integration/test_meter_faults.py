@@ -142,6 +142,40 @@ def test_a_meter_that_is_ended_before_it_reached_the_ledger_says_so(start: Calla
     assert meter.last_word["final"] is False
 
 
+# --- machine time -----------------------------------------------------------------------------------------------------
+
+
+def test_a_meter_whose_machine_time_is_not_paid_any_more_has_its_pod_ended(start: Callable[..., Meter]) -> None:
+    with LedgerDouble({"usd": DOLLAR}) as ledger:
+        ledger.paid_seconds = 6
+        meter = start(ledger, extra={"end_seconds": 3})
+        assert meter.get_health("/paid") == (200, "ok\n")
+        ledger.paid_seconds = 1000
+        until(lambda: ledger.calls.count("signals") >= 2, 10, "the meter to ask again in time")
+        assert meter.get_health("/paid")[0] == 200, "the ledger holds more"
+        meter.kill()
+        ledger.away = True
+        meter.spawn()
+        until(lambda: meter.get_health("/paid")[0] == 200, 10, "a meter that knows what an earlier one was told")
+        ledger.away = False
+        until(meter.healthy, 10, "the meter to have its allotment again")
+
+
+def test_nothing_is_called_once_machine_time_is_not_paid(start: Callable[..., Meter]) -> None:
+    with LedgerDouble({"usd": DOLLAR}) as ledger:
+        ledger.paid_seconds = 4
+        meter = start(ledger, extra={"end_seconds": 3})
+        ledger.away = True
+        until(lambda: meter.get_health("/paid")[0] == 503, 10, "machine time to be over")
+        assert "the ledger does not answer" in meter.get_health("/paid")[1]
+        status, answer = meter.post("/openai/v1/chat/completions", {"model": MODEL, "messages": HI})
+        assert (status, answer["error"]["code"]) == (429, "machine_time_unpaid")
+        assert meter.healthy(), "the meter itself goes on"
+        ledger.away = False
+        meter.stop()
+        assert "machine time is not paid for any longer" in meter.last_word["unpaid"]
+
+
 # --- the end ----------------------------------------------------------------------------------------------------------
 
 

@@ -26,6 +26,7 @@ class LedgerDouble:
         self.granted = dict(self.held)
         self.max_per_request: dict[str, int] = {}
         self.lease_seconds = 60
+        self.paid_seconds: int | None = None  # for how long machine time is paid
         self.window_ends_in: int | None = None
         self.bound = True
         self.cancel = False
@@ -121,6 +122,7 @@ class LedgerDouble:
             "window_ends_in_seconds": self.window_ends_in,
             "next_sequence": max(self.records, default=0) + 1,
             "settled": self.used(),
+            "paid_seconds": self.paid_seconds,
         }
 
     # --- HTTP ---------------------------------------------------------------------------------------------------------
@@ -134,7 +136,8 @@ class LedgerDouble:
         self.calls.append(verb)
         self.tokens.add(request.headers.get("authorization", ""))
         if verb == "signals":
-            return await self._signals(float(request.query.get("timeout_seconds", "0")))
+            asked = request.query.get("paid") == "1"
+            return await self._signals(float(request.query.get("timeout_seconds", "0")), asked=asked)
         data = await request.read()
         operation = ""
         try:
@@ -180,11 +183,13 @@ class LedgerDouble:
     def _quiet(self) -> bool:
         return not (self.cancel or self.recall or self.away)
 
-    async def _signals(self, seconds: float) -> web.Response:
+    async def _signals(self, seconds: float, *, asked: bool) -> web.Response:
         deadline = self._loop.time() + seconds
         while self._quiet() and self._loop.time() < deadline:  # noqa: ASYNC110 - tests set plain attributes
             await asyncio.sleep(0.02)
-        return web.json_response({"recall": self.recall, "cancel": self.cancel, "lease_seconds": self.lease_seconds})
+        paid = {"paid_seconds": self.paid_seconds} if asked else {}
+        told = {"recall": self.recall, "cancel": self.cancel, "lease_seconds": self.lease_seconds, **paid}
+        return web.json_response(told)
 
     async def _start(self) -> None:
         app = web.Application(client_max_size=4 * 1024 * 1024)

@@ -94,7 +94,7 @@ class LedgerClient:
 
     async def signals(self, seconds: float = SIGNALS_SECONDS, *, paid: bool = False) -> dict[str, Any]:
         """Wait for a signal of the ledger's, up to SIGNALS_SECONDS; `paid`: tell for how long machine time is, too."""
-        wait = max(0, min(SIGNALS_SECONDS, int(seconds)))
+        wait = int(max(0.0, min(SIGNALS_SECONDS, seconds)))
         verb = f"signals?timeout_seconds={wait}" + ("&paid=1" if paid else "")
         return await self.exchange("GET", verb, seconds=wait + EXCHANGE_SECONDS_MAX)
 

@@ -1,0 +1,109 @@
+"""Machine time in the meter: until when it is paid, as the ledger tells it, and when the pod has to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from almoner_core.environment import PAID_ALWAYS_SECONDS
+from almoner_runner.meter.machine import FOREVER, MachineTime
+
+END = 50
+
+
+class Clock:
+    """A monotonic clock that tests turn."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def machine(tmp_path: Path, clock: Clock) -> MachineTime:
+    return MachineTime(END, tmp_path, clock)
+
+
+def test_it_is_over_early_enough_for_the_pod_to_end_while_that_is_paid(machine: MachineTime, clock: Clock) -> None:
+    machine.told(990.0, 100)  # asked for ten seconds ago
+    clock.now = 990 + 100 - END - 0.1
+    assert not machine.deny()
+    clock.now += 0.1
+    assert machine.deny()
+    assert machine.left == END
+    assert "no room in the budget" in machine.message
+    machine.told(clock.now, 1000)
+    assert machine.deny(), "once the kubelet was told it is for good"
+
+
+def test_what_was_promised_is_not_taken_back_by_a_clock_that_jumped(machine: MachineTime, clock: Clock) -> None:
+    machine.told(1000.0, 200)
+    machine.told(1001.0, -600)
+    clock.now = 1000 + 200 - END - 1
+    assert not machine.over
+
+
+def test_a_ledger_that_does_not_answer_is_named(machine: MachineTime, clock: Clock) -> None:
+    machine.told(1000.0, 200)
+    machine.unanswered()
+    clock.now = 2000
+    assert machine.over
+    assert "the ledger does not answer" in machine.message
+
+
+def test_nothing_said_is_not_paid(machine: MachineTime) -> None:
+    machine.told(1000.0, None)
+    assert machine.over
+
+
+def test_what_nothing_limits_is_never_over_until_something_does(machine: MachineTime, clock: Clock) -> None:
+    machine.told(1000.0, PAID_ALWAYS_SECONDS)
+    clock.now = 10**8
+    assert not machine.over
+    machine.told(clock.now, 60)
+    assert not machine.over
+    clock.now += 10
+    assert machine.over
+
+
+def test_what_costs_nothing_is_never_over(tmp_path: Path, clock: Clock) -> None:
+    free = MachineTime(None, tmp_path, clock)
+    free.told(0.0, 0)
+    assert not free.deny()
+    assert free.left == free.look_seconds == FOREVER
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_meter_that_is_started_again_knows_it_still(machine: MachineTime, tmp_path: Path, clock: Clock) -> None:
+    machine.told(1000.0, 200)
+    again = MachineTime(END, tmp_path, clock)
+    again.recover()
+    assert again.left == 200
+    assert not again.over
+    (tmp_path / "paid").write_text("soon")
+    broken = MachineTime(END, tmp_path, clock)
+    broken.recover()
+    assert broken.over
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 300)), min_size=1, max_size=8))
+def test_the_ledger_is_asked_a_few_times_before_it_is_over(
+    tmp_path_factory: pytest.TempPathFactory, told: list[tuple[int, int]]
+) -> None:
+    clock = Clock()
+    machine = MachineTime(END, tmp_path_factory.mktemp("spool"), clock)
+    for pause, seconds in told:
+        clock.now += pause
+        machine.told(clock.now, seconds)
+        if not machine.over:
+            assert clock.now + 3 * machine.look_seconds <= clock.now + machine.left - END + 1e-6
