@@ -33,6 +33,7 @@ from almoner_core.api.training_job import TrainingJobSpec
 from almoner_core.contract import EXTRA_FIRST_NEED
 from almoner_core.identity import allotment_id, operation_id, pod_proof
 from almoner_operator import demand, failpoints, metrics, outcome, providers, rates, tool_providers
+from almoner_operator.additions import plus, requests_of_pod
 from almoner_operator.admitted import Admitted
 from almoner_operator.agents import AgentFacts, ProviderFacts, ToolProviderFacts, runner_secrets_verdict
 from almoner_operator.attempts import AttemptEnd, remaining_seconds
@@ -51,10 +52,10 @@ from almoner_operator.errors import (
 )
 from almoner_operator.kubernetes import CONFIG_MAPS, PODS
 from almoner_operator.limiter import Rank
-from almoner_operator.machines import PROBE_FAILURES, PROBE_TIMEOUT_SECONDS
+from almoner_operator.machines import PROBE_FAILURES, PROBE_TIMEOUT_SECONDS, pod_time
 from almoner_operator.pins import PinLostError
 from almoner_operator.pods import PaidProbe, PodError, PodRequest, build_pod
-from almoner_operator.records import Run, parse_pod, runner_of
+from almoner_operator.records import Pod, Run, parse_pod, runner_of
 from almoner_operator.refusals import explain, pod_refusal
 from almoner_operator.runner_pods import belongs, place_of
 from almoner_operator.scheduling.model import Admission, Wait
@@ -260,8 +261,9 @@ class Admitter:
 
     def _demand(self, run: Run, agent: AgentSpec | None) -> demand.Demand:
         settings, space = self._context.settings, self._context.cache.space(run.key.namespace)
-        ahead = demand.ahead(run, agent, settings.runner, settings.compute)
-        return demand.demand_of(run, agent, space.providers, settings.runner.meter_requests, ahead)
+        added = self._context.cache.additions.of(run)
+        ahead = demand.ahead(run, agent, settings.runner, settings.compute, added)
+        return demand.demand_of(run, agent, space.providers, plus(settings.runner.meter_requests, added), ahead)
 
     @staticmethod
     def _attempt(run: Run, number: int, admitted: Admitted) -> Attempt:
@@ -381,7 +383,8 @@ class Admitter:
     def _terms(self, run: Run, agent: AgentSpec | None) -> wire.MachineTerms | None:
         settings = self._context.settings
         grace = demand.grace_seconds(run, agent, settings.runner)
-        return settings.compute.terms(demand.machine(run, agent, settings.runner), grace)
+        added = self._context.cache.additions.of(run)
+        return settings.compute.terms(demand.machine(run, agent, settings.runner, added), grace)
 
     def _paid_probe(self, run: Run, agent: AgentSpec | None) -> PaidProbe | None:
         if self._terms(run, agent) is None:
@@ -454,7 +457,7 @@ class Admitter:
     async def _start(self, run: Run, attempt: Attempt, pod: dict[str, Any]) -> None:
         """Create the pod and bind it. Raises ApiError or LedgerError where that can be tried again."""
         try:
-            pod_uid = await self._create_pod(run, attempt, pod)
+            made = await self._create_pod(run, attempt, pod)
         except _PodNameTakenError as error:
             await self._unadmit(run, attempt, str(error), reason=WaitReason.POD_NAME_TAKEN)
             return
@@ -474,9 +477,38 @@ class Admitter:
             message = f"the namespace is going away: {error.message}"
             await self._unadmit(run, attempt, message, reason=WaitReason.POD_REFUSED)
             return
-        run.made = (attempt.number, pod_uid)
+        run.made = (attempt.number, made.uid)
         failpoints.hit(failpoints.AFTER_POD)
-        await self._bind(run, attempt, pod_uid)
+        refused = await self._check_made(run, attempt, made)
+        if refused is not None:
+            await self._context.client.delete(PODS, run.key.namespace, attempt.pod, uid=made.uid, grace_seconds=0)
+            await self._unadmit(run, attempt, refused.message, reason=refused.reason, seconds=BUSY_SECONDS)
+            return
+        await self._bind(run, attempt, made.uid)
+
+    async def _check_made(self, run: Run, attempt: Attempt, pod: Pod) -> Wait | None:
+        """Count what a pod really asks for; say why it may not run where its quotas or money do not allow that.
+
+        Raises LedgerError.
+        """
+        cache, admitted, time = self._context.cache, run.admitted, pod_time(pod.raw)
+        actual = requests_of_pod(time.machine)
+        cache.learn_addition(run, actual)
+        if admitted is None or run.attempt is None or actual == admitted.requests:
+            return None
+        run.admitted = replace(admitted, requests=actual)
+        attempts = outcome.changed_attempt(run, admission=run.admitted.to_status())
+        run.status = run.status.model_copy(update={"attempts": attempts})
+        cache.touch(run)
+        message = cache.passed_quota(run)
+        if message is not None:
+            return Wait(WaitReason.WAITING_FOR_QUOTA, message)
+        assert attempt.allotment is not None
+        error = await self._machines.reprice(attempt.allotment, time.machine, time.grace_seconds)
+        if error is None:
+            return None
+        why = explain(error.refusal, now()) if error.refusal is not None else error.message
+        return Wait(WaitReason.BUDGET_EXHAUSTED, f"its pod costs more with what the cluster adds to it: {why}")
 
     async def _bind(self, run: Run, attempt: Attempt, pod_uid: str) -> None:
         """Make the pod known to the ledger: until then its meter can spend nothing. Raises ApiError or LedgerError."""
@@ -505,20 +537,23 @@ class Admitter:
             attempts = outcome.changed_attempt(run, pod_uid=pod_uid, pod_proof=None)
             run.status = run.status.model_copy(update={"attempts": attempts})
 
-    async def _create_pod(self, run: Run, attempt: Attempt, pod: dict[str, Any]) -> str:
-        """Create the attempt's pod, or find it, and give its uid. Raises _PodNameTakenError where it is another's."""
+    async def _create_pod(self, run: Run, attempt: Attempt, pod: dict[str, Any]) -> Pod:
+        """Create the attempt's pod, or find it, and give it. Raises _PodNameTakenError where it is another's."""
         client = self._context.client
         try:
-            return str((await client.create(PODS, run.key.namespace, pod))["uid"])
+            created = parse_pod(await client.create_whole(PODS, run.key.namespace, pod))
+            if created is None:
+                raise ConflictError(409, "Conflict", f"pod {attempt.pod} lost its labels as it was created")
+            return created
         except AlreadyExistsError as error:
-            metadata = await client.get_metadata(PODS, run.key.namespace, attempt.pod)
-            if metadata is None:
+            try:
+                found = parse_pod(await client.get(PODS, run.key.namespace, attempt.pod))
+            except NotFoundError:
                 raise ConflictError(error.status, error.reason, f"pod {attempt.pod} was there and is not") from error
-        found = parse_pod({"metadata": metadata})
         if found is None or run.attempt is None or not belongs(found, run, run.attempt):
             text = f"pod {attempt.pod} has the name of attempt {attempt.number}'s, and Almoner did not create it"
             raise _PodNameTakenError(text)
-        return found.uid
+        return found
 
     def _say_not_there(self, run: Run, error: ApiError | LedgerError) -> None:
         if isinstance(error, ApiError):

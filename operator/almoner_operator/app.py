@@ -158,7 +158,7 @@ class Operator:
         cache = Cache(
             meter=runner.meter_requests,
             wake=lambda: None,
-            ahead=lambda run, agent: demand.ahead(run, agent, runner, compute),
+            ahead=lambda run, agent, added: demand.ahead(run, agent, runner, compute, added),
         )
 
         def gone(target: Target) -> None:

@@ -11,6 +11,7 @@ holds.
 from __future__ import annotations
 
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from almoner_core.api.agent import AgentReason, AgentSpec, AgentType
 from almoner_core.api.execution import ExecutionPhase, WaitReason
 from almoner_core.wire import AccountState, Dimension
 from almoner_operator import apart, clocks, demand, news
+from almoner_operator.additions import Additions, passed, plus
 from almoner_operator.alerts import account_of
 from almoner_operator.counts import Counts
 from almoner_operator.news import DELETED
@@ -92,7 +94,11 @@ class Cache:
     """Everything that the operator knows. For one event loop; `wake` is called after every change that may matter."""
 
     def __init__(
-        self, *, meter: Requests, wake: Callable[[], None], ahead: Callable[[Run, AgentSpec | None], int] | None = None
+        self,
+        *,
+        meter: Requests,
+        wake: Callable[[], None],
+        ahead: Callable[[Run, AgentSpec | None, Requests], int] | None = None,
     ) -> None:
         self._meter, self._ahead = meter, ahead
         self.wake = wake
@@ -100,6 +106,7 @@ class Cache:
         self.runs: dict[str, Run] = {}
         self.finished: dict[str, Finished] = {}
         self.pods = RunnerPods()
+        self.additions = Additions()
         self.strangers: list[tuple[Run, Pod]] = []
         """Pods that say they are a run's and are not: one for each run, to be told of."""
         self.gone: list[Run] = []
@@ -414,8 +421,9 @@ class Cache:
         reserved = attempt is not None or run.admitting
         agent = self._agent_spec(space, run)
         if not reserved:
-            ahead = self._ahead(run, agent) if self._ahead is not None else 0
-            asked = demand.demand_of(run, agent, space.providers, self._meter, ahead)
+            added = self.additions.of(run)
+            ahead = self._ahead(run, agent, added) if self._ahead is not None else 0
+            asked = demand.demand_of(run, agent, space.providers, plus(self._meter, added), ahead)
             requests, need = asked.requests, asked.need
         elif run.admitted is not None:
             requests, need = run.admitted.requests, 0
@@ -474,6 +482,32 @@ class Cache:
                 )
             except ValueError as error:
                 yield Quota(name=record.name, ready=False, message=str(error))
+
+    def learn_addition(self, run: Run, actual: Requests) -> None:
+        """Note what a run's pod asks for with what the cluster added: the next of its kind are counted with that."""
+        plain = demand.requests(run, self._agent_spec(self.space(run.key.namespace), run), self._meter)
+        if self.additions.learn(run, plain, actual, time.monotonic()):
+            self._count_again(run.key.namespace)
+
+    def forget_additions(self) -> None:
+        """Forget what no pod confirmed for long."""
+        for namespace in self.additions.forget(time.monotonic()):
+            self._count_again(namespace)
+
+    def _count_again(self, namespace: str) -> None:
+        for run in self.space(namespace).runs.values():
+            self.touch(run)
+
+    def passed_quota(self, run: Run) -> str | None:
+        """Say which quota a run under way passes with what it was admitted with; None where it fits."""
+        space = self.space(run.key.namespace)
+        others = [
+            (other, other.admitted.requests)
+            for other in space.runs.values()
+            if other is not run and other.admitted is not None and (other.attempt is not None or other.admitting)
+            if other.end is None
+        ]
+        return passed(run, self._quotas(space), others)
 
     def holds_expired(self, now: datetime) -> None:
         """Take away holds whose time is over."""

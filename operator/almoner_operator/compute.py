@@ -100,6 +100,26 @@ class MachineTime:
         if meter.bounded and seconds is not None:
             meter.covered = moment + seconds
 
+    async def reprice(self, allotment: str, machine: Machine, grace_seconds: int) -> wire.Error | None:
+        """Hold what a pod costs that asks for more than it was admitted with; the error where there is no room.
+
+        Raises LedgerError.
+        """
+        meter, terms = self._meters.get(allotment), self._settings.terms(machine, grace_seconds)
+        if meter is None or terms is None:
+            return None
+        compute = compute_allotment_id(allotment)
+        hold = self._settings.prices.hold(machine, self._settings.ahead(grace_seconds))
+        async with meter.lock:
+            meter.asked += 1
+            item = wire.AccrueAllotment(
+                operation_id=operation_id("accrue", compute, f"{self._context.ledger.epoch}/{meter.asked}"),
+                allotment=compute,
+                hold={wire.Dimension.USD: hold},
+                machine=terms,
+            )
+            return (await self._context.ledger.accrue(item)).error
+
     def forget(self, allotment: str) -> None:
         """Charge no more: the allotment is void."""
         self._meters.pop(allotment, None)

@@ -21,11 +21,12 @@ from almoner_core.contract import DEFAULT_MAX_OUTPUT_TOKENS, PriceCard
 from almoner_core.money import Money
 from almoner_core.price_data import price_card
 from almoner_core.pricing import FirstCall, first_call_bound
+from almoner_operator.additions import plus
 from almoner_operator.agents import effective_limits
 from almoner_operator.machines import ComputeSettings
 from almoner_operator.pods import RunnerSettings
 from almoner_operator.records import ProviderRecord, Run, runner_of
-from almoner_operator.scheduling.model import Requests, requests_of
+from almoner_operator.scheduling.model import NO_REQUESTS, Requests, requests_of
 
 UNKNOWN_INPUT_BYTES: Final = 2048
 """Taken for an input that the operator does not read (a ConfigMap's); the meter bounds the real call."""
@@ -115,14 +116,16 @@ def grace_seconds(run: Run, agent: AgentSpec | None, runner: RunnerSettings) -> 
     return runner_of(run, agent).termination_grace_period_seconds + runner.meter_grace_seconds
 
 
-def ahead(run: Run, agent: AgentSpec | None, runner: RunnerSettings, compute: ComputeSettings) -> int:
+def ahead(
+    run: Run, agent: AgentSpec | None, runner: RunnerSettings, compute: ComputeSettings, added: Requests = NO_REQUESTS
+) -> int:
     """Give what its machine time needs held before it starts, in nano-dollars."""
-    return compute.prices.hold(machine(run, agent, runner), compute.ahead(grace_seconds(run, agent, runner)))
+    return compute.prices.hold(machine(run, agent, runner, added), compute.ahead(grace_seconds(run, agent, runner)))
 
 
-def machine(run: Run, agent: AgentSpec | None, runner: RunnerSettings) -> Machine:
-    """Give what its pod requests, as machine time is priced."""
-    asked = requests(run, agent, runner.meter_requests)
+def machine(run: Run, agent: AgentSpec | None, runner: RunnerSettings, added: Requests = NO_REQUESTS) -> Machine:
+    """Give what its pod requests, as machine time is priced; `added`: what the cluster adds to it."""
+    asked = requests(run, agent, plus(runner.meter_requests, added))
     return Machine(cpu=asked.cpu, memory=asked.memory, gpu=asked.gpu)
 
 

@@ -185,16 +185,30 @@ class KubernetesClient:
         rank: Rank = Rank.ADMIT,
     ) -> dict[str, Any]:
         """Create an object and give its metadata. Raises AlreadyExistsError: look whose it is."""
-        created = await self._request(
+        created = await self._create(resource, namespace, body, rank, headers={"Accept": METADATA_ONLY})
+        metadata: dict[str, Any] = created.get("metadata") or {}
+        return metadata
+
+    async def create_whole(self, resource: Resource, namespace: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Create an object and give what became of it: the cluster may add to it. Raises AlreadyExistsError."""
+        return await self._create(resource, namespace, body, Rank.ADMIT)
+
+    async def _create(
+        self,
+        resource: Resource,
+        namespace: str,
+        body: Mapping[str, Any],
+        rank: Rank,
+        headers: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        return await self._request(
             "POST",
             resource.path(namespace),
             rank=rank,
             body=body,
             query={"fieldManager": FIELD_MANAGER},
-            headers={"Accept": METADATA_ONLY},
+            headers=headers,
         )
-        metadata: dict[str, Any] = created.get("metadata") or {}
-        return metadata
 
     async def patch_status(
         self,

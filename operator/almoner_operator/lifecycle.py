@@ -410,6 +410,7 @@ class Lifecycle:
     def _tick(self) -> None:
         cache, moment = self._context.cache, now()
         cache.holds_expired(moment)
+        cache.forget_additions()
         windows.ask_again(cache, moment)
         for run in list(cache.runs.values()):
             if run.attempt is not None and not run.settling:

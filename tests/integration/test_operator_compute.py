@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from almoner_core import wire
-from almoner_core.compute import ComputePrices
+from almoner_core.compute import ComputePrices, Machine
 from almoner_core.identity import allotment_id, compute_allotment_id, pod_name
 from almoner_core.wire import ErrorCode
 from almoner_ledger import schema
@@ -482,3 +482,13 @@ async def test_what_meters_hold_idle_is_taken_back_before_a_pod_is_stopped(books
         await site.at(second)
     assert site.stops == [], "so it runs on"
     assert site.charged[-1] == (20, 30)
+
+
+@pytest.mark.parametrize(("budget", "fits"), [(3 * AHEAD + 1, True), (3 * AHEAD - 1, False)])
+async def test_what_the_cluster_adds_to_a_pod_is_held_before_it_runs(
+    books: Books, clock: Clock, budget: int, fits: bool
+) -> None:
+    site = Site(books, clock, budget)
+    error = await site.machines.reprice(ALLOTMENT, Machine(cpu=3000), 5)
+    assert (error is None) is fits
+    assert site.held == pytest.approx((3 if fits else 1) * AHEAD * DOLLAR, abs=30)

@@ -99,3 +99,39 @@ def test_a_pod_that_does_not_fit_a_core_quota_waits_for_it(cluster: Cluster) -> 
     core_quota(cluster, pods="0")
     cluster.execution("one")
     assert "exceeded quota" in cluster.wait_reason("one", "WaitingForQuota")["message"]
+
+
+def test_defaults_of_a_limit_range_are_counted_so_one_starts_and_the_others_wait(cluster: Cluster) -> None:
+    cluster.provider()
+    cluster.agent("forever")
+    cluster.wait_ready("Agent", "forever")
+    amounts = {"cpu": "1", "memory": "1Gi"}
+    limits = [{"type": "Container", "defaultRequest": amounts, "default": amounts}]
+    cluster.core.create_namespaced_limit_range(
+        cluster.namespace, {"metadata": {"name": "d"}, "spec": {"limits": limits}}
+    )
+    cluster.quota("team", hard={"cpu": "2"})
+    names = [f"run-{number}" for number in range(10)]
+    for name in names:
+        cluster.execution(name, agent="forever")
+
+    def settled() -> bool:
+        phases = [cluster.status(name).get("phase") for name in names]
+        reasons = [cluster.condition("Execution", name, "Admitted").get("reason") for name in names]
+        return phases.count("Running") == 1 and reasons.count("WaitingForQuota") == 9
+
+    cluster.wait(settled, "one to run and nine to wait")
+    (running,) = [name for name in names if cluster.status(name)["phase"] == "Running"]
+    cluster.wait(lambda: len(cluster.pods()) == 1, "no other pod to be left")
+    (attempt,) = cluster.status(running)["attempts"]
+    assert attempt["admission"]["cpuMilli"] == 1050, "the agent's default and the meter's own"
+    waiting = next(name for name in names if name != running)
+    assert "ResourceQuota team" in cluster.condition("Execution", waiting, "Admitted")["message"]
+    cluster.patch("Execution", running, {"cancel": True})
+    cluster.wait_phase(running, "Cancelled")
+    cluster.wait(settled_after(cluster, [name for name in names if name != running]), "the next one alone to run")
+
+
+def settled_after(cluster: Cluster, names: list[str]) -> Any:
+    """Whether one of these runs, and no other has a pod."""
+    return lambda: [cluster.status(name).get("phase") for name in names].count("Running") == 1 == len(cluster.pods())

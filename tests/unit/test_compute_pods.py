@@ -173,7 +173,7 @@ def test_the_first_call_leaves_room_for_machine_time_under_a_runs_own_limit() ->
 
 
 def test_the_scheduler_asks_for_the_call_and_the_machine_together() -> None:
-    cache = Cache(meter=Requests(), wake=lambda: None, ahead=lambda _run, _agent: 700)
+    cache = Cache(meter=Requests(), wake=lambda: None, ahead=lambda _run, _agent, _added: 700)
     raw = {
         "metadata": {"name": "one", "namespace": "ns", "uid": "u", "resourceVersion": "1", "generation": 1},
         "spec": {"agentRef": {"name": "agent"}, "input": {"text": "hi"}},
