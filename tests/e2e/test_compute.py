@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from almoner_dev.controlplane import API_SERVER
 from almoner_operator import failpoints
 from tests.support.cluster import verify_ledger
-from tests.support.e2e import NANOS, USAGE, Site, World, cost_of, nanos
+from tests.support.e2e import NANOS, USAGE, Site, World, cost_of, meter_pids, nanos
 from tests.support.e2e_scripts import SPENDER
 
 ONE = cost_of(USAGE)
@@ -150,7 +151,7 @@ def test_a_budget_that_runs_out_on_machine_time_stops_the_pod(site: Site, billed
     verify_ledger(site.stack)
 
 
-@pytest.mark.parametrize("away", ["operator", "ledger"])
+@pytest.mark.parametrize("away", ["operator", "ledger", "API server"])
 def test_nobody_runs_on_unpaid_while_nobody_can_pay(site: Site, billed: World, away: str) -> None:
     """The node ends what is not paid for: 0 over, however long the operator or the ledger is away.
 
@@ -174,11 +175,19 @@ def test_nobody_runs_on_unpaid_while_nobody_can_pay(site: Site, billed: World, a
         world.wait(agent_ended, "the node to end the pod", 90)
         stack.start_operator(env=DEAR)
         why = "there is no room in the budget to extend it"
-    else:
+    elif away == "ledger":
         stack.kill_ledger()
         world.wait(agent_ended, "the node to end the pod", 90)
         stack.start_ledger()
         why = "the ledger does not answer"
+    else:
+        # The operator ends by itself, since it cannot know any more whether it leads.
+        site.plane.kill(API_SERVER)
+        world.wait(lambda: not meter_pids(uid), "the node to end the pod", 90)
+        site.plane.restart(API_SERVER)
+        stack.kill_operator()
+        stack.start_operator(env=DEAR)
+        why = "extend it"
     condition = world.failed("sleeps", "BudgetExhausted", seconds=120)
     assert "machine time is not paid for any longer" in condition["message"]
     assert why in condition["message"]
