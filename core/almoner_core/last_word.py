@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 from typing import Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from almoner_core.environment import TERMINATION_MESSAGE_BYTES_MAX, OutputProblem
+from almoner_core.text import clean
 
 VERSION: Final = 1
 AMOUNT_MAX: Final = 10**18
@@ -45,6 +46,12 @@ class WordOutput(BaseModel):
     detail: Annotated[str, Field(max_length=512)] = ""
     content: Annotated[str, Field(max_length=TERMINATION_MESSAGE_BYTES_MAX)] | None = None
     truncated: bool = False
+
+    @field_validator("detail", "content", mode="before")
+    @classmethod
+    def _storable(cls, text: object) -> object:
+        # What JSON can bring and a database does not take.
+        return clean(text).replace("\0", "\ufffd") if isinstance(text, str) else text
 
 
 class MeterWord(BaseModel):

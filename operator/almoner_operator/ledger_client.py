@@ -101,9 +101,11 @@ class LedgerClient:
         """Void an allotment that was only offered; gives its state."""
         return _state(await self._void.ask(item))
 
-    async def close(self, item: wire.CloseAllotment) -> str:
-        """Close an allotment whose pod is gone; gives its state. What did not come back is charged off."""
-        return _state(await self._close.ask(item))
+    async def close(self, item: wire.CloseAllotment) -> wire.ItemAnswer:
+        """Close an allotment whose pod is gone. What did not come back is charged off, or as its last word says."""
+        answer = await self._close.ask(item)
+        _state(answer)
+        return answer
 
     async def accrue(self, item: wire.AccrueAllotment) -> wire.ItemAnswer:
         """Charge machine time and hold for what comes; the answer has the error where there was no room for that.

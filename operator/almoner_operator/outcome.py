@@ -30,6 +30,7 @@ from almoner_core.text import short
 from almoner_core.wire import ExecutionTotals, UsageTotals
 from almoner_operator.attempts import AttemptEnd, retry_at
 from almoner_operator.conditions import Standing, conditions_for
+from almoner_operator.last_words import Told
 from almoner_operator.records import Finished, Run, RunSpec, RunStatus
 from almoner_operator.scheduling.model import StopCause, Wait
 
@@ -38,6 +39,7 @@ PROGRESS_CHARS_MAX: Final = 256
 ATTEMPTS_MAX: Final = 101
 START_BACKOFF_SECONDS: Final = 15
 START_BACKOFF_SECONDS_MAX: Final = 600
+NOTHING_TOLD: Final = Told()
 
 
 def moment(now: datetime) -> datetime:
@@ -141,14 +143,19 @@ def trouble_said(run: Run) -> tuple[str, str] | None:
     return ready.reason, ready.message
 
 
-def ended(run: Run, end: AttemptEnd, now: datetime) -> RunStatus:
-    """The attempt ended: the run is over, or waits for another attempt."""
+def ended(run: Run, end: AttemptEnd, now: datetime, told: Told = NOTHING_TOLD) -> RunStatus:
+    """The attempt ended: the run is over, or waits for another attempt. `told`: what its meter said last."""
+    status = _ended(run, end, now, told)
+    return status.model_copy(update={"output_issue": told.issue})
+
+
+def _ended(run: Run, end: AttemptEnd, now: datetime, told: Told) -> RunStatus:
     finished = end.finished or now
     attempts = changed_attempt(
         run,
         outcome=end.outcome,
         reason=str(end.reason) if end.reason else _stop_reason(run, end),
-        message=short(_said(run, end), MESSAGE_CHARS_MAX) or None,
+        message=short("; ".join(part for part in (_said(run, end), told.note) if part), MESSAGE_CHARS_MAX) or None,
         exit_code=end.exit_code,
         admission=None,
         # Who saw it start knows best when that was.
@@ -157,7 +164,9 @@ def ended(run: Run, end: AttemptEnd, now: datetime) -> RunStatus:
     )
     start = run.status.start_time or end.started
     if end.outcome is AttemptOutcome.SUCCEEDED:
-        return _terminal(run, Standing(ExecutionPhase.SUCCEEDED, end.message, admitted=True), now, attempts, start)
+        return _terminal(
+            run, Standing(ExecutionPhase.SUCCEEDED, end.message or told.note, admitted=True), now, attempts, start
+        )
     if end.outcome is AttemptOutcome.CANCELLED:
         message = end.message or "cancelled"
         return _terminal(run, Standing(ExecutionPhase.CANCELLED, message, admitted=True), now, attempts, start)

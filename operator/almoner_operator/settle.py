@@ -19,7 +19,8 @@ from almoner_core import wire
 from almoner_core.api.execution import TERMINAL_PHASES, AttemptOutcome, ExecutionReason, ExecutionStatus
 from almoner_core.api.training_job import TrainingJobStatus
 from almoner_core.identity import operation_id
-from almoner_operator import apart, failpoints, metrics, outcome, rates
+from almoner_core.last_word import MeterWord
+from almoner_operator import apart, failpoints, last_words, metrics, outcome, rates
 from almoner_operator.attempts import seen_to_end
 from almoner_operator.compute import MachineTime
 from almoner_operator.context import Context, now, run_target
@@ -64,20 +65,26 @@ class Settler:
             if end is None or attempt is None:
                 return
             failpoints.hit(failpoints.BEFORE_CLOSE)
+            told = last_words.Told()
             if attempt.allotment is not None:
                 charged = await self._machines.finish_run(run)
                 why = end.reason.value if end.reason else end.outcome.value
-                state = await self.close(attempt.allotment, why, lambda: context.cache.pods.of(run), run)
+                answer = await self.close(attempt.allotment, why, lambda: context.cache.pods.of(run), run)
                 failpoints.hit(failpoints.AFTER_CLOSE)
-                if charged or state != wire.AllotmentState.VOID:  # What was never activated has used nothing.
+                if charged or answer.state != wire.AllotmentState.VOID:  # What was never activated has used nothing.
                     await self._last_totals(run, attempt.number)
-            run.status = outcome.ended(run, end, now())
+                word = _last_word(context.cache.pods.of(run), attempt.allotment)
+                told = last_words.told(word, answer, run.totals, attempt.number)
+            run.status = outcome.ended(run, end, now(), told)
             if run.totals is not None:
                 run.status = outcome.with_totals(run.status, run.totals, now(), planned=outcome.planned_steps(run.spec))
             run.end, run.early, run.stop, run.timed_out = None, None, None, False
             run.pod_missing_since = None
             run.backoff_until = outcome.backoff_of(run)
             context.cache.count_run(run)
+            if told.issue is not None:
+                note = f"{told.issue.reason}: {told.issue.message}"
+                context.events.tell(*run.key, reason="OutputNotKept", note=note, warning=True)
             if end.outcome is AttemptOutcome.FAILED:
                 context.events.tell(
                     *run.key, reason=end.reason.value if end.reason else "Failed", note=end.message, warning=True
@@ -91,21 +98,27 @@ class Settler:
             self._told.pop(run.key.uid, None)
             context.cache.touch(run, review=True)
 
-    async def close(self, allotment: str, reason: str, pod_of: Callable[[], Pod | None], run: Run | None = None) -> str:
+    async def close(
+        self, allotment: str, reason: str, pod_of: Callable[[], Pod | None], run: Run | None = None
+    ) -> wire.ItemAnswer:
         """Close an allotment whose pod is gone, or void it where it was only offered; as long as it takes.
 
         Where nobody saw the containers of the attempt's pod (`pod_of`) end, that is until the ledger takes the meter's
-        silence for its end; the status of the `run` says so.
+        silence for its end; the status of the `run` says so. What the meter said last goes along.
         """
-        leased = False
+        leased = refused = False
         while True:
             pod = pod_of()
             terminated = pod is not None and seen_to_end(pod.raw)
+            word = _last_word(pod, allotment) if terminated and not refused else None
             item = wire.CloseAllotment(
-                operation_id=operation_id("close", allotment, "terminated" if terminated else ""),
+                operation_id=operation_id(
+                    "close", allotment, "terminated" if terminated else "", *last_words.digests(word)
+                ),
                 allotment=allotment,
                 reason=reason[:128],
                 terminated=terminated,
+                last_word=None if word is None else last_words.for_ledger(word),
             )
             try:
                 return await self._context.ledger.close(item)
@@ -123,8 +136,13 @@ class Settler:
                     continue
                 if error.code == wire.ErrorCode.WRONG_STATE:
                     return await self._void(allotment, reason)
+                if word is not None and error.code == wire.ErrorCode.INVALID:
+                    # Whatever it is that the ledger does not take: the attempt is closed without it.
+                    log.warning("the last word about allotment %s is not taken: %s", allotment, error)
+                    refused = True
+                    continue
                 log.warning("allotment %s cannot be closed: %s", allotment, error)
-                return ""
+                return wire.ItemAnswer(allotment=allotment)
 
     def _say_leased(self, run: Run, error: LedgerError) -> None:
         seconds = error.retry_after_seconds
@@ -133,18 +151,19 @@ class Settler:
             text += f", at {now() + timedelta(seconds=seconds):%H:%M:%S} UTC at the latest"
         say_trouble(self._context, run, ExecutionReason.WAITING_FOR_LEASE, text)
 
-    async def _void(self, allotment: str, reason: str) -> str:
+    async def _void(self, allotment: str, reason: str) -> wire.ItemAnswer:
         item = wire.CloseAllotment(
             operation_id=operation_id("void", allotment), allotment=allotment, reason=reason[:128]
         )
         while True:
             try:
-                return await self._context.ledger.void(item)
+                state = await self._context.ledger.void(item)
+                return wire.ItemAnswer(allotment=allotment, state=state)
             except LedgerUnavailableError:
                 await asyncio.sleep(CLOSE_RETRY_SECONDS)
             except LedgerError as error:
                 log.info("allotment %s is over already: %s", allotment, error)
-                return ""
+                return wire.ItemAnswer(allotment=allotment)
 
     async def _last_totals(self, run: Run, attempt: int) -> None:
         """Wait until the feed has told the attempt's final totals, or for so long that a late report must do."""
@@ -295,6 +314,10 @@ class Settler:
             return True
         log.warning("the status of %s/%s changes all the time", done.key.namespace, done.key.name)
         return False
+
+
+def _last_word(pod: Pod | None, allotment: str) -> MeterWord | None:
+    return None if pod is None else last_words.word_of(pod.raw, allotment)
 
 
 def _mark(totals: wire.ExecutionTotals) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from almoner_core.environment import OutputProblem
+from almoner_core.last_word import read_word
 from tests.support.calls import HI, MICRO, openai_client
 from tests.support.ledger_double import LedgerDouble
 from tests.support.meter import DOLLAR, MODEL, Meter
@@ -38,6 +39,7 @@ def test_without_a_ledger_the_last_word_has_the_totals_and_a_small_output(start:
         assert meter.stop() == 0
         assert not ledger.records
     word = meter.last_word
+    assert read_word((meter.folder / "last-word").read_text(), meter.config.allotment) is not None
     assert (word["last_sequence"], word["posted"], word["final"], word["complete"]) == (3, 0, False, True)
     assert word["totals"]["cost_nanos"] == 3 * 20 * MICRO
     assert word["totals"]["requests"] == 3
@@ -127,6 +129,10 @@ def test_what_is_wrong_with_an_output_is_said_by_name(
         make(meter.folder / "output" / "output")
         assert meter.stop() == 0
         kept = ledger.output
+    read = read_word((meter.folder / "last-word").read_text(), meter.config.allotment)
+    assert read is not None
+    assert read.output is not None
+    assert read.output.problem is problem
     output = meter.last_word["output"]
     assert output["problem"] == problem.value
     assert output["detail"] in meter.log

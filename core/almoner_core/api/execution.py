@@ -20,6 +20,7 @@ from almoner_core.api.base import (
 )
 from almoner_core.api.meta import AGE, Column, Kind, Rule, condition_reason, immutable, validated
 from almoner_core.api.usage import Usage
+from almoner_core.environment import OutputProblem
 from almoner_core.money import Money
 
 
@@ -387,6 +388,13 @@ class Attempt(APIModel):
     )
 
 
+class OutputIssue(APIModel):
+    """What is wrong with the output: nothing of it, or not all of it, is kept."""
+
+    reason: OutputProblem = Field(description="What is wrong, by name.")
+    message: str | None = Field(default=None, max_length=1024, description="What a person needs to know.")
+
+
 class ExecutionStatus(APIModel):
     """Observed state of an Execution."""
 
@@ -409,6 +417,9 @@ class ExecutionStatus(APIModel):
     output: str | None = Field(default=None, max_length=4096, description="The answer, or its beginning.")
     output_truncated: bool | None = Field(
         default=None, description="Whether `output` is only the beginning; the ledger serves the whole."
+    )
+    output_issue: OutputIssue | None = Field(
+        default=None, description="Why the output of the newest attempt is not, or not wholly, kept."
     )
     message: str | None = Field(default=None, max_length=1024, description="One line on where it stands.")
     admitted_time: Timestamp | None = Field(default=None, description="When the first attempt was admitted.")

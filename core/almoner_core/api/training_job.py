@@ -19,6 +19,7 @@ from almoner_core.api.execution import (
     MUTABLE_FIELDS,
     Attempt,
     ExecutionPhase,
+    OutputIssue,
     PinnedAgent,
     QueueStatus,
     QueueTimeout,
@@ -159,6 +160,9 @@ class TrainingJobStatus(APIModel):
     output: str | None = Field(default=None, max_length=4096, description="The result, or its beginning.")
     output_truncated: bool | None = Field(
         default=None, description="Whether `output` is only the beginning; the ledger serves the whole."
+    )
+    output_issue: OutputIssue | None = Field(
+        default=None, description="Why the output of the newest attempt is not, or not wholly, kept."
     )
     message: str | None = Field(default=None, max_length=1024, description="One line on where it stands.")
     admitted_time: Timestamp | None = Field(default=None, description="When the first attempt was admitted.")
