@@ -19,6 +19,7 @@ from almoner_operator.errors import LeadershipLostError
 from almoner_operator.events import EventRecorder
 from almoner_operator.kubernetes import BY_KIND, KubernetesClient
 from almoner_operator.ledger_client import LedgerClient
+from almoner_operator.log_tails import LogTails
 from almoner_operator.machines import ComputeSettings
 from almoner_operator.pins import Pins
 from almoner_operator.pods import RunnerSettings
@@ -78,7 +79,11 @@ class Context:
     fatal: asyncio.Future[BaseException]
     """Set by whatever must end the process."""
     rates: RateBook = field(default_factory=RateBook)
+    log_tails: LogTails = field(init=False)
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.log_tails = LogTails(self.client)
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         """Run something in the background. What it raises is logged; lost leadership ends the process."""

@@ -124,6 +124,28 @@ class KubernetesClient:
         """Read one object. Raises NotFoundError."""
         return await self._request("GET", resource.path(namespace, name), rank=rank)
 
+    async def log_tail(self, namespace: str, name: str, container: str, *, lines: int, bytes_max: int) -> str:
+        """Read the last lines of a container's log. Asked once: a log is nothing to insist on. Raises ApiError."""
+        assert self._session is not None, "use the client as a context manager"
+        query = {"container": container, "tailLines": str(lines), "limitBytes": str(bytes_max)}
+        authorization = self._credentials.authorization()
+        headers = {"Authorization": authorization} if authorization else {}
+        url = self._credentials.server + PODS.path(namespace, name, "log")
+        try:
+            async with (
+                self._limiter.slot(Rank.BACKGROUND),
+                self._session.get(url, params=query, headers={**headers, "Accept": "*/*"}) as answer,
+            ):
+                # Bounded here too: what answers for the kubelet need not heed the limit.
+                content = await answer.content.read(bytes_max)
+                while len(content) < bytes_max and (more := await answer.content.read(bytes_max - len(content))):
+                    content += more
+                if answer.status >= 300:
+                    raise _error(answer.status, content, None)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise UnavailableError(0, type(error).__name__, f"GET {url}: {error}"[:MESSAGE_CHARS_MAX]) from error
+        return content.decode("utf-8", "replace")
+
     async def get_metadata(self, resource: Resource, namespace: str, name: str) -> dict[str, Any] | None:
         """Read an object's metadata alone (so never a Secret's data), or None where there is no such object."""
         try:

@@ -362,6 +362,8 @@ class Lifecycle:
         self._context.spawn(self._delete(pod), f"delete pod {pod.namespace}/{pod.name}")
 
     async def _delete(self, pod: Pod) -> None:
+        # Beside the deletion: the kubelet has the log for as long as the containers take to end, and a little longer.
+        self._context.spawn(self._context.log_tails.read(pod), f"read the log of pod {pod.namespace}/{pod.name}")
         grace = None
         if has_agent_ended(pod.raw):
             # All that is left of its grace period: it is over so long after the agent has ended.

@@ -37,6 +37,8 @@ from almoner_operator.scheduling.model import StopCause, Wait
 MESSAGE_CHARS_MAX: Final = 1024
 PROGRESS_CHARS_MAX: Final = 256
 ATTEMPTS_MAX: Final = 101
+LOG_TAILS_MAX: Final = 5
+"""Attempts whose log's end is kept: an object in etcd has its bound."""
 START_BACKOFF_SECONDS: Final = 15
 START_BACKOFF_SECONDS_MAX: Final = 600
 NOTHING_TOLD: Final = Told()
@@ -143,10 +145,20 @@ def trouble_said(run: Run) -> tuple[str, str] | None:
     return ready.reason, ready.message
 
 
-def ended(run: Run, end: AttemptEnd, now: datetime, told: Told = NOTHING_TOLD) -> RunStatus:
-    """The attempt ended: the run is over, or waits for another attempt. `told`: what its meter said last."""
+def ended(
+    run: Run, end: AttemptEnd, now: datetime, told: Told = NOTHING_TOLD, log_tail: str | None = None
+) -> RunStatus:
+    """The attempt ended: the run is over, or waits for another attempt.
+
+    `told`: what its meter said last; `log_tail`: the end of its agent's log.
+    """
     status = _ended(run, end, now, told)
-    return status.model_copy(update={"output_issue": told.issue})
+    attempts = list(status.attempts)
+    if end.outcome is not AttemptOutcome.SUCCEEDED:
+        attempts[-1] = attempts[-1].model_copy(update={"log_tail": log_tail})
+    if len(attempts) > LOG_TAILS_MAX and attempts[-LOG_TAILS_MAX - 1].log_tail is not None:
+        attempts[-LOG_TAILS_MAX - 1] = attempts[-LOG_TAILS_MAX - 1].model_copy(update={"log_tail": None})
+    return status.model_copy(update={"output_issue": told.issue, "attempts": attempts})
 
 
 def _ended(run: Run, end: AttemptEnd, now: datetime, told: Told) -> RunStatus:

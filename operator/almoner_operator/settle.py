@@ -75,7 +75,8 @@ class Settler:
                     await self._last_totals(run, attempt.number)
                 word = _last_word(context.cache.pods.of(run), attempt.allotment)
                 told = last_words.told(word, answer, run.totals, attempt.number)
-            run.status = outcome.ended(run, end, now(), told)
+            log_tail = context.log_tails.take(context.cache.pods.of(run))
+            run.status = outcome.ended(run, end, now(), told, log_tail)
             if run.totals is not None:
                 run.status = outcome.with_totals(run.status, run.totals, now(), planned=outcome.planned_steps(run.spec))
             run.end, run.early, run.stop, run.timed_out = None, None, None, False

@@ -382,6 +382,11 @@ class Attempt(APIModel):
     reason: str | None = Field(default=None, max_length=128, description="Why it ended so.")
     message: str | None = Field(default=None, max_length=1024, description="What a person needs to know.")
     exit_code: int | None = Field(default=None, description="Exit code of the agent container.")
+    log_tail: str | None = Field(
+        default=None,
+        max_length=2048,
+        description="The end of the agent's log, of the last few attempts that failed or were stopped.",
+    )
     usage: Usage | None = Field(default=None, description="What the attempt used.")
     admission: AttemptAdmission | None = Field(
         default=None, description="What it was admitted with; while it is under way."
