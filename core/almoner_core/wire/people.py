@@ -105,9 +105,10 @@ class Entry(WireModel):
     """An entry of the books, without content. `cost_nanos` None: unknown.
 
     `kind`: usage (a meter's record), unaccounted (charged for an attempt that vanished, or that charge taken back),
-    last_word (what a meter summed up at its end and the ledger got no records of, or that taken back), or correction (a difference to the cost of the entry that `corrects` names). `counted_unix_ms` is the moment by which
-    sums count it: when it started, within the life of its allotment as the ledger's clock has it. Cached input and
-    cache writes are part of input; reasoning is part of output.
+    last_word (what a meter summed up at its end and the ledger got no records of, or that taken back), or correction (a
+    difference to the cost of the entry that `corrects` names). `counted_unix_ms` is the moment by which sums count it:
+    when it started, within the life of its allotment as the ledger's clock has it. Cached input and cache writes are
+    part of input; reasoning is part of output.
     """
 
     number: int
