@@ -51,9 +51,9 @@ def for_ledger(word: MeterWord) -> LastWord:
     return LastWord(last_sequence=word.last_sequence, totals=word.totals, output=kept)
 
 
-def digests(word: MeterWord | None) -> tuple[str, ...]:
-    """What tells words apart in operation ids; nothing where there is none."""
-    return () if word is None else (hashlib.sha256(for_ledger(word).model_dump_json().encode()).hexdigest(),)
+def digest(word: MeterWord | None) -> str:
+    """What tells words apart in operation ids; empty where there is none."""
+    return "" if word is None else hashlib.sha256(for_ledger(word).model_dump_json().encode()).hexdigest()
 
 
 def told(word: MeterWord | None, answer: ItemAnswer, totals: ExecutionTotals | None, attempt: int) -> Told:

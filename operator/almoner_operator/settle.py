@@ -114,7 +114,7 @@ class Settler:
             word = _last_word(pod, allotment) if terminated and not refused else None
             item = wire.CloseAllotment(
                 operation_id=operation_id(
-                    "close", allotment, "terminated" if terminated else "", *last_words.digests(word)
+                    "close", allotment, f"terminated{last_words.digest(word)}" if terminated else ""
                 ),
                 allotment=allotment,
                 reason=reason[:128],

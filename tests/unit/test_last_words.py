@@ -44,7 +44,7 @@ def test_a_whole_word_is_read() -> None:
     assert (said.last_sequence, said.totals.cost_nanos, said.totals.requests) == (3, 60, 3)
     assert said.output is not None
     assert (said.output.content, said.output.truncated) == ("42", False)
-    assert last_words.digests(word) != last_words.digests(last_words.word_of(pod(), ALLOTMENT))
+    assert last_words.digest(word) != last_words.digest(last_words.word_of(pod(), ALLOTMENT))
 
 
 @pytest.mark.parametrize(
