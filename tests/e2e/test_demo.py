@@ -189,6 +189,9 @@ def test_a_demo_that_is_not_kept_runs_beside_it_and_tells_at_once(reader: Reader
     finally:
         child.kill()
     assert child.returncode == 130, said
+    kept = re.search(r"logs and data are in (\S+)", said)
+    assert kept is not None, said
+    shutil.rmtree(kept[1])  # what was interrupted keeps its logs until the next demo
     assert "stopped what an earlier demo left running" not in said
     assert reader.running() == before
 
