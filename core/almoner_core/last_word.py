@@ -12,7 +12,7 @@ from typing import Annotated, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from almoner_core.environment import TERMINATION_MESSAGE_BYTES_MAX, OutputProblem
-from almoner_core.text import clean
+from almoner_core.text import storable
 
 VERSION: Final = 1
 AMOUNT_MAX: Final = 10**18
@@ -51,7 +51,7 @@ class WordOutput(BaseModel):
     @classmethod
     def _storable(cls, text: object) -> object:
         # What JSON can bring and a database does not take.
-        return clean(text).replace("\0", "\ufffd") if isinstance(text, str) else text
+        return storable(text) if isinstance(text, str) else text
 
 
 class MeterWord(BaseModel):

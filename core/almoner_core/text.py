@@ -36,6 +36,11 @@ def clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+def storable(text: str) -> str:
+    """Give the text as the ledger can store it: clean, and U+FFFD for NUL, which PostgreSQL's text cannot hold."""
+    return clean(text).replace("\0", "\ufffd")
+
+
 def whole(data: bytes) -> str:
     """Decode UTF-8 that was cut somewhere: the character that the cut went through is left out, other faults marked."""
     return codecs.getincrementaldecoder("utf-8")("replace").decode(data)

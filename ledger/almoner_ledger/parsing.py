@@ -19,6 +19,7 @@ M = TypeVar("M", bound=WireModel)
 BODY_SECONDS: Final = 20.0
 """A body comes within so long, or the caller is sent away: it holds a connection meanwhile."""
 _ID: Final = re.compile(r"[0-9a-f-]{36}")
+_NUL: Final = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")  # an escape, and not an escaped backslash before a "u"
 
 
 async def read_body(request: web.Request, limit: int) -> bytes:
@@ -41,6 +42,11 @@ async def read_body(request: web.Request, limit: int) -> bytes:
             ErrorCode.TOO_LARGE, f"the body did not come within {BODY_SECONDS:g} s; send less at once"
         ) from None
     return bytes(body)
+
+
+def without_nul(body: bytes) -> bytes:
+    """Give a JSON body with every escape of NUL replaced by that of U+FFFD."""
+    return _NUL.sub(rb"\1\\ufffd", body)
 
 
 def parse_body(body: bytes, model: type[M]) -> M:

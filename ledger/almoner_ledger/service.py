@@ -26,7 +26,7 @@ from almoner_ledger.batching import Batcher, ChangeWatch
 from almoner_ledger.database import DatabaseUnavailableError
 from almoner_ledger.doors import Turns
 from almoner_ledger.errors import LedgerError, invalid
-from almoner_ledger.parsing import Batch, integer, known_only, parse_batch, parse_body, read_body
+from almoner_ledger.parsing import Batch, integer, known_only, parse_batch, parse_body, read_body, without_nul
 from almoner_ledger.people import People
 from almoner_ledger.routes import ROUTES, Route, openapi
 from almoner_ledger.signals import SignalWatch, Sweeper
@@ -152,7 +152,7 @@ class Service:
         verb = VERBS[route.path]
         if verb is Verb.OUTPUT:
             # Text that an agent wrote may hold NUL, which PostgreSQL's text cannot: it is replaced, not refused.
-            body = body.replace(b"\\u0000", b"\\ufffd")
+            body = without_nul(body)
         message = parse_body(body, route.body)
         allotment = request.match_info.get("id")
         if allotment is not None and len(allotment) != 36:

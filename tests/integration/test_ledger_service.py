@@ -60,6 +60,9 @@ def records_path(allotment: str) -> str:
     return f"/v1/allotments/{allotment}/records"
 
 
+ANSWER = "an answer\0 with NUL, and \\u0000 spelt out, \\\0"
+
+
 def test_the_whole_road_over_http(service: LedgerService, epoch: int) -> None:
     uid = new_id()
     allotment = service.active(epoch, MINE, {"usd": 1000}, uid=uid)
@@ -67,7 +70,7 @@ def test_the_whole_road_over_http(service: LedgerService, epoch: int) -> None:
     base = f"/v1/allotments/{allotment}"
     posted = service.ask("POST", f"{base}/records", {"operation_id": new_id(), "records": [record_body(1, 400)]}, token)
     assert posted == {"last_sequence": 1, "held": {"usd": 600}, "frozen": False, "rates": None}
-    service.ask("PUT", f"{base}/output", {"operation_id": new_id(), "content": "an answer\0 with NUL"}, token)
+    service.ask("PUT", f"{base}/output", {"operation_id": new_id(), "content": ANSWER}, token)
     service.ask("POST", f"{base}/progress", {"step": 1}, token)
     signals = service.ask("GET", f"{base}/signals", token=token)
     assert (signals["recall"], signals["cancel"]) == (False, False)
@@ -75,7 +78,7 @@ def test_the_whole_road_over_http(service: LedgerService, epoch: int) -> None:
     end = {"operation_id": new_id(), "last_sequence": 1, "settled": {"usd": 400}, "final": True}
     assert service.ask("POST", f"{base}/return", end, token)["state"] == "closed"
     assert service.ask("GET", f"{base}/signals?timeout_seconds=20", token=token)["cancel"]
-    assert service.request("GET", f"/v1/executions/{uid}/output", READER).text == "an answer\ufffd with NUL"
+    assert service.request("GET", f"/v1/executions/{uid}/output", READER).text == ANSWER.replace("\0", "\ufffd")
     row = next(
         row for row in service.ask("GET", "/v1/costs?by=execution", token=READER)["rows"] if row["key"][-1] == uid
     )

@@ -11,7 +11,7 @@ from almoner_core.pricing import TokenCounts
 from almoner_runner.meter import anthropic, openai
 from almoner_runner.meter.body import Body, read_body
 from almoner_runner.meter.config import Card, Model, Provider, Tier
-from almoner_runner.meter.dialect import Call, Rules, Seen
+from almoner_runner.meter.dialect import Call, Rules, Seen, tier_of
 from almoner_runner.meter.refusals import InvalidCallError, RefusedError
 from almoner_runner.meter.sse import EVENT_BYTES_MAX, Splitter
 
@@ -211,10 +211,17 @@ def test_an_unpriced_model_is_refused_only_under_money(name: str) -> None:
     assert "usd" not in call.bound()
 
 
-@pytest.mark.parametrize("model", [None, "", 7, "x" * 200])
-def test_a_call_must_name_its_model(model: Any) -> None:
-    with pytest.raises(InvalidCallError, match="model"):
-        openai.chat(provider(), body(model=model, messages=MESSAGES), FREE)
+@pytest.mark.parametrize("model", [None, "", 7, "x" * 200, "x\0", "x\n"])
+@pytest.mark.parametrize("bounder", [openai.chat, openai.responses, openai.embeddings, anthropic.messages])
+def test_a_call_must_name_its_model_as_the_ledger_can_store_it(bounder: Any, model: Any) -> None:
+    with pytest.raises(InvalidCallError, match="model: must name"):
+        bounder(provider(), body(model=model, messages=MESSAGES, input="x"), FREE)
+
+
+@pytest.mark.parametrize("tier", ["flex\0", "flex\n", "x" * 40, "é", 7, None])
+def test_a_tier_that_the_ledger_could_not_store_is_none(tier: Any) -> None:
+    assert tier_of({"service_tier": tier}) is None
+    assert tier_of({"service_tier": "flex"}) == "flex"
 
 
 def test_messages_must_be_a_list() -> None:

@@ -253,6 +253,8 @@ def test_a_report_with_half_a_character_is_sent_all_the_same() -> None:
     """JSON can bring a lone surrogate, which UTF-8 has no bytes for."""
     told = progress.check(json.loads('{"step": 1, "message": "\\ud83d!", "metrics": {"l\\ud83d": "\\ud83d"}}'))
     assert told == {"step": 1, "message": "?!", "metrics": {"l?": "?"}}
+    told = progress.check(json.loads('{"message": "a\\u0000b", "metrics": {"l\\u0000": "\\u0000"}}'))
+    assert told == {"step": 0, "message": "a\ufffdb", "metrics": {"l\ufffd": "\ufffd"}}, "nor can the ledger store NUL"
     assert progress.check({"message": "m" * 300})["message"] == "m" * 255 + "…"
 
 

@@ -176,8 +176,9 @@ def sequence(payload: Body, name: str) -> list[Any]:
 def find_model(provider: Provider, payload: Body, rules: Rules) -> Model:
     """Give the model that a request names. Under a money limit it must be one with a price."""
     name = payload.get("model")
-    if not isinstance(name, str) or not 0 < len(name) <= 128:
-        raise InvalidCallError("model: must name a model, in at most 128 characters", param="model")
+    # It goes into the record: one that the ledger could not store would be lost, and what was spent with it.
+    if not isinstance(name, str) or not 0 < len(name) <= 128 or not name.isprintable():
+        raise InvalidCallError("model: must name a model, in at most 128 printable characters", param="model")
     model = provider.models.get(name)
     if rules.priced and (model is None or model.price is None):
         known = ", ".join(sorted(m.name for m in provider.models.values() if m.price is not None)) or "none"
@@ -236,7 +237,8 @@ def details(usage: dict[str, Any], name: str) -> dict[str, Any]:
 def tier_of(data: dict[str, Any]) -> str | None:
     """Read `service_tier`; None where it is absent or no short word: it goes into the record."""
     value = data.get("service_tier")
-    return value if isinstance(value, str) and value.isascii() and len(value) <= TIER_CHARS_MAX else None
+    good = isinstance(value, str) and value.isascii() and value.isprintable() and len(value) <= TIER_CHARS_MAX
+    return value if good else None
 
 
 @dataclass(slots=True)

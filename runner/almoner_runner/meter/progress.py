@@ -7,7 +7,7 @@ import logging
 from typing import Any, Final
 
 from almoner_core.environment import PROGRESS_INTERVAL_SECONDS
-from almoner_core.text import clean, short
+from almoner_core.text import short, storable
 from almoner_runner.meter.ledger import LedgerClient, LedgerError, LedgerUnreachableError
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def check(data: Any) -> dict[str, Any]:
     if (message := data.get("message")) is not None:
         if not isinstance(message, str):
             raise ValueError("progress.message: must be text")
-        report["message"] = short(clean(message), MESSAGE_CHARS_MAX)
+        report["message"] = short(storable(message), MESSAGE_CHARS_MAX)
     metrics = data.get("metrics") or {}
     if not isinstance(metrics, dict) or len(metrics) > METRICS_MAX:
         raise ValueError(f"progress.metrics: must be an object of at most {METRICS_MAX} entries")
@@ -49,13 +49,13 @@ def _whole(value: Any, name: str, least: int) -> int:
 def _metric_name(name: str) -> str:
     if not 0 < len(name) <= METRIC_NAME_CHARS_MAX:
         raise ValueError(f"progress.metrics: names have 1 to {METRIC_NAME_CHARS_MAX} characters")
-    return clean(name)
+    return storable(name)
 
 
 def _metric(name: str, value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise ValueError(f"progress.metrics.{name[:64]}: must be a number or a decimal string")  # noqa: TRY004 - likewise
-    text = clean(str(value))
+    text = storable(str(value))
     if len(text) > METRIC_VALUE_CHARS_MAX:
         raise ValueError(f"progress.metrics.{name[:64]}: at most {METRIC_VALUE_CHARS_MAX} characters")
     return text
