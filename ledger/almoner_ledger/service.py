@@ -108,6 +108,7 @@ class Service:
         code = "ok"
         try:
             caller = await self._caller(route, request)
+            _refuse_nul(request)
             handler: Callable[[Route, web.Request, Caller | None], Awaitable[web.Response]] = getattr(
                 self, f"_{route.handler}"
             )
@@ -278,6 +279,13 @@ class Service:
 @functools.cache
 def _openapi_text(version: str) -> str:
     return json.dumps(openapi(version))
+
+
+def _refuse_nul(request: web.Request) -> None:
+    """Refuse NUL in what names something: PostgreSQL would refuse the whole query, which asks for others as well."""
+    for name, value in (*request.match_info.items(), *request.query.items()):
+        if "\0" in name or "\0" in value:
+            raise invalid(name.replace("\0", "?")[:64], "the character NUL is not allowed")
 
 
 def _known(route: Route, request: web.Request) -> None:

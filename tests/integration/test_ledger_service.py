@@ -18,6 +18,7 @@ import pytest
 from almoner_dev.ledger_environment import ledger_environment
 from tests.support.books import DOLLAR, new_id
 from tests.support.ledger_service import (
+    OPERATOR,
     READER,
     LedgerService,
     account_key,
@@ -58,6 +59,29 @@ def verify(database: str) -> subprocess.CompletedProcess[str]:
 
 def records_path(allotment: str) -> str:
     return f"/v1/allotments/{allotment}/records"
+
+
+NUL = "%00" * 36
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "token"),
+    [
+        ("GET", f"/v1/allotments/{NUL}/signals?timeout_seconds=5", meter_token(MINE)),
+        ("POST", f"/v1/allotments/{NUL}/activate", meter_token(MINE)),
+        ("GET", "/v1/executions/%00/output", READER),
+        ("GET", "/v1/allotments?after=%00", OPERATOR),
+        ("GET", "/v1/costs?by=agent&agent=%00", READER),
+    ],
+)
+def test_a_name_that_the_database_cannot_hold_is_refused_before_it_spoils_a_common_query(
+    service: LedgerService, method: str, path: str, token: str
+) -> None:
+    """Meters' long polls are asked for in one query, and commands are done in groups."""
+    body = {"operation_id": new_id()} if method == "POST" else None
+    status, error = service.refusal(method, path, body, token)
+    assert (status, error["code"]) == (400, "invalid"), error
+    assert "NUL" in error["message"]
 
 
 ANSWER = "an answer\0 with NUL, and \\u0000 spelt out, \\\0"

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from almoner_runner.meter.app import ROUTES_COUNTED_MAX, Counters
 from almoner_runner.meter.books import Books
 from almoner_runner.meter.ledger import LedgerClient, LedgerUnreachableError, Secret
 from almoner_runner.meter.spool import Recovered, Spool
@@ -141,3 +142,11 @@ async def test_an_answer_that_comes_after_others_is_not_believed(ledger: LateLed
     assert books.allotment.held["usd"] == 0
     assert books.hold({"usd": 1}, "provider") is None
     assert books.lease_until == lease, "the ledger counts from when it was done"
+
+
+def test_paths_that_an_agent_invents_are_counted_together_once_there_are_many() -> None:
+    counters = Counters()
+    for number in range(10 * ROUTES_COUNTED_MAX):
+        counters.count(f"/invented/{number}", 404)
+    assert len(counters.calls) == ROUTES_COUNTED_MAX + 1
+    assert sum(counters.calls.values()) == 10 * ROUTES_COUNTED_MAX

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 BODY_BYTES_MAX: Final = 8 * 1024 * 1024
 PROGRESS_BYTES_MAX: Final = 64 * 1024
+# Paths and status classes that are told apart in /metrics: an agent may invent paths without end.
+ROUTES_COUNTED_MAX: Final = 128
 # Refusals after which trying again helps.
 PASSING_CODES: Final = ("too_many_calls", "ledger_unreachable", "spool_full", "not_started", "rate_limit_exceeded")
 TOOL_NAME_CHARS_MAX: Final = 64
@@ -55,6 +57,8 @@ class Counters:
     def count(self, route: str, status: int) -> None:
         """Count one answer."""
         key = (route, f"{status // 100}xx")
+        if key not in self.calls and len(self.calls) >= ROUTES_COUNTED_MAX:
+            key = ("other", key[1])
         self.calls[key] = self.calls.get(key, 0) + 1
 
 
