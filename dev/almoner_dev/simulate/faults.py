@@ -37,6 +37,7 @@ class Faults:
     limits_change_every_s: float = 0.0
     pod_vanishes: float = 0.0
     pod_never_starts: float = 0.0
+    poisoned_limits: float = 0.0
     provider_silent: float = 0.0
     provider_errors: float = 0.0
     overbills: float = 0.0
@@ -73,6 +74,7 @@ class Faults:
             limits_change_every_s=rate(5.0, 20.0),
             pod_vanishes=rate(0.1, 0.3),
             pod_never_starts=rate(0.1),
+            poisoned_limits=rate(0.3),
             provider_silent=rate(0.05, 0.2),
             provider_errors=rate(0.05, 0.2),
             # Seldom: where a provider bills above bounds, excess is expected, and hides what would be one.

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel
 
 from almoner_core import wire
+from almoner_core.api.resource_quota import BudgetPeriod
 from almoner_core.identity import allotment_id, operation_id, pod_name
 from almoner_core.wire import Dimension, ErrorCode
 from almoner_dev.simulate.network import Network
+from almoner_dev.simulate.oracle import POISONED
 from almoner_dev.simulate.pausing import Process
-from almoner_operator import ledger_client
+from almoner_operator import last_words, ledger_client
 from almoner_operator.errors import LeadershipLostError, LedgerError, LedgerUnavailableError
 
 if TYPE_CHECKING:
@@ -172,6 +174,8 @@ class Operator:
                     self._counter += 1
                     generation = (self.client.epoch << 32) + self._counter
                     limits += [quota.limits(key, generation) for key in quota.keys]
+                if self.world.faults.strikes("poisoned_limits"):
+                    limits.insert(self._counter % (len(limits) + 1), self._poisoned())
                 identity = operation_id("accounts", f"{self.client.epoch}/{self._counter}")
                 while True:
                     try:
@@ -181,6 +185,17 @@ class Operator:
                         await self.world.sleep(0.5)
                 self._handed |= versions
             await self.world.sleep(0.5)
+
+    def _poisoned(self) -> wire.AccountLimits:
+        """Limits of a quota that nobody can keep: its time zone does not exist."""
+        self._counter += 1
+        return wire.AccountLimits(
+            key=wire.AccountKey(namespace="team", quota=POISONED),
+            generation=(self.client.epoch << 32) + self._counter,
+            period=BudgetPeriod.DAILY,
+            time_zone="Europe/Berlim",
+            limits={Dimension.USD: 1},
+        )
 
     async def handed_over(self) -> None:
         """Wait until the ledger has the newest limits."""
@@ -225,7 +240,7 @@ class Operator:
             return
         over = pod is None or not pod.lost
         if over or view.seconds_since_exchange > LEASE_S + LONGEST_CALL_S + MARGIN_S:
-            await self._close(view.allotment, terminated=over, patient=False)
+            await self._close(view.allotment, terminated=over, patient=False, pod=pod)
 
     # -- an execution's road -----------------------------------------------------------------------------------
 
@@ -315,7 +330,7 @@ class Operator:
 
     async def _end(self, run: Run) -> None:
         pod = self.world.pod_of(run)
-        await self._close(run.allotment, terminated=pod.ended.is_set())
+        await self._close(run.allotment, terminated=pod.ended.is_set(), pod=pod)
         pod.terminate()
         again = run.attempt < run.attempts_max and not run.cancelled and pod.calls_left > 0
         if again:
@@ -323,18 +338,27 @@ class Operator:
         else:
             self._write(run, stage="over")
 
-    async def _close(self, allotment: str, *, terminated: bool, void: bool = False, patient: bool = True) -> bool:
-        """Close or void an allotment; gives whether that was done. A patient one tries until it is."""
+    async def _close(
+        self, allotment: str, *, terminated: bool, void: bool = False, patient: bool = True, pod: Pod | None = None
+    ) -> bool:
+        """Close or void an allotment; gives whether that was done. A patient one tries until it is.
+
+        Where the pod's containers have ended, its meter's last word goes along.
+        """
         verb = "void" if void else "close"
+        word = last_words.word_of(pod.status, allotment) if terminated and pod is not None else None
         item = wire.CloseAllotment(
-            operation_id=operation_id(verb, allotment, int(terminated)),
+            operation_id=operation_id(verb, allotment, "/".join((str(int(terminated)), *last_words.digests(word)))),
             allotment=allotment,
             reason=verb,
             terminated=terminated,
+            last_word=None if word is None else last_words.for_ledger(word),
         )
         while True:
             try:
                 await (self.client.void(item) if void else self.client.close(item))
+                if pod is not None and word is not None:
+                    pod.attempt.word_told = True
                 return True
             except LedgerUnavailableError:
                 await self.world.sleep(2.0)

@@ -24,6 +24,8 @@ from almoner_ledger.store.state import AccountKind, account_id, quota_account_id
 DIMENSIONS: Final = ("usd", "tokens", "tool_calls", "requests")
 COLUMNS: Final = {"usd": "cost_nanos", "tokens": "total_tokens", "tool_calls": "tool_calls", "requests": "requests"}
 UNLIMITED: Final = 10**30
+POISONED: Final = "poisoned"
+"""A quota whose limits nobody can keep: refused, and nothing beside it."""
 
 Amounts = dict[str, int]
 
@@ -42,6 +44,14 @@ class Bill:
     limited: tuple[str, ...] = ()
     exact: bool = False
 
+    def least(self, dimension: str) -> int:
+        """The least that may be entered: where the answer did not come, nobody can know of a bill above the bound."""
+        return self.billed[dimension] if self.exact else min(self.billed[dimension], self.bound[dimension])
+
+    def most(self, dimension: str) -> int:
+        """The most that may be entered: where the answer did not come, the bound is taken."""
+        return self.billed[dimension] if self.exact else max(self.billed[dimension], self.bound[dimension])
+
 
 @dataclass(slots=True)
 class Attempt:
@@ -53,6 +63,10 @@ class Attempt:
     accounts: tuple[str, ...]
     started: bool = False
     spool_lost: bool = False
+    word_told: bool = False
+    """The operator read its meter's last word: nothing is excused any more."""
+    output: int | None = None
+    """How long the output was that its meter could not send."""
     refused: bool = False
     """The ledger closed it before its meter could speak: its records count as vanished unless they come late."""
 
@@ -113,7 +127,11 @@ class Oracle:
             self._limits_changed(exchange.body["accounts"], answer["accounts"])
         if exchange.status < 400:
             errors = [item["error"] for item in answer.get("answers", []) if item.get("error")]
-            errors += [item["error"] for item in answer.get("refused", [])]
+            errors += [
+                item["error"]
+                for item in answer.get("refused", [])
+                if exchange.body["accounts"][item["index"]]["key"]["quota"] != POISONED
+            ]
         else:
             errors = [answer.get("error") or {"code": f"HTTP {exchange.status}"}]
         for error in errors:
@@ -160,6 +178,8 @@ class Oracle:
         self._check_windows(connection, found)
         self._check_billed(connection, found)
         self._check_vanished(connection, records, found)
+        self._check_words(connection, found)
+        self._check_outputs(connection, found)
         self._check_settled(connection, found)
         return found
 
@@ -172,9 +192,7 @@ class Oracle:
             if row["allotment_id"] != bill.allotment:
                 found.problems.append(f"record {record}: posted to {row['allotment_id']}, not {bill.allotment}")
             for dimension in DIMENSIONS:
-                has, least, bound = int(row[COLUMNS[dimension]] or 0), bill.billed[dimension], bill.bound[dimension]
-                # Where the answer did not come, the bound is taken: nobody can know of a bill above it.
-                least, most = (least, least) if bill.exact else (min(least, bound), max(least, bound))
+                has, least, most = int(row[COLUMNS[dimension]] or 0), bill.least(dimension), bill.most(dimension)
                 if not least <= has <= most:
                     found.problems.append(f"record {record}: {has} {dimension}, expected {least} to {most}")
 
@@ -232,9 +250,11 @@ class Oracle:
         for bill in self.bills.values():
             if bill.record not in records:
                 missing[bill.allotment].append(bill)
-        covered = _unaccounted(connection)
+        covered = _entered(connection, "unaccounted")
         for allotment, bills in missing.items():
             attempt = self.attempts[allotment]
+            if attempt.word_told:
+                continue
             if not (attempt.spool_lost or attempt.refused):
                 found.lost += len(bills)
                 found.problems.append(f"allotment {allotment}: {len(bills)} calls have no record")
@@ -249,6 +269,39 @@ class Oracle:
                         f"allotment {allotment}: {billed} {dimension} vanished, {accounted} are accounted for"
                     )
                     break
+
+    def _check_words(self, connection: Connection, found: Findings) -> None:
+        """Where a meter's last word arrived, what it and the records say is what was billed, and nothing else is."""
+        entered, charged = _entered(connection, "usage", "last_word"), _entered(connection, "unaccounted")
+        bills: dict[str, list[Bill]] = defaultdict(list)
+        for bill in self.bills.values():
+            bills[bill.allotment].append(bill)
+        for allotment, attempt in self.attempts.items():
+            if not attempt.word_told:
+                continue
+            for dimension in DIMENSIONS:
+                least = sum(bill.least(dimension) for bill in bills[allotment])
+                most = sum(bill.most(dimension) for bill in bills[allotment])
+                has = entered.get(allotment, {}).get(dimension, 0)
+                if has < least:
+                    found.lost += 1
+                if not least <= has <= most:
+                    found.problems.append(f"{allotment}: a word and {has} {dimension}, expected {least} to {most}")
+                if over := charged.get(allotment, {}).get(dimension, 0):
+                    found.problems.append(f"{allotment}: a word, and {over} {dimension} are charged beside it")
+
+    def _check_outputs(self, connection: Connection, found: Findings) -> None:
+        """An output that its meter could not send is there: all of a small one, the beginning of others."""
+        outputs = schema.outputs
+        stored = {row.allotment_id: row for row in connection.execute(sa.select(outputs))}
+        for allotment, attempt in self.attempts.items():
+            if not attempt.word_told or attempt.output is None:
+                continue
+            row = stored.get(allotment)
+            if row is None:
+                found.problems.append(f"{allotment}: its output of {attempt.output} characters is nowhere")
+            elif len(row.content) < attempt.output and not row.truncated:
+                found.problems.append(f"{allotment}: {len(row.content)} of {attempt.output} characters pass for all")
 
     def _check_settled(self, connection: Connection, found: Findings) -> None:
         windows, allotments = schema.windows, schema.allotments
@@ -276,13 +329,13 @@ def _records(connection: Connection) -> dict[str, Any]:
     return {row["id"]: dict(row) for row in rows}
 
 
-def _unaccounted(connection: Connection) -> dict[str, Amounts]:
-    """Sum what attempts were charged without a record."""
+def _entered(connection: Connection, *kinds: str) -> dict[str, Amounts]:
+    """Sum the entries of some kinds by attempt: `unaccounted` is what was charged without a record."""
     table = schema.records
     sums = {name: sa.func.sum(table.c[column]) for name, column in COLUMNS.items()}
     rows = connection.execute(
         sa.select(table.c.allotment_id, *(sums[name].label(name) for name in DIMENSIONS))
-        .where(table.c.kind == "unaccounted")
+        .where(table.c.kind.in_(kinds))
         .group_by(table.c.allotment_id)
     ).mappings()
     return {row["allotment_id"]: {name: int(row[name] or 0) for name in DIMENSIONS} for row in rows}

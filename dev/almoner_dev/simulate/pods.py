@@ -16,8 +16,9 @@ import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
+from almoner_core.environment import METER_CONTAINER
 from almoner_core.pricing import TokenCounts, cost_nanos
 from almoner_dev.simulate.network import MeterClient
 from almoner_dev.simulate.oracle import Attempt, Bill
@@ -27,6 +28,8 @@ from almoner_runner.meter.books import Books, BooksClosedError
 from almoner_runner.meter.config import Card, Model, Provider, Tier
 from almoner_runner.meter.dialect import Call
 from almoner_runner.meter.holds import Holds, Try
+from almoner_runner.meter.lastword import LastOutput, compose
+from almoner_runner.meter.lifecycle import Meter
 from almoner_runner.meter.refusals import RefusedError
 from almoner_runner.meter.spool import Spool, SpoolError
 from almoner_runner.meter.tools import ToolCall, free_tool
@@ -42,7 +45,6 @@ MODEL: Final = Model("simulated", price=CARD)
 PROVIDER: Final = Provider(
     name="provider", type="OpenAICompatible", base_url="", dialects=("OpenAI",), models={MODEL.name: MODEL}
 )
-CLOSE_S: Final = 8.0
 REFUSALS_MAX: Final = 4
 
 
@@ -71,6 +73,9 @@ class Pod:
         self.unreachable = False
         self.failed = False
         self.calls_left = work.calls
+        self.patience_s = world.chance.choice((8.0, 30.0))
+        self._output = _drawn_output(world.chance)
+        self._message: str | None = None
         self._chance = random.Random(world.chance.getrandbits(64))
         self._start_s = start_s
         self._terminating = asyncio.Event()
@@ -149,7 +154,7 @@ class Pod:
     async def _live(self) -> None:
         await self.world.sleep(self._start_s)
         while not self._terminating.is_set():
-            self._killed = False
+            self._killed, self._message = False, None
             with self.process.inside():
                 process = self._spawn(self._process())
             await asyncio.wait((process,))
@@ -200,13 +205,34 @@ class Pod:
         for task in (agents, stopping, background):
             task.cancel()
         await asyncio.gather(agents, stopping, background, return_exceptions=True)
-        final = await books.close(CLOSE_S)
+        await self._say_last(books)
+        spool.close()
+
+    async def _say_last(self, books: Books) -> None:
+        """End as the meter does: the last word is written before the last exchanges, and again after them."""
+        output = LastOutput(self._output, len(self._output.encode())) if self._output else LastOutput()
+        # What a killed task of the agent left is settled with it; nothing is in flight any more.
+        self._leave(books, output.unsent("the ledger was not reached"))
+        stored, final = await asyncio.gather(
+            Meter._put_output(cast("Meter", self), books, output, self.patience_s),  # noqa: SLF001 - the real one
+            books.close(self.patience_s),
+        )
         if books.rejected:
             self.world.oracle.problem(f"pod {self.name}: the ledger rejected {books.rejected} records")
-        if not final:
-            # The pod's end takes the spool away: what was not posted has to be charged off.
-            self.attempt.refused = True
-        spool.close()
+        self._leave(books, stored, final=final)
+        self.attempt.output = None if self._output is None or stored.stored else len(self._output)
+
+    def _leave(self, books: Books, output: LastOutput, *, final: bool = False) -> None:
+        """Write the termination message, where the kubelet picks it up."""
+        spool = books.spool
+        self._message = compose(spool.allotment, 1, spool, output, final=final, complete=True).decode()
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """What the API server has of the pod: its meter's last word is there once its containers have ended."""
+        message = self._message if self.ended.is_set() and not self.lost else None
+        ended = {"name": METER_CONTAINER, "state": {"terminated": {"message": message}}}
+        return {"status": {"initContainerStatuses": [ended]}}
 
     async def _agents(self, holds: Holds) -> None:
         await asyncio.gather(*(self._agent(holds) for _ in range(self.work.at_once)))
@@ -319,3 +345,9 @@ class Pod:
         self._life.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._life
+
+
+def _drawn_output(chance: random.Random) -> str | None:
+    """Draw an output: none, one that fits a termination message, or one that does not."""
+    length = chance.choice((None, 40, 40, 20_000))
+    return None if length is None else "".join(chance.choices("abc \n\u00e9", k=length))
