@@ -67,7 +67,8 @@ class SignalWatch:
         self._store = store
         self._batcher = batcher
         self._round_seconds = round_seconds
-        self._waiters: set[_Waiter] = set()
+        # In the order in which they came.
+        self._waiters: dict[_Waiter, None] = {}
         self._came = asyncio.Event()
         self._next_round = 0.0
         self._told: dict[str, int] = {}
@@ -103,12 +104,12 @@ class SignalWatch:
             return Signals()
         asked = time.monotonic()
         waiter = _Waiter(allotment, pod_uid, asked, asked + seconds, asyncio.get_running_loop().create_future(), paid)
-        self._waiters.add(waiter)
+        self._waiters[waiter] = None
         self._came.set()
         try:
             return await waiter.answer
         finally:
-            self._waiters.discard(waiter)
+            self._waiters.pop(waiter, None)
 
     async def _run(self) -> None:
         while True:

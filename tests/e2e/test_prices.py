@@ -18,7 +18,7 @@ answer(sorted(codes))
 
 
 def almoner(world: World, *arguments: str) -> str:
-    return str(world.site.almoner("ledger", *arguments, "--database", world.site.stack.database))
+    return str(world.site.almoner("ledger", *arguments))
 
 
 def cost(world: World, name: str) -> int:

@@ -155,6 +155,14 @@ def lets_an_old_leader_act(patch: pytest.MonkeyPatch) -> None:
     often(patch, process_paused_every_s=8.0, limits_change_every_s=5.0)
 
 
+def hears_no_last_word(patch: pytest.MonkeyPatch) -> None:
+    """What a meter said at its end is not read: a lump is charged instead."""
+    from almoner_ledger.store import last_words
+
+    patch.setattr(last_words, "_missing", lambda *_: None)
+    often(patch, ledger_away_every_s=15.0)
+
+
 MUTANTS: list[Callable[[pytest.MonkeyPatch], None]] = [
     grants_one_too_many,
     forgets_operations,
@@ -165,6 +173,7 @@ MUTANTS: list[Callable[[pytest.MonkeyPatch], None]] = [
     spends_what_calls_in_flight_hold,
     forgets_what_came_from_a_full_disk,
     lets_an_old_leader_act,
+    hears_no_last_word,
 ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import secrets
 import shutil
 import sqlite3
@@ -105,13 +106,16 @@ class Site:
         return found or str(own)
 
     def almoner(self, *arguments: str, check: bool = True) -> str:
-        """Run the `almoner` command; gives what it printed."""
+        """Run the `almoner` command, on the stack's ledger; gives what it printed."""
+        # In the environment: its password is not for the list of processes.
+        environment = {**os.environ, "ALMONER_LEDGER_DATABASE": self.stack.database}
         done = subprocess.run(
             [sys.executable, "-m", "almoner_cli.main", *arguments],
             capture_output=True,
             text=True,
             timeout=COMMAND_SECONDS,
             check=False,
+            env=environment,
         )
         assert not check or done.returncode == 0, f"almoner {arguments}:\n{done.stdout}\n{done.stderr}"
         return done.stdout
@@ -279,14 +283,12 @@ class World(Cluster):
 
     def ledger_rows(self, by: str) -> list[Json]:
         """`almoner ledger costs --by ... -o json`."""
-        rows: list[Json] = json.loads(
-            self.site.almoner("ledger", "costs", "--database", self.site.stack.database, "--by", by, "-o", "json")
-        )
+        rows: list[Json] = json.loads(self.site.almoner("ledger", "costs", "--by", by, "-o", "json"))
         return rows
 
     def history(self, command: str, name: str) -> list[Json]:
         """What `almoner ledger executions` or `records` has of an execution of this namespace."""
-        argv = ("--database", self.site.stack.database, "--execution", f"{self.namespace}/{name}", "-o", "json")
+        argv = ("--execution", f"{self.namespace}/{name}", "-o", "json")
         rows: list[Json] = json.loads(self.site.almoner("ledger", command, *argv))
         return rows
 

@@ -23,6 +23,7 @@ from almoner_ledger import signals as ledger_signals
 from almoner_runner.meter import books as meter_books
 from almoner_runner.meter import holds as meter_holds
 from almoner_runner.meter import ids as meter_ids
+from almoner_runner.meter import lifecycle as meter_lifecycle
 from almoner_runner.meter import spool as meter_spool
 
 BEGIN_UNIX_S: Final = 1_798_759_200
@@ -172,6 +173,7 @@ def installed(clock: Clock, ids: Ids, seed: str) -> Iterator[None]:
             (ledger_signals, "time", time),
             (meter_holds, "uuid7", ids),
             (meter_books, "uuid7", ids),
+            (meter_lifecycle, "uuid7", ids),
             (meter_spool, "os", pausing.Disk()),
         ):
             stack.enter_context(mock.patch.object(module, name, value))

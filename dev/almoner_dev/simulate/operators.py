@@ -348,7 +348,7 @@ class Operator:
         verb = "void" if void else "close"
         word = last_words.word_of(pod.status, allotment) if terminated and pod is not None else None
         item = wire.CloseAllotment(
-            operation_id=operation_id(verb, allotment, "/".join((str(int(terminated)), *last_words.digests(word)))),
+            operation_id=operation_id(verb, allotment, f"{int(terminated)}{last_words.digest(word)}"),
             allotment=allotment,
             reason=verb,
             terminated=terminated,
