@@ -295,7 +295,7 @@ def test_deadlocks_and_lost_connections_are_retried_not_surfaced(postgres_url: s
             while not killed.is_set():
                 cursor.execute(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
-                    "AND application_name = 'almoner-ledger'"
+                    "AND application_name = 'almoner-ledger' AND pid <> pg_backend_pid()"
                 )
                 killed.wait(0.02)
 
