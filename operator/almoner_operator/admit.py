@@ -46,6 +46,7 @@ from almoner_operator.errors import (
     ConflictError,
     ForbiddenError,
     InvalidError,
+    LeadershipLostError,
     LedgerError,
     LedgerUnavailableError,
     NotFoundError,
@@ -125,6 +126,24 @@ class Admitter:
 
     async def admit(self, run: Run, admission: Admission) -> None:
         """Admit one run; `run.admitting` is set already. Never raises but for lost leadership."""
+        try:
+            await self._try(run, admission)
+        except LeadershipLostError:
+            raise
+        except Exception as error:
+            # Nobody reckoned with that: it would be decided, and fail, again at once and for ever.
+            metrics.ADMISSION_FAILURES.labels("Fault").inc()
+            log.exception("admission of %s/%s failed", run.key.namespace, run.key.name)
+            text = f"it cannot be admitted: {type(error).__name__}: {error}"[:200]
+            self._context.cache.hold(run, WaitReason.QUEUED, text, seconds=REFUSED_SECONDS)
+        finally:
+            run.admitting = False
+            if run.attempt is None:
+                run.admitted = None
+            self._context.cache.touch(run, review=True)
+
+    async def _try(self, run: Run, admission: Admission) -> None:
+        """Admit one run, or note what keeps it from being admitted."""
         context = self._context
         try:
             await self._admit(run, admission)
@@ -148,11 +167,6 @@ class Admitter:
             metrics.ADMISSION_FAILURES.labels("ApiError").inc()
             log.warning("admission of %s/%s failed: %s", run.key.namespace, run.key.name, error)
             context.cache.hold(run, WaitReason.QUEUED, f"the API server: {error.message}", seconds=BUSY_SECONDS)
-        finally:
-            run.admitting = False
-            if run.attempt is None:
-                run.admitted = None
-            context.cache.touch(run, review=True)
 
     async def resume(self, run: Run) -> None:
         """Create the pod of an attempt that has none, and bind it: a crash came between, or the ledger was away."""
@@ -176,7 +190,7 @@ class Admitter:
         """Bind the attempt's pod, or create it: one that this process has no nonce for is announced first."""
         known = self._context.cache.pods.of(run)
         if known is not None and not known.raw.get("gone"):
-            await self._bind(run, attempt, known.uid)
+            await self._take_up(run, attempt, known)
             return
         if run.allotment_state(attempt.number) == wire.AllotmentState.CLOSED:
             self._has_run(run, attempt)
@@ -479,28 +493,49 @@ class Admitter:
             return
         run.made = (attempt.number, made.uid)
         failpoints.hit(failpoints.AFTER_POD)
-        refused = await self._check_made(run, attempt, made)
+        await self._take_up(run, attempt, made)
+
+    async def _take_up(self, run: Run, attempt: Attempt, pod: Pod) -> None:
+        """Bind the attempt's pod where what it really asks for may run; delete it where not.
+
+        Whoever created it, and however often this was tried. Raises ApiError or LedgerError.
+        """
+        refused = await self._check_made(run, attempt, pod)
         if refused is not None:
-            await self._context.client.delete(PODS, run.key.namespace, attempt.pod, uid=made.uid, grace_seconds=0)
+            await self._context.client.delete(PODS, run.key.namespace, attempt.pod, uid=pod.uid, grace_seconds=0)
             await self._unadmit(run, attempt, refused.message, reason=refused.reason, seconds=BUSY_SECONDS)
             return
-        await self._bind(run, attempt, made.uid)
+        await self._bind(run, attempt, pod.uid)
 
     async def _check_made(self, run: Run, attempt: Attempt, pod: Pod) -> Wait | None:
         """Count what a pod really asks for; say why it may not run where its quotas or money do not allow that.
 
         Raises LedgerError.
         """
-        cache, admitted, time = self._context.cache, run.admitted, pod_time(pod.raw)
-        actual = requests_of_pod(time.machine)
+        cache, admitted = self._context.cache, run.admitted
+        actual = requests_of_pod(pod_time(pod.raw).machine)
         cache.learn_addition(run, actual)
         if admitted is None or run.attempt is None or actual == admitted.requests:
             return None
+        # Assumed, so that nobody else is admitted to the same room; it only stays so where it was found to fit.
         run.admitted = replace(admitted, requests=actual)
-        attempts = outcome.changed_attempt(run, admission=run.admitted.to_status())
-        run.status = run.status.model_copy(update={"attempts": attempts})
         cache.touch(run)
-        message = cache.passed_quota(run)
+        fits = False
+        try:
+            refused = await self._no_room(run, attempt, pod)
+            fits = refused is None
+        finally:
+            if not fits:
+                run.admitted = admitted
+                cache.touch(run)
+        if fits:
+            attempts = outcome.changed_attempt(run, admission=run.admitted.to_status())
+            run.status = run.status.model_copy(update={"attempts": attempts})
+        return refused
+
+    async def _no_room(self, run: Run, attempt: Attempt, pod: Pod) -> Wait | None:
+        """Say where there is no room for what a run was admitted with; hold what it costs. Raises LedgerError."""
+        message, time = self._context.cache.passed_quota(run), pod_time(pod.raw)
         if message is not None:
             return Wait(WaitReason.WAITING_FOR_QUOTA, message)
         assert attempt.allotment is not None

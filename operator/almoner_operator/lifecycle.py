@@ -293,7 +293,10 @@ class Lifecycle:
             run.status = outcome.running(run, pod.uid, started, moment)
             self._context.cache.count_run(run)
             self._context.writer.mark(run_target(run), Rank.STATUS, delay=COALESCE_SECONDS / 3)
-        if not pod.deleting and (run.stop is not None or self._lingers(pod, moment)):
+        elif started is not None and end is None and run.stop is None:
+            say_trouble(self._context, run, None, "")  # A pod that was missing is there after all.
+        over = run.stop is not None or (run.timed_out and not has_agent_ended(pod.raw))
+        if not pod.deleting and (over or self._lingers(pod, moment)):
             self._delete_pod(pod)
 
     def _lingers(self, pod: Pod, moment: datetime) -> bool:
@@ -583,8 +586,13 @@ class Lifecycle:
         return next((pod for pod in cache.pods.left_by(orphan.uid) if (pod.namespace, pod.name) == place), None)
 
     async def _close_orphan(self, orphan: Orphan) -> None:
-        await self._machines.finish(orphan.allotment, self._orphans_pod(orphan))
-        await self._settler.close(orphan.allotment, "its execution is gone", lambda: self._orphans_pod(orphan))
+        try:
+            await self._machines.finish(orphan.allotment, self._orphans_pod(orphan))
+            await self._settler.close(orphan.allotment, "its execution is gone", lambda: self._orphans_pod(orphan))
+        except Exception:
+            # Its money would be held until somebody restarts the operator.
+            orphan.since, orphan.closing = time.monotonic(), False
+            raise
         self._orphans.pop(orphan.allotment, None)
         if orphan.uid not in self._context.cache.runs:
             self._context.cache.drop_pods(orphan.uid)

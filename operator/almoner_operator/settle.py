@@ -24,7 +24,15 @@ from almoner_operator import apart, failpoints, last_words, metrics, outcome, ra
 from almoner_operator.attempts import seen_to_end
 from almoner_operator.compute import MachineTime
 from almoner_operator.context import Context, now, run_target
-from almoner_operator.errors import ApiError, ConflictError, LedgerError, LedgerUnavailableError, NotFoundError
+from almoner_operator.errors import (
+    ApiError,
+    ConflictError,
+    LeadershipLostError,
+    LedgerError,
+    LedgerUnavailableError,
+    NotFoundError,
+    UnavailableError,
+)
 from almoner_operator.kubernetes import BY_KIND
 from almoner_operator.limiter import Rank
 from almoner_operator.records import Finished, Pod, Run, RunStatus, cost_mark, generation_of
@@ -39,6 +47,7 @@ FEED_RETRY_SECONDS: Final = 1.0
 CLOSE_RETRY_SECONDS: Final = 2.0
 LEASED_RETRY_SECONDS: Final = 5.0
 WRITE_RETRY_SECONDS: Final = 2.0
+FAULT_RETRY_SECONDS: Final = 5.0
 LATCHES_MAX: Final = 5
 """So often the end of one run is written again over what others write."""
 
@@ -94,6 +103,11 @@ class Settler:
                 await self.finish(run)
             else:
                 context.writer.mark(run_target(run), Rank.ADMIT)
+        except LeadershipLostError:
+            raise
+        except Exception:
+            await asyncio.sleep(FAULT_RETRY_SECONDS)  # Not at once and for ever, with all that it asks of the ledger.
+            raise
         finally:
             run.settling = False
             self._told.pop(run.key.uid, None)
@@ -280,7 +294,12 @@ class Settler:
             self._context.events.tell(*done.key, reason="StatusOverwritten", note=note, warning=True)
             return last if last is not None else outcome.written_again(done, status, generation_of(raw), now())
 
-        await self._rewrite(done, again)
+        try:
+            await self._rewrite(done, again)
+        except UnavailableError as error:
+            log.warning("the end of %s/%s is not written again yet: %s", *where, error)
+            done.latched -= 1
+            self._context.cache.overwritten.add(done.key.uid)  # At the next tick.
 
     async def _rewrite(self, done: Finished, change: Callable[[RunStatus, Mapping[str, Any]], RunStatus]) -> bool:
         """Change the status of a run that has ended, as it is now; True where it is as wanted. Raises ApiError."""

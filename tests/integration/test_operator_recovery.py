@@ -142,6 +142,38 @@ def test_a_pod_that_the_ledger_does_not_know_is_made_known(cluster: Cluster, sta
     cluster.wait(bound, "the one pod to be bound to the one allotment and to the one of its machine time")
 
 
+def test_what_a_cluster_adds_to_a_pod_is_judged_by_whoever_finishes_its_admission(
+    cluster: Cluster, stack: Stack
+) -> None:
+    """An operator that dies between a pod's creation and the look at what it asks for leaves that look to the next."""
+    cluster.provider()
+    cluster.agent("unstarted")
+    cluster.wait_ready("Agent", "unstarted")
+    amounts = {"cpu": "1", "memory": "1Gi"}
+    limits = [{"type": "Container", "defaultRequest": amounts, "default": amounts}]
+    cluster.core.create_namespaced_limit_range(
+        cluster.namespace, {"metadata": {"name": "d"}, "spec": {"limits": limits}}
+    )
+    cluster.quota("team", hard={"cpu": "1500m"})
+    stack.stop_operator()
+    names = ["one", "two"]
+    for name in names:
+        cluster.execution(name, agent="unstarted")
+    stack.start_operator(env={failpoints.ENV_FAILPOINT: failpoints.AFTER_POD}, wait=False)
+    stack.wait_operator_died()
+    stack.start_operator()
+
+    def settled() -> bool:
+        phases = [cluster.status(name).get("phase") for name in names]
+        reasons = [cluster.condition("Execution", name, "Admitted").get("reason") for name in names]
+        return phases.count("Admitted") == 1 and reasons.count("WaitingForQuota") == 1 and len(cluster.pods()) == 1
+
+    cluster.wait(settled, "one to be admitted, and one to wait without a pod")
+    (admitted,) = [name for name in names if cluster.status(name)["phase"] == "Admitted"]
+    (attempt,) = cluster.status(admitted)["attempts"]
+    assert attempt["admission"]["cpuMilli"] == 1050, "the agent's default and the meter's own"
+
+
 def test_a_stolen_lease_ends_the_process_at_once(cluster: Cluster, stack: Stack) -> None:
     from kubernetes import client
 

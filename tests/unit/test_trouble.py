@@ -226,6 +226,39 @@ def test_running_without_a_pod_is_said_with_the_time_it_ends() -> None:
     assert len(world.written) == 1
 
 
+def running_pod(version: int = 1) -> Json:
+    running = {"name": "agent", "state": {"running": {"startedAt": datetime.now(UTC).isoformat()}}}
+    return raw_pod(running, version=version, phase="Running")
+
+
+def test_a_pod_that_was_missing_and_is_there_after_all_is_missing_no_more() -> None:
+    world = World()
+    world.see(running_pod())
+    known = world.cache.pods.of(world.run)
+    assert known is not None
+    world.cache.drop_pods("u")
+    world.lifecycle.review(world.run)
+    world.run.pod_missing_since = time.monotonic() - MISSING_SECONDS
+    world.lifecycle.review(world.run)
+    assert world.said[0] == "PodMissing"
+    world.see(running_pod(version=2))
+    assert world.said[0] == "Running"
+    world.see(running_pod(version=3))
+    assert [reason for reason, _ in world.written] == ["Running", "PodMissing", "Running"], "each once"
+
+
+def test_a_pod_whose_time_is_over_is_told_again_where_the_api_server_did_not_hear_it() -> None:
+    world = World()
+    world.see(running_pod())
+    assert not world.deleted
+    world.run.timed_out = True
+    world.see(running_pod(version=2))
+    assert world.deleted == [f"delete pod ns/{POD}"]
+    world.lifecycle._tried.clear()  # As where the deletion came to nothing.
+    world.see(running_pod(version=3))
+    assert len(world.deleted) == 2
+
+
 def test_waiting_for_a_lease_is_said_with_the_time_it_is_over() -> None:
     world = World()
     settler = Settler(world.context, world.nothing)
