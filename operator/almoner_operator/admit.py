@@ -531,6 +531,8 @@ class Admitter:
         if fits:
             attempts = outcome.changed_attempt(run, admission=run.admitted.to_status())
             run.status = run.status.model_copy(update={"attempts": attempts})
+            # At once: whoever takes over before the pod has started counts by it.
+            self._context.writer.mark(run_target(run), Rank.STATUS)
         return refused
 
     async def _no_room(self, run: Run, attempt: Attempt, pod: Pod) -> Wait | None:
