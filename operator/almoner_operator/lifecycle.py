@@ -48,7 +48,7 @@ from almoner_operator.machines import pod_time
 from almoner_operator.records import Finished, Pod, Run, Stuck, parse_time
 from almoner_operator.runner_pods import known_uid, place_of
 from almoner_operator.scheduling.model import Rejection, Stop, StopCause, Wait, WorkloadKey
-from almoner_operator.settle import Settler
+from almoner_operator.settle import FAULT_RETRY_SECONDS, Settler
 from almoner_operator.trouble import say_trouble
 from almoner_operator.writer import COALESCE_SECONDS, difference
 
@@ -590,8 +590,9 @@ class Lifecycle:
             await self._machines.finish(orphan.allotment, self._orphans_pod(orphan))
             await self._settler.close(orphan.allotment, "its execution is gone", lambda: self._orphans_pod(orphan))
         except Exception:
-            # Its money would be held until somebody restarts the operator.
-            orphan.since, orphan.closing = time.monotonic(), False
+            # Its money would be held until somebody restarts the operator; but not at once and for ever, either.
+            await asyncio.sleep(FAULT_RETRY_SECONDS)
+            orphan.closing = False
             raise
         self._orphans.pop(orphan.allotment, None)
         if orphan.uid not in self._context.cache.runs:

@@ -92,7 +92,12 @@ async def test_an_end_that_fails_oddly_is_settled_again_after_a_while(monkeypatc
     assert run.end is not None, "it is settled again"
 
 
-async def test_money_of_what_was_left_behind_is_given_back_at_a_later_try() -> None:
+async def test_money_of_what_was_left_behind_is_given_back_at_a_later_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[tuple[float, bool]] = []
+
+    async def sleep(seconds: float) -> None:
+        waited.append((seconds, orphan.closing))
+
     async def finish(*_: Any) -> bool:
         raise KeyError("metadata")
 
@@ -101,9 +106,11 @@ async def test_money_of_what_was_left_behind_is_given_back_at_a_later_try() -> N
     lifecycle = Lifecycle(context, NOTHING, NOTHING, machines)
     orphan = Orphan("a", "ns", "gone", 1, "p", None, 0.0, closing=True)
     lifecycle._orphans["a"] = orphan
+    monkeypatch.setattr(asyncio, "sleep", sleep)
     with pytest.raises(KeyError):
         await lifecycle._close_orphan(orphan)
     assert lifecycle._orphans["a"] is orphan
+    assert waited == [(settle.FAULT_RETRY_SECONDS, True)]
     assert not orphan.closing
 
 
