@@ -121,6 +121,9 @@ class SignalWatch:
                 await self._round()
             except Exception:
                 log.exception("a round of signals failed")
+                # Told at once: they ask again, and whoever spoilt this round may not be among them then.
+                for each in tuple(self._waiters):
+                    _fail(each, ErrorCode.UNAVAILABLE, "the ledger could not look at the signals")
                 await asyncio.sleep(self._round_seconds)
             due = min([self._next_round, *(each.deadline for each in self._waiters)])
             with contextlib.suppress(TimeoutError):
@@ -233,7 +236,10 @@ class SignalWatch:
         paid = machine.seconds if machine is not None else None
         if paid is not None:
             paid += int(max(0.0, began - waiter.asked))
-        waiter.answer.set_result(Signals(cancel=cancel, recall=recalled, lease_seconds=lease, paid_seconds=paid))
+        span = machine.span if machine is not None else None
+        waiter.answer.set_result(
+            Signals(cancel=cancel, recall=recalled, lease_seconds=lease, paid_seconds=paid, paid_span=span)
+        )
 
 
 def _fail(waiter: _Waiter, code: ErrorCode, message: str) -> None:

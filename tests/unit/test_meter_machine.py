@@ -53,6 +53,26 @@ def test_what_was_promised_is_not_taken_back_by_a_clock_that_jumped(machine: Mac
     assert not machine.over
 
 
+def test_a_clock_that_went_back_pays_for_nothing_twice(machine: MachineTime, clock: Clock, tmp_path: Path) -> None:
+    """By the ledger's clock an hour is left again, though nothing more is held; asked again and again."""
+    held = {"since_unix_ms": 10**12, "until_unix_ms": 10**12 + 200_000}
+    machine.told(1000.0, 200, held)
+    for moment in range(1001, 1140, 10):
+        clock.now = float(moment)
+        machine.told(clock.now, 200, held)
+        again = MachineTime(END, tmp_path, clock)
+        again.recover()
+        again.told(clock.now, 200, held)
+        assert (machine.left, again.left) == (1200 - moment, 1200 - moment)
+    clock.now = 1140.0
+    # A minute more is held: that counts, and no more than that.
+    machine.told(clock.now, 260, {**held, "until_unix_ms": held["until_unix_ms"] + 60_000})
+    assert machine.left == 1260 - 1140
+    # The operator has charged, by the clock as it is now: what is held counts from here.
+    machine.told(clock.now, 150, {"since_unix_ms": 10**12 - 3_600_000, "until_unix_ms": 10**12 - 3_450_000})
+    assert machine.left == 150
+
+
 def test_a_ledger_that_does_not_answer_is_named(machine: MachineTime, clock: Clock) -> None:
     machine.told(1000.0, 200)
     machine.unanswered()

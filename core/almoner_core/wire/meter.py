@@ -16,6 +16,17 @@ PAID = (
 )
 
 
+class PaidSpan(WireModel):
+    """What machine time is held for, by the ledger's clock, which may jump: Unix milliseconds.
+
+    As long as `since` (until when it is charged) stays what it was, a later end means that more is held, and no more
+    than that.
+    """
+
+    since_unix_ms: int
+    until_unix_ms: int
+
+
 class RateInForce(WireModel):
     """A rate that calls must be debited from before they are made.
 
@@ -59,6 +70,7 @@ class Activated(WireModel):
         default=[], description="Of `unsettled`, what the ledger has: posted before the spool could be written."
     )
     paid_seconds: int | None = Field(default=None, description=PAID)
+    paid_span: PaidSpan | None = Field(default=None, description="Goes with `paid_seconds` where a limit bounds it.")
 
 
 class Extend(WireModel):
@@ -172,3 +184,4 @@ class Signals(WireModel):
         default=None, description="How long the lease lasts from when this was asked, as the ledger has it."
     )
     paid_seconds: int | None = Field(default=None, description=PAID + " Told where it is asked for.")
+    paid_span: PaidSpan | None = Field(default=None, description="Goes with `paid_seconds` where a limit bounds it.")

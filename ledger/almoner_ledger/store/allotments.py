@@ -305,6 +305,7 @@ def activate(books: Books, command: Command) -> Activated:
         activation=allotment.activated_ms,
         known=[each for each in body.unsettled if _is_here(books, allotment, each)],
         paid_seconds=compute.paid_seconds(books, beside) if beside is not None else None,
+        paid_span=compute.paid_span(beside) if beside is not None else None,
     )
 
 

@@ -23,6 +23,7 @@ from almoner_core.wire import (
     ErrorCode,
     MachineTerms,
     OpenAllotment,
+    PaidSpan,
     Purpose,
 )
 from almoner_ledger.errors import LedgerError, invalid
@@ -140,13 +141,26 @@ def paid_seconds(books: Books, allotment: Allotment) -> int | None:
 def seconds_paid(machine: MachineTerms | None, held: int | None, since_ms: int, now_ms: int) -> int | None:
     """Give for how long what is held pays (None: nothing limits it), if all after `since_ms` is yet to be charged.
 
-    Below zero where it paid until an earlier moment.
+    Below zero where it paid until an earlier moment; never more than all of it, also where the clock went back.
     """
     if machine is None:
         return None
     if held is None:
         return PAID_ALWAYS_SECONDS
-    return (since_ms + paid_ms(held, machine.per_hour) - now_ms) // 1000
+    paid = paid_ms(held, machine.per_hour)
+    return min(since_ms + paid - now_ms, paid) // 1000
+
+
+def span_paid(machine: MachineTerms | None, held: int | None, since_ms: int) -> PaidSpan | None:
+    """Give what is held for as a span of the ledger's clock; None where nothing limits it."""
+    if machine is None or held is None:
+        return None
+    return PaidSpan(since_unix_ms=since_ms, until_unix_ms=since_ms + paid_ms(held, machine.per_hour))
+
+
+def paid_span(allotment: Allotment) -> PaidSpan | None:
+    """Give the span of the ledger's clock that machine time is held for; None where nothing limits it."""
+    return span_paid(allotment.machine, allotment.held().get(Dimension.USD), _since(allotment))
 
 
 def _since(allotment: Allotment) -> int:

@@ -22,6 +22,7 @@ from almoner_core.wire import (
     ErrorCode,
     ExecutionTotals,
     MachineTerms,
+    PaidSpan,
     Purpose,
 )
 from almoner_ledger import schema
@@ -47,7 +48,7 @@ def open_allotments(connection: Connection, now_ms: int, after: str, limit: int)
     rows = connection.execute(query).all()
     held = held_of(connection, [row.id for row in rows[:limit]])
     accrued = _accrued(connection, [row.id for row in rows[:limit] if row.purpose == Purpose.COMPUTE.value])
-    paid = paid_of(rows[:limit], held, now_ms)
+    paid = {key: seconds for key, (seconds, _) in paid_of(rows[:limit], held, now_ms).items()}
     views = [
         AllotmentView(
             allotment=row.id,
@@ -68,15 +69,18 @@ def open_allotments(connection: Connection, now_ms: int, after: str, limit: int)
     return AllotmentPage(allotments=views, next=following, now_unix_ms=now_ms)
 
 
-def paid_of(rows: Iterable[Any], held: Mapping[str, Mapping[Dimension, int]], now_ms: int) -> dict[str, int]:
+def paid_of(
+    rows: Iterable[Any], held: Mapping[str, Mapping[Dimension, int]], now_ms: int
+) -> dict[str, tuple[int, PaidSpan | None]]:
     """For how many seconds the machine time of compute allotments (rows of theirs) is paid: see store.compute."""
-    paid: dict[str, int] = {}
+    paid: dict[str, tuple[int, PaidSpan | None]] = {}
     for row in rows:
         if row.machine is not None:
             allotment = allotment_of(row)
             usd = held.get(row.id, {}).get(Dimension.USD, 0) if Dimension.USD in allotment.limited else None
             since = row.opened_ms if row.charged_ms is None else row.charged_ms
-            paid[row.id] = compute.seconds_paid(allotment.machine, usd, since, now_ms) or 0
+            seconds = compute.seconds_paid(allotment.machine, usd, since, now_ms) or 0
+            paid[row.id] = (seconds, compute.span_paid(allotment.machine, usd, since))
     return paid
 
 
@@ -106,6 +110,7 @@ class Paid(NamedTuple):
 
     seconds: int
     late: bool
+    span: PaidSpan | None
 
 
 def paid(connection: Connection, ids: Collection[str], now_ms: int) -> dict[str, Paid]:
@@ -117,9 +122,9 @@ def paid(connection: Connection, ids: Collection[str], now_ms: int) -> dict[str,
         table.c.id.in_(sorted(ids)), table.c.state.in_(OPEN_STATES), table.c.machine.is_not(None)
     )
     rows = connection.execute(query).all()
-    seconds = paid_of(rows, held_of(connection, [row.id for row in rows]) if rows else {}, now_ms)
+    found = paid_of(rows, held_of(connection, [row.id for row in rows]) if rows else {}, now_ms)
     terms = {row.id: MachineTerms.model_validate_json(row.machine) for row in rows}
-    return {key: Paid(left, left <= terms[key].late_seconds) for key, left in seconds.items()}
+    return {key: Paid(left, left <= terms[key].late_seconds, span) for key, (left, span) in found.items()}
 
 
 def _accrued(connection: Connection, ids: Sequence[str]) -> dict[str, int]:

@@ -140,7 +140,7 @@ class Books:
         self.allotment.grant(held)
         self.rates.learn(answer.get("rates"))
         self._renew(sent, answer)
-        self.machine.told(sent, answer.get("paid_seconds"))
+        self.machine.told(sent, answer.get("paid_seconds"), answer.get("paid_span"))
         self._last_use = self.now
         self.active = True
         if self.spool.pending:
@@ -508,7 +508,7 @@ class Books:
         lease = signals.get("lease_seconds")
         if lease is not None:
             self.lease_until = max(self.lease_until, sent + lease)
-        self.machine.told(sent, signals.get("paid_seconds"))
+        self.machine.told(sent, signals.get("paid_seconds"), signals.get("paid_span"))
         if signals.get("cancel") and not self.cancelled:
             self.cancelled = True
             logger.info("the ledger asks to stop: no further call is started")

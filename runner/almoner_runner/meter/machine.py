@@ -12,7 +12,7 @@ in a file. Boundary: no exchanges; who has asked the ledger tells it here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +34,7 @@ class MachineTime:
         self._file = folder / FILE
         self._clock = clock
         self._until: float | None = None  # None: the ledger has said nothing yet
+        self._span: tuple[int, int] | None = None
         self._over = False
         self._silent_since: float | None = None
         self.denied = False
@@ -49,24 +50,34 @@ class MachineTime:
         if not self.costs:
             return
         try:
-            self._until = float(self._file.read_text(encoding="ascii"))
-        except (OSError, ValueError):
-            self._until = None
+            until, *span = self._file.read_text(encoding="ascii").split()
+            self._until = float(until)
+            self._span = (int(span[0]), int(span[1])) if span else None
+        except (OSError, ValueError, IndexError):
+            self._until = self._span = None
 
-    def told(self, sent: float, seconds: int | None) -> None:
-        """Note for how long it is paid, counted from when that was asked for; None: nothing was said."""
+    def told(self, sent: float, seconds: int | None, span: Mapping[str, int] | None = None) -> None:
+        """Note for how long it is paid, counted from when that was asked for; None: nothing was said.
+
+        `span` is what that was reckoned from, by the ledger's clock (wire.PaidSpan): a clock that goes back would pay
+        anew, at every look, for what is held once.
+        """
         self._silent_since = None
         if not self.costs or seconds is None:
             return
-        before = self._until
+        before, known = self._until, self._span
+        self._span = None if span is None else (span["since_unix_ms"], span["until_unix_ms"])
         if seconds >= PAID_ALWAYS_SECONDS:
             self._until = FOREVER
         elif before is None or before == FOREVER:
             self._until = sent + seconds
         else:
+            until = sent + seconds
+            if known is not None and self._span is not None and known[0] == self._span[0]:
+                until = min(until, before + max(0, self._span[1] - known[1]) / 1000)
             # What was promised stays held: a clock that jumped takes nothing back.
-            self._until = max(before, sent + seconds)
-        if self._until != before:
+            self._until = max(before, until)
+        if (self._until, self._span) != (before, known):
             self._keep()
 
     def unanswered(self) -> None:
@@ -77,7 +88,8 @@ class MachineTime:
     def _keep(self) -> None:
         fresh = self._file.with_name(f"{FILE}.new")
         try:
-            fresh.write_text(repr(self._until), encoding="ascii")
+            words = [repr(self._until), *(map(str, self._span) if self._span is not None else ())]
+            fresh.write_text(" ".join(words), encoding="ascii")
             fresh.replace(self._file)
         except OSError as error:
             logger.warning("until when machine time is paid cannot be kept: %s", error.strerror)
