@@ -25,7 +25,7 @@ def rows() -> list[tuple[str, str, list[str]]]:
 
 
 @cache
-def tests_of(file: str) -> frozenset[str]:
+def names_in(file: str) -> frozenset[str]:
     tree = ast.parse((TESTS / file).read_text(encoding="utf-8"))
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
     return frozenset(node.name for node in ast.walk(tree) if isinstance(node, functions))
@@ -42,4 +42,4 @@ def test_every_line_names_tests_that_exist(row: tuple[str, str, list[str]]) -> N
     assert named
     for each in named:
         file, _, test = each.partition("::")
-        assert test in tests_of(file), f"{each} is not there"
+        assert test in names_in(file), f"{each} is not there"
