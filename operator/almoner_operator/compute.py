@@ -90,14 +90,22 @@ class MachineTime:
         meter = self._meters[allotment] = _Meter(
             until=until // 1000 if until is not None else None, sequence=view.last_sequence
         )
-        self._note_paid(meter, int(self._clock()), view.paid_seconds)
+        self._note_paid(meter, int(self._clock()), view.paid_seconds, view.paid_span)
         return allotment
 
     @staticmethod
-    def _note_paid(meter: _Meter, moment: int, seconds: int | None) -> None:
-        """Take the ledger's word for how long is paid, as it was asked for at `moment`."""
+    def _note_paid(
+        meter: _Meter, moment: int, seconds: int | None, span: wire.PaidSpan | None, start: int | None = None
+    ) -> None:
+        """Take the ledger's word for how long is paid, as it was asked for at `moment`; the pod began at `start`.
+
+        The length of what is held counts from where this operator charges on: the ledger's clock may have jumped.
+        """
         meter.bounded = seconds is not None and seconds < PAID_ALWAYS_SECONDS
-        if meter.bounded and seconds is not None:
+        since = start if meter.until is None else meter.until
+        if meter.bounded and span is not None and since is not None:
+            meter.covered = since + (span.until_unix_ms - span.since_unix_ms) // 1000
+        elif meter.bounded and seconds is not None:
             meter.covered = moment + seconds
 
     async def reprice(self, allotment: str, machine: Machine, grace_seconds: int) -> wire.Error | None:
@@ -185,6 +193,10 @@ class MachineTime:
             end = start
             if moment - SEEN_SECONDS - start >= self._settings.interval_seconds:
                 end = min(moment - SEEN_SECONDS, start + STRETCH_SECONDS_MAX)
+                if meter.bounded and meter.refused is not None:
+                    # There is no room for more, so its node was to end it by then: of one that is not heard of any more
+                    # nobody knows that it did not.
+                    end = max(start, min(end, meter.covered))
             if meter.pending is None:
                 self._ask(allotment, meter, seen, start, end)
             try:
@@ -207,7 +219,7 @@ class MachineTime:
         meter.refused = answer.error
         if answer.error is None and meter.until is not None:
             meter.covered = meter.until + self._settings.ahead(seen.grace_seconds)
-        self._note_paid(meter, moment, answer.paid_seconds)
+        self._note_paid(meter, moment, answer.paid_seconds, answer.paid_span, seen.start)
         if answer.error is None or not self._must_stop(meter, seen, moment):
             return
         self.stop(Stop(run.key, StopCause.EXHAUSTED, f"its machine time cannot be paid for any longer: {_why(answer)}"))
@@ -272,7 +284,8 @@ class MachineTime:
         try:
             async for view in self._context.ledger.open_allotments():
                 if view.allotment == compute_allotment_id(allotment):
-                    self._note_paid(meter, int(self._clock()), view.paid_seconds)
+                    start = seen.start if seen is not None else None
+                    self._note_paid(meter, int(self._clock()), view.paid_seconds, view.paid_span, start)
         except LedgerUnavailableError as error:
             log.warning("machine time of allotment %s is not charged yet: %s", allotment, error)
             return False

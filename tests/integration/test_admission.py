@@ -132,7 +132,11 @@ def test_a_reason_that_is_never_retried_is_refused(cluster: Cluster, reason: str
 
 
 def kubelet_says(cluster: Cluster, pod: str, reason: str, message: str) -> None:
-    """Write what a kubelet writes of an agent container that does not come to be."""
+    """Write what a kubelet writes of an agent container that does not come to be, once the scheduler has spoken."""
+    cluster.wait(
+        lambda: cluster.core.read_namespaced_pod_status(pod, cluster.namespace).status.conditions,
+        "the simulated scheduler's word, which would else come later",
+    )
     waiting = {"name": "agent", "image": "x", "imageID": "", "ready": False, "restartCount": 0}
     status = {**waiting, "state": {"waiting": {"reason": reason, "message": message}}}
     scheduled = {"type": "PodScheduled", "status": "True"}

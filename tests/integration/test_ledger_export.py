@@ -219,7 +219,7 @@ def test_the_command_writes_files_and_standard_output(books: Books, past: list[h
     [
         (["export", "all.xls"], ".csv or .parquet"),
         (["export", "."], ".csv or .parquet"),
-        (["export", "no/such/folder/x.csv"], "No such file"),
+        (["export", "no/such/folder/x.csv"], "there is no such folder"),
         (["export", "x.csv", "--from", "yesterday"], "--from: write a day"),
         (["export", "x.csv", "--from", "2026-02-01", "--to", "2026-01-01"], "--to: it must be later"),
         (["export", "x.csv", "--resource-type", "gold"], "--resource-type: write one of"),

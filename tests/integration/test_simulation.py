@@ -163,6 +163,33 @@ def hears_no_last_word(patch: pytest.MonkeyPatch) -> None:
     often(patch, ledger_away_every_s=15.0)
 
 
+def lets_pods_run_on_unpaid(patch: pytest.MonkeyPatch) -> None:
+    """A meter never tells the kubelet that its pod's machine time is not paid any more."""
+    from almoner_runner.meter.machine import MachineTime
+
+    patch.setattr(MachineTime, "over", property(lambda _: False))
+    often(patch, operators_away_every_s=15.0, ledger_away_every_s=40.0)
+
+
+def refuses_a_batch_for_one_item(patch: pytest.MonkeyPatch) -> None:
+    """Limits that cannot be kept have those beside them refused."""
+    from almoner_ledger.errors import LedgerError
+    from almoner_ledger.store import accounts, operations
+    from almoner_ledger.store.commands import Verb
+
+    update = accounts.update_accounts
+
+    def all_or_none(books: Any, each: Any) -> Any:
+        answer = update(books, each)
+        if answer.refused:
+            error = answer.refused[0].error
+            raise LedgerError(error.code, error.message)
+        return answer
+
+    patch.setitem(operations.DECIDERS, Verb.UPDATE_ACCOUNTS, all_or_none)
+    often(patch, poisoned_limits=0.6)
+
+
 MUTANTS: list[Callable[[pytest.MonkeyPatch], None]] = [
     grants_one_too_many,
     forgets_operations,
@@ -174,6 +201,8 @@ MUTANTS: list[Callable[[pytest.MonkeyPatch], None]] = [
     forgets_what_came_from_a_full_disk,
     lets_an_old_leader_act,
     hears_no_last_word,
+    lets_pods_run_on_unpaid,
+    refuses_a_batch_for_one_item,
 ]
 
 

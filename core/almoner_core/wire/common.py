@@ -144,3 +144,14 @@ class UsageTotals(WireModel):
     cpu_milli_seconds: int = 0
     memory_mebibyte_seconds: int = 0
     gpu_milli_seconds: int = 0
+
+
+class PaidSpan(WireModel):
+    """What machine time is held for, by the ledger's clock, which may jump: Unix milliseconds.
+
+    As long as `since` (until when it is charged) stays what it was, a later end means that more is held, and no more
+    than that.
+    """
+
+    since_unix_ms: int
+    until_unix_ms: int

@@ -7,24 +7,13 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from almoner_core.usage import UsageRecord
-from almoner_core.wire.common import RECORDS_PER_POST_MAX, AllotmentState, Amounts, Dimension, Id, WireModel
+from almoner_core.wire.common import RECORDS_PER_POST_MAX, AllotmentState, Amounts, Dimension, Id, PaidSpan, WireModel
 
 UNSETTLED_MAX: Final = 512
 PAID = (
     "For how long the pod's machine time is paid for, from when this was asked (PAID_ALWAYS_SECONDS: nothing limits "
     "it): the pod must have ended by then. None: nothing is said."
 )
-
-
-class PaidSpan(WireModel):
-    """What machine time is held for, by the ledger's clock, which may jump: Unix milliseconds.
-
-    As long as `since` (until when it is charged) stays what it was, a later end means that more is held, and no more
-    than that.
-    """
-
-    since_unix_ms: int
-    until_unix_ms: int
 
 
 class RateInForce(WireModel):

@@ -21,6 +21,7 @@ from almoner_core.wire.common import (
     Error,
     Id,
     Name,
+    PaidSpan,
     UsageTotals,
     WireModel,
 )
@@ -300,6 +301,7 @@ class ItemAnswer(WireModel):
     paid_seconds: int | None = Field(
         default=None, description="Of machine time: for how long from now it is held, as meters are told it."
     )
+    paid_span: PaidSpan | None = Field(default=None, description="Goes with `paid_seconds` where a limit bounds it.")
 
 
 class BatchAnswer(WireModel):
@@ -331,6 +333,7 @@ class AllotmentView(WireModel):
         default=None, description="Of a compute allotment: until when machine time was accrued; None: none yet."
     )
     paid_seconds: int | None = Field(default=None, description="Of a compute allotment: as in ItemAnswer.")
+    paid_span: PaidSpan | None = None
 
 
 class AllotmentPage(WireModel):

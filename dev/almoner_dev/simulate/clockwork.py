@@ -20,6 +20,7 @@ from unittest import mock
 from almoner_dev.simulate import pausing
 from almoner_ledger import service as ledger_service
 from almoner_ledger import signals as ledger_signals
+from almoner_operator import ledger_client as operator_ledger_client
 from almoner_runner.meter import books as meter_books
 from almoner_runner.meter import holds as meter_holds
 from almoner_runner.meter import ids as meter_ids
@@ -174,6 +175,7 @@ def installed(clock: Clock, ids: Ids, seed: str) -> Iterator[None]:
             (meter_holds, "uuid7", ids),
             (meter_books, "uuid7", ids),
             (meter_lifecycle, "uuid7", ids),
+            (operator_ledger_client, "time", time),
             (meter_spool, "os", pausing.Disk()),
         ):
             stack.enter_context(mock.patch.object(module, name, value))

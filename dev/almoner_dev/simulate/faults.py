@@ -34,6 +34,7 @@ class Faults:
     ledger_away_every_s: float = 0.0
     clock_jumps_every_s: float = 0.0
     leader_changes_every_s: float = 0.0
+    operators_away_every_s: float = 0.0
     limits_change_every_s: float = 0.0
     pod_vanishes: float = 0.0
     pod_never_starts: float = 0.0
@@ -71,6 +72,7 @@ class Faults:
             ledger_away_every_s=rate(60.0),
             clock_jumps_every_s=rate(15.0, 60.0),
             leader_changes_every_s=rate(20.0, 60.0),
+            operators_away_every_s=rate(60.0),
             limits_change_every_s=rate(5.0, 20.0),
             pod_vanishes=rate(0.1, 0.3),
             pod_never_starts=rate(0.1),

@@ -19,6 +19,7 @@ from almoner_core import wire
 from almoner_core.api.resource_quota import BudgetPeriod
 from almoner_core.identity import allotment_id, operation_id, pod_name
 from almoner_core.wire import Dimension, ErrorCode
+from almoner_dev.simulate.machines import Charging, asked
 from almoner_dev.simulate.network import Network
 from almoner_dev.simulate.oracle import POISONED
 from almoner_dev.simulate.pausing import Process
@@ -83,6 +84,7 @@ class Run:
     attempt: int = 1
     tries: int = 0
     cancelled: bool = False
+    costs_machine_time: bool = False
     totals: wire.ExecutionTotals | None = None
     pods: list[Pod] = field(default_factory=list)
 
@@ -100,6 +102,7 @@ class Operator:
         self.client = OperatorClient(world.network, token, random.Random(world.chance.getrandbits(64)))
         self.cursor = 0
         self.totals: dict[str, wire.ExecutionTotals] = {}
+        self.charging = Charging(world, self.client)
         self._counter = 0
         self._handed: dict[str, int] = {}
         self._task: asyncio.Task[None] | None = None
@@ -141,8 +144,10 @@ class Operator:
             # It took so long that another one leads already.
             return
         self.world.leader = self
+        await self.charging.adopt()
         try:
             async with asyncio.TaskGroup() as group:
+                group.create_task(self.charging.time.run())
                 group.create_task(self._hand_over_always())
                 group.create_task(self._follow())
                 group.create_task(self._reconcile_always())
@@ -226,7 +231,7 @@ class Operator:
                 views = []
             current = {run.allotment: run for run in self.world.runs if run.stage != "over"}
             for view in views:
-                if view.allotment not in current:
+                if allotment_id(view.execution.uid, view.execution.attempt) not in current:
                     await self._give_up(view)
             for pod in self.world.pods:
                 run = current.get(pod.attempt.allotment)
@@ -235,11 +240,14 @@ class Operator:
             await self.world.sleep(15.0)
 
     async def _give_up(self, view: wire.AllotmentView) -> None:
-        pod = next((pod for pod in self.world.pods if pod.attempt.allotment == view.allotment), None)
+        own = allotment_id(view.execution.uid, view.execution.attempt)
+        pod = next((pod for pod in self.world.pods if pod.attempt.allotment == own), None)
         if pod is not None and not (pod.ended.is_set() or pod.lost):
             return
         over = pod is None or not pod.lost
-        if over or view.seconds_since_exchange > LEASE_S + LONGEST_CALL_S + MARGIN_S:
+        if view.purpose is wire.Purpose.COMPUTE:
+            await self.charging.give_up(view, pod)
+        elif over or view.seconds_since_exchange > LEASE_S + LONGEST_CALL_S + MARGIN_S:
             await self._close(view.allotment, terminated=over, patient=False, pod=pod)
 
     # -- an execution's road -----------------------------------------------------------------------------------
@@ -271,9 +279,12 @@ class Operator:
             limits=run.limits,
             need=run.need,
             want=run.want,
+            **(asked() if run.costs_machine_time else {}),
         )
         try:
             await self.client.open(item)
+            if run.costs_machine_time:
+                self.charging.time.opened(run.allotment)
         except LedgerUnavailableError:
             await self.world.sleep(1.0)
         except LedgerError as error:
@@ -310,6 +321,8 @@ class Operator:
     async def _watch(self, run: Run) -> None:
         """Wait for the pod's end: by itself, by a cancel, never having started, or with its node."""
         pod = self.world.pod_of(run)
+        if run.costs_machine_time:
+            self.charging.watch(run, pod)
         waited = 0.0
         since_unreachable = 0.0
         while not pod.ended.is_set():
@@ -330,6 +343,8 @@ class Operator:
 
     async def _end(self, run: Run) -> None:
         pod = self.world.pod_of(run)
+        if run.costs_machine_time:
+            await self.charging.finish(run, pod)
         await self._close(run.allotment, terminated=pod.ended.is_set(), pod=pod)
         pod.terminate()
         again = run.attempt < run.attempts_max and not run.cancelled and pod.calls_left > 0

@@ -16,7 +16,9 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from almoner_core.identity import compute_allotment_id
 from almoner_core.wire import AccountKey
+from almoner_dev.simulate.machines import END_S, NANOS_PER_SECOND
 from almoner_dev.simulate.network import Exchange
 from almoner_ledger import schema
 from almoner_ledger.store.state import AccountKind, account_id, quota_account_id
@@ -24,6 +26,7 @@ from almoner_ledger.store.state import AccountKind, account_id, quota_account_id
 DIMENSIONS: Final = ("usd", "tokens", "tool_calls", "requests")
 COLUMNS: Final = {"usd": "cost_nanos", "tokens": "total_tokens", "tool_calls": "tool_calls", "requests": "requests"}
 UNLIMITED: Final = 10**30
+ROUNDING_S: Final = 3.0
 POISONED: Final = "poisoned"
 """A quota whose limits nobody can keep: refused, and nothing beside it."""
 
@@ -65,6 +68,12 @@ class Attempt:
     spool_lost: bool = False
     word_told: bool = False
     """The operator read its meter's last word: nothing is excused any more."""
+    began_s: float | None = None
+    """When its node took the pod, its agent began and all had ended (Unix seconds)."""
+    agent_began_s: float | None = None
+    ended_s: float | None = None
+    lost: bool = False
+    costs_machine_time: bool = False
     output: int | None = None
     """How long the output was that its meter could not send."""
     refused: bool = False
@@ -180,6 +189,7 @@ class Oracle:
         self._check_vanished(connection, records, found)
         self._check_words(connection, found)
         self._check_outputs(connection, found)
+        self._check_machines(connection, found)
         self._check_settled(connection, found)
         return found
 
@@ -222,6 +232,7 @@ class Oracle:
                     billed[account, dimension] += amount
                     unheld = dimension not in bill.limited and self._was_watched(account, dimension, attempt)
                     declared[account, dimension] += max(amount, bill.bound[dimension]) if unheld else beyond
+        self._declare_machine_time(connection, declared)
         for (account, dimension), amount in billed.items():
             if account not in self.periodic:
                 limit = self._limit(account, dimension)
@@ -233,6 +244,16 @@ class Oracle:
             if excess > declared[account, dimension]:
                 expected = declared[account, dimension]
                 found.problems.append(f"account {account}: excess {excess} {dimension}, declared {expected}")
+
+    def _declare_machine_time(self, connection: Connection, declared: dict[tuple[str, str], int]) -> None:
+        """Expect excess of machine time where it was not limited for a while, and so not held."""
+        by_compute = {compute_allotment_id(allotment): attempt for allotment, attempt in self.attempts.items()}
+        for allotment, (_, cost) in _machine_time(connection).items():
+            attempt = by_compute[allotment]
+            own = account_id(AccountKind.EXECUTION, attempt.namespace, attempt.uid)
+            for account in (*attempt.accounts, own):
+                if self._was_watched(account, "usd", attempt):
+                    declared[account, "usd"] += cost
 
     def _limit(self, account: str, dimension: str) -> int:
         cap = self._caps.get((account, dimension))
@@ -290,6 +311,24 @@ class Oracle:
                 if over := charged.get(allotment, {}).get(dimension, 0):
                     found.problems.append(f"{allotment}: a word, and {over} {dimension} are charged beside it")
 
+    def _check_machines(self, connection: Connection, found: Findings) -> None:
+        """Machine time is charged for as long as agents ran: not for less, and not for what was not."""
+        charged = _machine_time(connection)
+        for allotment, attempt in self.attempts.items():
+            if not attempt.costs_machine_time or attempt.began_s is None or attempt.ended_s is None:
+                continue
+            seconds, _ = charged.get(compute_allotment_id(allotment), (0, 0))
+            paid_until = attempt.began_s + seconds
+            if attempt.agent_began_s is not None:
+                # One whose meter waited for the ledger until nothing was paid any more is ended as soon as it is heard.
+                allowed = max(paid_until, attempt.agent_began_s + END_S) + ROUNDING_S
+                if attempt.ended_s > allowed:
+                    unpaid = attempt.ended_s - paid_until
+                    found.overspent["usd"] += int(unpaid * NANOS_PER_SECOND)
+                    found.problems.append(f"overspent: {allotment}: {unpaid:.0f} s of machine time, not paid for")
+            if not attempt.lost and paid_until > attempt.ended_s + ROUNDING_S:
+                found.problems.append(f"{allotment}: {paid_until - attempt.ended_s:.0f} s charged that it did not run")
+
     def _check_outputs(self, connection: Connection, found: Findings) -> None:
         """An output that its meter could not send is there: all of a small one, the beginning of others."""
         outputs = schema.outputs
@@ -314,6 +353,17 @@ class Oracle:
         found.problems.extend(f"allotment {row.id} is still {row.state}" for row in still)
 
 
+def _machine_time(connection: Connection) -> dict[str, tuple[int, int]]:
+    """Sum what was charged of machine time by compute allotment: seconds and nano-dollars."""
+    table = schema.records
+    query = (
+        sa.select(table.c.allotment_id, sa.func.sum(table.c.duration_ms), sa.func.sum(table.c.cost_nanos))
+        .where(table.c.resource_type == "compute")
+        .group_by(table.c.allotment_id)
+    )
+    return {row[0]: (int(row[1]) // 1000, int(row[2] or 0)) for row in connection.execute(query)}
+
+
 def account_of(key: Mapping[str, Any]) -> str:
     """Give the id of a quota's account from its key on the wire."""
     return quota_account_id(AccountKey.model_validate(key))
@@ -323,7 +373,7 @@ def _records(connection: Connection) -> dict[str, Any]:
     table = schema.records
     rows: Iterable[Any] = connection.execute(
         sa.select(table.c.id, table.c.allotment_id, *(table.c[name] for name in COLUMNS.values())).where(
-            table.c.kind == "usage"
+            table.c.kind == "usage", table.c.resource_type != "compute"
         )
     ).mappings()
     return {row["id"]: dict(row) for row in rows}

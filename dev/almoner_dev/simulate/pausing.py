@@ -71,12 +71,15 @@ def current(context: Context | None) -> Process | None:
     return _PROCESS.get() if context is None else context.get(_PROCESS)
 
 
-def outside(work: Coroutine[Any, Any, T], done: Callable[[asyncio.Task[T]], object]) -> asyncio.Task[T]:
+def outside(
+    work: Coroutine[Any, Any, T], done: Callable[[asyncio.Task[T]], object] | None = None, name: str | None = None
+) -> asyncio.Task[T]:
     """Start a task of the world itself, from within a process; `done` is called at its end, whoever is paused."""
     token = _PROCESS.set(None)
     try:
-        task = asyncio.create_task(work)
-        task.add_done_callback(done)
+        task = asyncio.create_task(work, name=name)
+        if done is not None:
+            task.add_done_callback(done)
     finally:
         _PROCESS.reset(token)
     return task

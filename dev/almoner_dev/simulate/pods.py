@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from almoner_core.environment import METER_CONTAINER
 from almoner_core.pricing import TokenCounts, cost_nanos
+from almoner_dev.simulate.machines import END_S, Kubelet
 from almoner_dev.simulate.network import MeterClient
 from almoner_dev.simulate.oracle import Attempt, Bill
-from almoner_dev.simulate.pausing import Process
+from almoner_dev.simulate.pausing import Process, outside
 from almoner_runner.meter.body import read_body
 from almoner_runner.meter.books import Books, BooksClosedError
 from almoner_runner.meter.config import Card, Model, Provider, Tier
@@ -64,7 +65,17 @@ class Work:
 class Pod:
     """One pod. `ended` is set when its containers have terminated; a lost one says nothing any more."""
 
-    def __init__(self, world: World, name: str, uid: str, attempt: Attempt, *, work: Work, start_s: float) -> None:
+    def __init__(
+        self,
+        world: World,
+        name: str,
+        uid: str,
+        attempt: Attempt,
+        *,
+        work: Work,
+        start_s: float,
+        costs_machine_time: bool = False,
+    ) -> None:
         self.world, self.name, self.uid, self.attempt, self.work = world, name, uid, attempt, work
         self.token = f"meter-{uid}"
         self.folder: Path = world.folder / uid
@@ -85,7 +96,13 @@ class Pod:
         self._killed = False
         self.process = Process()
         self._tasks: dict[asyncio.Task[Any], None] = {}
-        self._life = asyncio.create_task(self._live(), name=f"pod {name}")
+        self.began_s: float | None = None
+        """When its node took it (Unix seconds), and when its containers had ended."""
+        self.ended_s: float | None = None
+        self.costs_machine_time = costs_machine_time
+        # Its node's, whoever asked for the pod.
+        self._life = outside(self._live(), name=f"pod {name}")
+        self._kubelet = Kubelet(world, self) if costs_machine_time else None
 
     # -- what the world does to it -------------------------------------------------------------------------
 
@@ -93,6 +110,30 @@ class Pod:
     def spending(self) -> bool:
         """Whether its meter runs."""
         return self._books is not None and not self.ended.is_set()
+
+    @property
+    def terminating(self) -> bool:
+        """Whether it was asked to end."""
+        return self._terminating.is_set()
+
+    def is_paid(self) -> bool:
+        """Ask its meter whether machine time is paid, as the kubelet does: one that does not answer says no."""
+        books = self._books
+        return books is not None and books.active and not self.process.paused and not books.machine.deny()
+
+    def kill(self) -> None:
+        """End its containers with SIGKILL: its grace period is over."""
+        if self.ended.is_set() or self.lost:
+            return
+        self._die()
+        self._life.cancel()
+        self._message = None
+        self.attempt.spool_lost = True
+        self._has_ended()
+
+    def _has_ended(self) -> None:
+        self.ended_s = self.attempt.ended_s = self.world.now_s()
+        self.ended.set()
 
     def terminate(self) -> None:
         """Ask it to end, as the kubelet does."""
@@ -119,6 +160,8 @@ class Pod:
             return
         self.world.faults.note("pod_vanished")
         self.lost = self.unreachable = True
+        self.ended_s = self.attempt.ended_s = self.world.now_s()
+        self.attempt.lost = True
         self.attempt.spool_lost = True
         self._die()
         self._life.cancel()
@@ -153,6 +196,7 @@ class Pod:
 
     async def _live(self) -> None:
         await self.world.sleep(self._start_s)
+        self.began_s = self.attempt.began_s = self.world.now_s()
         while not self._terminating.is_set():
             self._killed, self._message = False, None
             with self.process.inside():
@@ -168,7 +212,7 @@ class Pod:
         else:
             # Killed while it was to end, or its spool could not be opened again: the spool goes with the pod.
             self.attempt.spool_lost = True
-        self.ended.set()
+        self._has_ended()
 
     def _spawn(self, work: Any) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)
@@ -183,7 +227,8 @@ class Pod:
         recovered = spool.open()
         self._spool = spool
         self._client = MeterClient(self.world.network, self.attempt.allotment, self.token)
-        books = Books(self._client, spool)
+        books = Books(self._client, spool, end_seconds=END_S if self.costs_machine_time else None)
+        books.machine.recover()
         self._books = books
         try:
             await books.activate(recovered)
@@ -193,6 +238,8 @@ class Pod:
             spool.close()
             return
         self.attempt.started = True
+        if self.attempt.agent_began_s is None:
+            self.attempt.agent_began_s = self.world.now_s()
         background = self._spawn(books.run())
         holds = Holds(books)
         agents = self._spawn(self._agents(holds))
@@ -342,6 +389,8 @@ class Pod:
         """Wait until it has ended, or is lost; cancel what is left of it."""
         if not self.lost:
             await self.ended.wait()
+        if self._kubelet is not None:
+            self._kubelet.stop()
         self._life.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._life

@@ -212,6 +212,7 @@ async def _live(seed: int, database: Database, postgres: Postgres, folder: Path,
             mend=mend,
             pause_replica=pause_replica,
             ledger_away=ledger_away,
+            now_s=time.time,
             pace=PACE,
             nodes_known=True,
         )

@@ -219,6 +219,7 @@ async def _live(seed: int, database: Database, postgres: Postgres | None, folder
         mend=ledger.mend,
         pause_replica=ledger.pause_one,
         ledger_away=ledger.leave,
+        now_s=lambda: clock.true_ms() / 1000,
     )
     with installed(clock, ids, f"jitter {seed}"):
         await ledger.revive()

@@ -87,6 +87,7 @@ class World:
     mend: Callable[[], Awaitable[None]]
     pause_replica: Callable[[float], Awaitable[None]]
     ledger_away: Callable[[float], Awaitable[None]]
+    now_s: Callable[[], float]
     pace: float = 1.0
     nodes_known: bool = False
     oracle: Oracle = field(default_factory=Oracle)
@@ -96,6 +97,7 @@ class World:
     leader: Operator | None = None
     operators: list[Operator] = field(default_factory=list)
     _began: float = 0.0
+    _no_operator_until: float = 0.0
 
     async def sleep(self, seconds: float) -> None:
         """Sleep so many seconds of the world's time."""
@@ -118,14 +120,14 @@ class World:
         uid = self.ids()
         self.tokens[f"meter-{uid}"] = Caller(f"pod {name}", frozenset({Role.METER}), uid)
         accounts = tuple(account_of(key.model_dump()) for key in run.accounts)
-        attempt = Attempt(run.allotment, NAMESPACE, run.uid, accounts)
+        attempt = Attempt(run.allotment, NAMESPACE, run.uid, accounts, costs_machine_time=run.costs_machine_time)
         self.oracle.attempts[run.allotment] = attempt
         chance = self.chance
         start_s = chance.uniform(15.0, 40.0) if self.faults.strikes("pod_never_starts") else chance.uniform(0.1, 3.0)
         work = run.work
         if run.pods:
             work = dataclasses.replace(work, calls=run.pods[-1].calls_left)
-        pod = Pod(self, name, uid, attempt, work=work, start_s=start_s)
+        pod = Pod(self, name, uid, attempt, work=work, start_s=start_s, costs_machine_time=run.costs_machine_time)
         self.pods.append(pod)
         run.pods.append(pod)
         if self.faults.strikes("pod_vanishes"):
@@ -218,6 +220,8 @@ class World:
             work=work,
             attempts_max=chance.choice((1, 2, 3)),
             begins_s=chance.uniform(0.0, 20.0),
+            # The meter's seconds are real ones: not where the world is quickened.
+            costs_machine_time=self.pace == 1.0 and chance.random() < 0.4,
         )
 
     def _note_caps(self) -> None:
@@ -249,13 +253,15 @@ class World:
                 task.cancel()
             await asyncio.gather(*breaking, return_exceptions=True)
         self.faults.active = False
+        self._no_operator_until = 0.0
         await self.mend()
         await self._settle()
 
     async def _over(self) -> None:
         while any(run.stage != "over" for run in self.runs):
             await self.sleep(1.0)
-            if not any(operator.leads for operator in self.operators):
+            absent = asyncio.get_running_loop().time() < self._no_operator_until
+            if not absent and not any(operator.leads for operator in self.operators):
                 # Its Deployment starts another one.
                 self._lead()
 
@@ -286,6 +292,11 @@ class World:
         # A last look at the feed, even where an answer was waited for that was lost.
         await self.sleep(40.0)
 
+    def _lead_too(self) -> None:
+        """Have another operator lead, unless none can start for a while."""
+        if asyncio.get_running_loop().time() >= self._no_operator_until:
+            self._lead()
+
     def _lead(self) -> Operator:
         operator = Operator(self, f"operator-{len(self.operators)}-{self.chance.getrandbits(64):x}", OPERATOR_TOKEN)
         self.operators.append(operator)
@@ -306,6 +317,7 @@ class World:
             self._now_and_then("ledger_away_every_s", self._ledger_away),
             self._now_and_then("clock_jumps_every_s", self._jump),
             self._now_and_then("leader_changes_every_s", self._change_leader),
+            self._now_and_then("operators_away_every_s", self._operators_away),
             self._now_and_then("limits_change_every_s", self._change_limits),
             self._now_and_then("limits_change_every_s", self._cancel_one, often=0.1),
         ]
@@ -351,7 +363,7 @@ class World:
         asyncio.get_running_loop().call_later(seconds * self.pace, process.resume)
         if kind == "leader" and seconds > LEADER_LEASE_S:
             # Its Lease runs out, and another one leads before it wakes up.
-            asyncio.get_running_loop().call_later(LEADER_LEASE_S * self.pace, self._lead)
+            asyncio.get_running_loop().call_later(LEADER_LEASE_S * self.pace, self._lead_too)
 
     async def _pause_replica(self) -> None:
         self.faults.note("replica_paused")
@@ -381,7 +393,15 @@ class World:
         old = self.operators[-1]
         if self.chance.random() < 0.5:
             await old.kill()
-        self._lead()
+        self._lead_too()
+
+    async def _operators_away(self) -> None:
+        """Have nobody act for a while: every operator is gone, and none starts."""
+        self.faults.note("operators_away")
+        seconds = self.chance.choice((20.0, 120.0, 600.0)) * self.pace
+        self._no_operator_until = asyncio.get_running_loop().time() + seconds
+        for operator in self.operators:
+            await operator.kill()
 
     async def _change_limits(self) -> None:
         self.faults.note("limits_changed")

@@ -76,6 +76,7 @@ def _answer(books: Books, allotment: Allotment, error: Error | None) -> ItemAnsw
         error=error,
         now_unix_ms=books.now_ms,
         paid_seconds=compute.paid_seconds(books, allotment) if allotment.open else None,
+        paid_span=compute.paid_span(allotment) if allotment.open else None,
     )
 
 

@@ -48,7 +48,7 @@ def open_allotments(connection: Connection, now_ms: int, after: str, limit: int)
     rows = connection.execute(query).all()
     held = held_of(connection, [row.id for row in rows[:limit]])
     accrued = _accrued(connection, [row.id for row in rows[:limit] if row.purpose == Purpose.COMPUTE.value])
-    paid = {key: seconds for key, (seconds, _) in paid_of(rows[:limit], held, now_ms).items()}
+    paid = paid_of(rows[:limit], held, now_ms)
     views = [
         AllotmentView(
             allotment=row.id,
@@ -61,12 +61,16 @@ def open_allotments(connection: Connection, now_ms: int, after: str, limit: int)
             purpose=Purpose(row.purpose),
             last_sequence=row.contiguous,
             accrued_unix_ms=accrued.get(row.id),
-            paid_seconds=paid.get(row.id),
+            paid_seconds=paid.get(row.id, _UNPRICED)[0],
+            paid_span=paid.get(row.id, _UNPRICED)[1],
         )
         for row in rows[:limit]
     ]
     following = views[-1].allotment if len(rows) > limit else None
     return AllotmentPage(allotments=views, next=following, now_unix_ms=now_ms)
+
+
+_UNPRICED: Final = (None, None)
 
 
 def paid_of(
