@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from almoner_dev.pgbouncer import PgBouncer
     from almoner_dev.postgres import Postgres
 
-NAMESPACE_SECONDS = 30.0
+NAMESPACE_SECONDS = 90.0
 
 
 def missing(reason: object) -> NoReturn:

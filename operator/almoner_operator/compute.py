@@ -62,6 +62,8 @@ class _Meter:
     to: int | None = None
     """Until when `pending` charges."""
     refused: wire.Error | None = None
+    answered: bool = False
+    """Whether the ledger has said for how long it is paid, or that nothing limits it (`bounded`)."""
     seen: PodTime | None = None
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -101,7 +103,7 @@ class MachineTime:
 
         The length of what is held counts from where this operator charges on: the ledger's clock may have jumped.
         """
-        meter.bounded = seconds is not None and seconds < PAID_ALWAYS_SECONDS
+        meter.bounded, meter.answered = seconds is not None and seconds < PAID_ALWAYS_SECONDS, True
         since = start if meter.until is None else meter.until
         if meter.bounded and span is not None and since is not None:
             meter.covered = since + (span.until_unix_ms - span.since_unix_ms) // 1000
@@ -193,12 +195,11 @@ class MachineTime:
             end = start
             if moment - SEEN_SECONDS - start >= self._settings.interval_seconds:
                 end = min(moment - SEEN_SECONDS, start + STRETCH_SECONDS_MAX)
-                if meter.bounded and meter.refused is not None:
-                    # There is no room for more, so its node was to end it by then: of one that is not heard of any more
-                    # nobody knows that it did not.
+                if meter.bounded or not meter.answered:
+                    # Never above what is held: what ran since is held for first, and charged at the next look.
                     end = max(start, min(end, meter.covered))
             if meter.pending is None:
-                self._ask(allotment, meter, seen, start, end)
+                self._ask(allotment, meter, seen, start, end, behind=max(0, moment - SEEN_SECONDS - end))
             try:
                 answer = await self._send(allotment, meter)
             except LedgerUnavailableError as error:
@@ -218,7 +219,7 @@ class MachineTime:
         """
         meter.refused = answer.error
         if answer.error is None and meter.until is not None:
-            meter.covered = meter.until + self._settings.ahead(seen.grace_seconds)
+            meter.covered = max(meter.covered, meter.until + self._settings.ahead(seen.grace_seconds))
         self._note_paid(meter, moment, answer.paid_seconds, answer.paid_span, seen.start)
         if answer.error is None or not self._must_stop(meter, seen, moment):
             return
@@ -307,9 +308,20 @@ class MachineTime:
     # -- the ledger ----------------------------------------------------------------------------------
 
     def _ask(
-        self, allotment: str, meter: _Meter, seen: PodTime | None, start: int, end: int, *, final: bool = False
+        self,
+        allotment: str,
+        meter: _Meter,
+        seen: PodTime | None,
+        start: int,
+        end: int,
+        *,
+        final: bool = False,
+        behind: int = 0,
     ) -> None:
-        """Word what is to be asked: to charge from `start` to `end`, and what is to be held after that."""
+        """Word what is to be asked: to charge from `start` to `end`, and what is to be held after that.
+
+        `behind`: so many seconds after `end` are past already, and have to be held for too.
+        """
         compute = compute_allotment_id(allotment)
         prices = self._settings.prices
         meter.asked += 1
@@ -321,7 +333,8 @@ class MachineTime:
             if now_ms is not None and end:
                 charged = max(0, now_ms - int((self._clock() - end) * 1000))
             meter.known = True
-            hold = prices.hold(seen.machine, self._settings.ahead(seen.grace_seconds))
+            late = max(0, behind - self._settings.interval_seconds)
+            hold = prices.hold(seen.machine, self._settings.ahead(seen.grace_seconds) + late)
             used = records_of(compute, seen.machine, start, end, after=meter.sequence, prices=prices)
         meter.pending = wire.AccrueAllotment(
             operation_id=operation_id("accrue", compute, f"{self._context.ledger.epoch}/{meter.asked}"),

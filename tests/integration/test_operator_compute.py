@@ -364,12 +364,25 @@ async def test_what_the_ledger_has_closed_is_charged_no_more(site: Site) -> None
 async def test_a_long_absence_is_charged_a_day_at_a_time(books: Books, clock: Clock) -> None:
     site = Site(books, clock, 500_000)
     await site.at(200_000)
+    assert site.charged == [(0, AHEAD)], "no more than what is held"
     await site.at(200_001)
-    assert site.charged == [(0, 86_400), (86_400, 172_800)]
+    assert site.charged[1:] == [(AHEAD, AHEAD + 86_400)], "what ran since was held for first"
     site.see_pod(finished=190_000)
     await site.ends(200_002)
-    assert site.charged[-1] == (172_800, 172_800 + AHEAD), "what was never held is not charged"
-    assert (books.state().spent, books.state().excess) == ((172_800 + AHEAD) * DOLLAR, 0)
+    assert site.charged[2:] == [(AHEAD + 86_400, AHEAD + 172_800), (AHEAD + 172_800, 190_000)]
+    assert (books.state().spent, books.state().excess) == (190_000 * DOLLAR, 0)
+
+
+async def test_a_long_absence_that_nobody_can_pay_for_is_charged_as_far_as_it_was_held(
+    books: Books, clock: Clock
+) -> None:
+    """Its node was to end it by then, and may have: of one that is not heard of nobody knows."""
+    site = Site(books, clock, AHEAD + 5)
+    for second in (1000, 1001, 1002):
+        await site.at(second)
+    assert site.charged == [(0, AHEAD)]
+    assert [stop.cause for stop in site.stops][:1] == [StopCause.EXHAUSTED]
+    assert (books.state().spent, books.state().excess) == (AHEAD * DOLLAR, 0)
 
 
 # --- nobody acts --------------------------------------------------------------------------------------------------

@@ -136,7 +136,7 @@ class World(Cluster):
                 each.metadata.name == "default"
                 for each in self.core.list_namespaced_service_account(self.namespace).items
             ),
-            30,
+            90,
             "the default service account",
         )
 

@@ -338,6 +338,7 @@ class Operator:
             if since_unreachable > 30.0:
                 # The node does not answer: nobody may spend for it any more once lease and longest call are over.
                 await self.world.sleep(LEASE_S + LONGEST_CALL_S + MARGIN_S)
+                pod.attempt.given_up = True
                 break
         self._write(run, stage="ending")
 

@@ -74,6 +74,8 @@ class Attempt:
     ended_s: float | None = None
     lost: bool = False
     costs_machine_time: bool = False
+    given_up: bool = False
+    """Its node was not reached for so long that the run went on without it: what it still ran is not charged."""
     output: int | None = None
     """How long the output was that its meter could not send."""
     refused: bool = False
@@ -315,7 +317,8 @@ class Oracle:
         """Machine time is charged for as long as agents ran: not for less, and not for what was not."""
         charged = _machine_time(connection)
         for allotment, attempt in self.attempts.items():
-            if not attempt.costs_machine_time or attempt.began_s is None or attempt.ended_s is None:
+            known = attempt.costs_machine_time and not attempt.given_up
+            if not known or attempt.began_s is None or attempt.ended_s is None:
                 continue
             seconds, _ = charged.get(compute_allotment_id(allotment), (0, 0))
             paid_until = attempt.began_s + seconds
