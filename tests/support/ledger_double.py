@@ -163,6 +163,8 @@ class LedgerDouble:
                 case "output":
                     self.output = wire.PutOutput.model_validate_json(data).content
                 case "progress":
+                    if self.state in ("void", "closed"):
+                        return _error(409, "wrong_state", f"the allotment is {self.state} and cannot make progress")
                     self.progress.append(wire.PostProgress.model_validate_json(data))
         except RefusedError as error:
             return _error(409, "insufficient", "no room", error.refusal)

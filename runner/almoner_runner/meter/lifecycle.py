@@ -248,15 +248,20 @@ class Meter:
         # Said before the ledger is asked: whoever kills it while it waits has the totals and a small output.
         self._last_word(books, output.unsent("the ledger was not reached"), final=False, complete=True)
         seconds = max(0.5, min(self._wait, self._left() - MARGIN_SECONDS))
-        output, final, _ = await asyncio.gather(
-            self._put_output(books, output, seconds), books.close(seconds), self._last_progress(progress, seconds)
+        output, final = await asyncio.gather(
+            self._put_output(books, output, seconds), self._close(books, progress, seconds)
         )
         return self._last_word(books, output, final=final, complete=True)
 
-    async def _last_progress(self, progress: Progress, seconds: float) -> None:
+    async def _close(self, books: Books, progress: Progress, seconds: float) -> bool:
+        """Report the last progress, then return everything: a closed allotment makes no progress."""
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + seconds
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
+            # Not all of the time: the books matter more.
+            async with asyncio.timeout(seconds / 4):
                 await progress.flush()
+        return await books.close(max(0.5, ends - loop.time()))
 
     async def _put_output(self, books: Books, output: LastOutput, seconds: float) -> LastOutput:
         """Give the ledger the output, trying for so long; gives what is to be said of it."""
