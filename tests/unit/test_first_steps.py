@@ -69,8 +69,9 @@ def test_keep_is_what_it_says(repository: Path, given: str, keeps: bool) -> None
     if shutil.which("make") is None:
         missing(RuntimeError("no make"))
     told = subprocess.run(
-        ["make", "--dry-run", "--old-file=.venv/.installed", "demo", *given.split()],
+        ["make", "--no-print-directory", "--dry-run", "--old-file=.venv/.installed", "demo", *given.split()],
         cwd=repository,
+        env={name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))},
         capture_output=True,
         text=True,
         timeout=20,
