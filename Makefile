@@ -10,9 +10,10 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-# Unit tests first: what is quick fails first.
-TESTS ?= tests/unit tests/integration tests/e2e tests/performance
+TESTS ?=
 PYTEST_FLAGS ?=
+# Tests wait more than they work: three workers keep two cores busy. Benchmarks run alone, after them.
+JOBS ?= 3
 
 .PHONY: help setup demo demo-down demo-env test test-unit verify generate lint types layers bench clean
 
@@ -39,7 +40,9 @@ demo-down: $(STAMP) ## Stop what `make demo KEEP=1` left running
 
 test: $(STAMP) ## Run all tests (TESTS=tests/unit for some of them)
 	@case "$(TESTS)" in tests/unit|tests/unit/*) ;; *) $(PY) -m almoner_dev fetch || test -n "$${ALMONER_TEST_SKIP_MISSING:-}" ;; esac
-	@$(PY) -m pytest $(TESTS) $(PYTEST_FLAGS)
+	@if test -n "$(TESTS)"; then exec $(PY) -m pytest $(TESTS) $(PYTEST_FLAGS); fi; \
+	  $(PY) -m pytest -n $(JOBS) tests/unit tests/integration tests/e2e $(PYTEST_FLAGS); \
+	  $(PY) -m pytest tests/performance $(PYTEST_FLAGS)
 
 test-unit: $(STAMP) ## Run the unit tests: seconds, no network
 	@$(PY) -m pytest tests/unit $(PYTEST_FLAGS)

@@ -34,8 +34,20 @@ def missing(reason: object) -> NoReturn:
     pytest.fail(f"{text}\n(ALMONER_TEST_SKIP_MISSING=1 skips the tests that need it)", pytrace=False)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks tests by the folder they are in."""
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Shares the suite out among workers (`-n 3`) by what the tests start."""
+    from tests.support.shares import Shares
+
+    return Shares(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks tests by the folder they are in; among workers the longest begin first."""
+    if hasattr(config, "workerinput"):
+        from tests.support.shares import in_order
+
+        in_order(items)
     for item in items:
         for rung in ("integration", "e2e"):
             if rung in item.path.parts:
