@@ -21,13 +21,14 @@ from almoner_core.environment import (
     PAID_ALWAYS_SECONDS,
     SILENCE_SECONDS,
 )
+from almoner_core.identity import compute_allotment_id
 from almoner_core.wire import AllotmentState, ErrorCode
 from almoner_ledger import schema
 from almoner_ledger.batching import Batcher
 from almoner_ledger.errors import LedgerError
 from almoner_ledger.leasing import LeasePolicy
 from almoner_ledger.signals import SignalWatch, Sweeper
-from almoner_ledger.store import Verb, command
+from almoner_ledger.store import Command, Verb, command, queries
 from almoner_ledger.store.commands import Expire
 from tests.support.books import DOLLAR, USD, Books, Clock, code, new_id, record, refused
 from tests.support.polling import until_async
@@ -470,6 +471,31 @@ def pays(books: Books, *, budget: int = 1000) -> str:
     return books.active(need={USD: 10}, compute=compute, machine=TERMS)
 
 
+def charge(books: Books, allotment: str, seconds: int, *, sequence: int = 1, until_ms: int | None = None) -> Command:
+    """Charge machine time as the operator does, and ask for more than there is room for."""
+    machine = {"resource_type": "compute", "model": "cpu", "provider": "cluster", "requests": 0}
+    used = record(sequence, seconds * DOLLAR, started_unix_ms=sequence * 1000, **machine)
+    body = wire.AccrueAllotment(
+        operation_id=new_id(),
+        allotment=compute_allotment_id(allotment),
+        records=[used] if seconds else [],
+        hold={USD: 10**6 * DOLLAR},
+        charged_unix_ms=until_ms,
+    )
+    return command(Verb.ACCRUE, body, epoch=books.epoch)
+
+
+def mark(books: Books, allotment: str) -> int:
+    """Until when machine time is charged, as the ledger has it, by its own clock."""
+    (view,) = [
+        each
+        for each in books.store.read(lambda c: queries.open_allotments(c, books.store.now_ms(c), "", 100)).allotments
+        if each.allotment == compute_allotment_id(allotment)
+    ]
+    assert view.paid_span is not None
+    return view.paid_span.since_unix_ms
+
+
 async def ask_paid(books: Books, allotment: str, pod_uid: str = "pod-uid") -> wire.Signals:
     """Ask as a meter does, until what it led to has been done; gives the last answer."""
     batcher = Batcher(books.store)
@@ -505,6 +531,35 @@ def test_the_ledger_holds_more_machine_time_where_the_operator_is_late(books: Bo
     clock.now += 30
     assert asyncio.run(ask_paid(books, allotment)).paid_seconds == 70
     assert books.state().reserved == held, "it is not late yet"
+
+
+def test_a_clock_that_went_back_takes_nothing_of_what_is_held(books: Books, clock: Clock) -> None:
+    """Found by the simulation: an operator that was refused found nothing held any more, and charged nothing more."""
+    allotment = pays(books, budget=130)
+    clock.now += 50
+    books.run_all([charge(books, allotment, 50, until_ms=clock())])
+    assert books.state().reserved == pytest.approx(50 * DOLLAR, abs=100)
+    clock.jumped -= 7200
+    told = asyncio.run(ask_paid(books, allotment))
+    assert (told.paid_seconds, books.state().spent) == (50, 50 * DOLLAR)
+    assert books.state().reserved == pytest.approx(50 * DOLLAR, abs=100)
+
+
+def test_a_mark_of_a_clock_that_went_back_gives_way_once_the_operator_has_heard_it(books: Books, clock: Clock) -> None:
+    """Else no meter would be told of more until the clock is where it was, and all pods would be ended."""
+    allotment = pays(books)
+    clock.now += 10
+    books.run_all([charge(books, allotment, 10, until_ms=clock())])
+    since, before = mark(books, allotment), clock()
+    clock.jumped -= 7200
+    clock.now += 10
+    books.run_all([charge(books, allotment, 10, sequence=2, until_ms=before + 10_000)])
+    assert mark(books, allotment) == since, "reckoned by the clock as it was: nothing is known"
+    clock.now += 10
+    books.run_all([charge(books, allotment, 10, sequence=3, until_ms=clock())])
+    assert mark(books, allotment) == clock()
+    books.run_all([charge(books, allotment, 0, sequence=4, until_ms=clock() - 3000)])
+    assert mark(books, allotment) == clock(), "otherwise it only moves on"
 
 
 def test_without_room_no_more_is_held_and_the_meter_learns_how_little_it_is(books: Books, clock: Clock) -> None:

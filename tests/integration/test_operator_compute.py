@@ -51,6 +51,7 @@ class Ledger:
         self.epoch = books.epoch
         self.away = 0
         self.lose = False
+        self.heard = books.store.read(books.store.now_ms) - self.moment
         self.asked: list[wire.AccrueAllotment] = []
 
     async def accrue(self, item: wire.AccrueAllotment) -> wire.ItemAnswer:
@@ -65,10 +66,22 @@ class Ledger:
         if isinstance(answer, Refused):
             raise LedgerError(answer.code, answer.message)
         assert isinstance(answer, wire.ItemAnswer)
+        assert answer.now_unix_ms is not None
+        self.heard = answer.now_unix_ms - self.moment
         return answer
 
+    async def close(self, item: wire.CloseAllotment) -> wire.ItemAnswer:
+        answer = self.books.run_all([command(Verb.CLOSE, item, epoch=self.epoch)])[0]
+        assert isinstance(answer, wire.ItemAnswer)
+        return answer
+
+    @property
+    def moment(self) -> int:
+        return self.books.clock.now * 1000
+
     def now_ms(self) -> int:
-        return self.books.store.read(self.books.store.now_ms)
+        """The ledger's clock as it was heard last: it may have jumped since."""
+        return self.moment + self.heard
 
     async def open_allotments(self) -> AsyncIterator[wire.AllotmentView]:
         page = self.books.store.read(lambda c: queries.open_allotments(c, self.books.store.now_ms(c), "", 100))
@@ -399,7 +412,7 @@ class Node:
         self.ended: int | None = None
         ledger = site.books.store
         found = ledger.read(lambda c: queries.paid(c, [compute_allotment_id(ALLOTMENT)], ledger.now_ms(c)))
-        self.meter.told(self.clock.now, found[compute_allotment_id(ALLOTMENT)].seconds)
+        self._tell(found[compute_allotment_id(ALLOTMENT)])
 
     def second(self, *, ledger: bool) -> None:
         """Pass a second. `ledger`: whether it answers."""
@@ -413,11 +426,14 @@ class Node:
             # The agent takes the grace period that it is given, and the meter the rest.
             self.ended = self.clock.now - START + 5
 
+    def _tell(self, paid: queries.Paid) -> None:
+        self.meter.told(self.clock.now, paid.seconds, None if paid.span is None else paid.span.model_dump())
+
     def _asks(self) -> None:
         """As SignalWatch answers: told for how long it is paid, and more is held where the operator is late."""
         store, key = self.site.books.store, compute_allotment_id(ALLOTMENT)
         paid = store.read(lambda c: queries.paid(c, [key], store.now_ms(c)))[key]
-        self.meter.told(self.clock.now, paid.seconds)
+        self._tell(paid)
         if paid.late:
             self.site.books.run_all([command(Verb.COVER, Cover(), allotment=key)])
 
@@ -454,6 +470,28 @@ async def test_nothing_is_overspent_while_nobody_acts_for_ten_minutes(
     assert state.spent == node.ended * DOLLAR, "and what was used is charged, to the second"
     assert (state.excess, state.reserved) == (0, 0)
     assert state.spent <= budget * DOLLAR
+
+
+@pytest.mark.parametrize("jump", [-7200, -61, -5, 5, 61, 3600, 86_400])
+async def test_a_databases_clock_that_jumps_ends_no_pod_that_can_be_paid(
+    books: Books, clock: Clock, tmp_path: Path, jump: int
+) -> None:
+    """After a failover, say. Where it went back, no meter was told of more until the clock was where it had been."""
+    site = Site(books, clock, 100_000)
+    await site.at(2)
+    node = Node(site, tmp_path)
+    for second in range(3, 200):
+        if second == 15:
+            clock.jumped = jump
+        node.second(ledger=True)
+        assert not node.meter.over, second
+        await site.at(second)
+        assert node.meter.left <= AHEAD
+    assert site.stops == []
+    site.see_pod(finished=200)
+    await site.ends(201)
+    state = books.state()
+    assert (state.spent, state.reserved, state.excess) == (200 * DOLLAR, 0, 0)
 
 
 async def test_an_operator_that_is_away_for_a_restart_ends_no_pod(books: Books, clock: Clock, tmp_path: Path) -> None:

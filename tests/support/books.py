@@ -75,13 +75,14 @@ def word_of(records: Sequence[UsageRecord], output: wire.LastOutput | None = Non
 
 
 class Clock:
-    """A clock that tests turn."""
+    """A clock that tests turn; the database's own may have jumped."""
 
     def __init__(self, now: int = 1_800_000_000) -> None:
         self.now = now
+        self.jumped = 0
 
     def __call__(self) -> int:
-        return self.now * 1000
+        return (self.now + self.jumped) * 1000
 
 
 def refused(answer: Any) -> LedgerError:

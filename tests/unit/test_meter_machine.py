@@ -68,9 +68,51 @@ def test_a_clock_that_went_back_pays_for_nothing_twice(machine: MachineTime, clo
     # A minute more is held: that counts, and no more than that.
     machine.told(clock.now, 260, {**held, "until_unix_ms": held["until_unix_ms"] + 60_000})
     assert machine.left == 1260 - 1140
-    # The operator has charged, by the clock as it is now: what is held counts from here.
-    machine.told(clock.now, 150, {"since_unix_ms": 10**12 - 3_600_000, "until_unix_ms": 10**12 - 3_450_000})
-    assert machine.left == 150
+    # The operator has charged until two seconds ago, by the clock as it is now: what is held counts from there.
+    machine.told(clock.now, 148, {"since_unix_ms": 10**12 - 3_600_000, "until_unix_ms": 10**12 - 3_450_000})
+    assert machine.left == 148
+
+
+@pytest.mark.parametrize("restarts", [0, 2])
+def test_a_clock_that_went_back_before_the_first_look_pays_from_when_the_meter_began(
+    machine: MachineTime, clock: Clock, tmp_path: Path, restarts: int
+) -> None:
+    """It waited for the ledger, or for its binding; also one that was killed meanwhile and is started again."""
+    machine.recover()
+    clock.now += 70
+    for _ in range(restarts):
+        machine = MachineTime(END, tmp_path, clock)
+        machine.recover()
+    machine.told(clock.now, 200, {"since_unix_ms": 10**12, "until_unix_ms": 10**12 + 200_000})
+    assert machine.left == 130
+
+
+def test_one_that_waited_while_its_pod_was_charged_is_paid_from_the_last_charge(
+    machine: MachineTime, clock: Clock
+) -> None:
+    machine.recover()
+    clock.now += 500
+    machine.told(clock.now, 190, {"since_unix_ms": 10**12, "until_unix_ms": 10**12 + 200_000})
+    assert machine.left == 190
+
+
+def test_a_clock_that_went_back_after_a_charge_pays_by_lengths(machine: MachineTime, clock: Clock) -> None:
+    """A minute was charged and held anew; until the meter asks, half of that is over, and the clock says it is not."""
+    machine.told(1000.0, 195, {"since_unix_ms": 10**12, "until_unix_ms": 10**12 + 200_000})
+    clock.now += 90
+    machine.told(clock.now, 200, {"since_unix_ms": 10**12 + 60_000, "until_unix_ms": 10**12 + 260_000})
+    assert machine.left == 1000 + 195 + 60 - clock.now
+
+
+def test_what_was_told_before_the_node_was_started_anew_is_nothing(
+    machine: MachineTime, clock: Clock, tmp_path: Path
+) -> None:
+    machine.recover()
+    machine.told(clock.now, 200)
+    clock.now = 3.0
+    again = MachineTime(END, tmp_path, clock)
+    again.recover()
+    assert again.over
 
 
 def test_a_ledger_that_does_not_answer_is_named(machine: MachineTime, clock: Clock) -> None:

@@ -333,7 +333,8 @@ class Operator:
                 pod.terminate()
             if waited > START_S and not pod.spending and not pod.lost and not pod.attempt.started:
                 pod.terminate()
-                if await self._close(run.allotment, terminated=False, void=True):
+                # Its machine time is charged once it has ended, and before anything is given back.
+                if not run.costs_machine_time and await self._close(run.allotment, terminated=False, void=True):
                     break
             if since_unreachable > 30.0:
                 # The node does not answer: nobody may spend for it any more once lease and longest call are over.
@@ -346,7 +347,8 @@ class Operator:
         pod = self.world.pod_of(run)
         if run.costs_machine_time:
             await self.charging.finish(run, pod)
-        await self._close(run.allotment, terminated=pod.ended.is_set(), pod=pod)
+        if not await self._close(run.allotment, terminated=pod.ended.is_set(), pod=pod):
+            await self._close(run.allotment, terminated=False, void=True)
         pod.terminate()
         again = run.attempt < run.attempts_max and not run.cancelled and pod.calls_left > 0
         if again:

@@ -48,7 +48,7 @@ def accrue(books: Books, command: Command) -> ItemAnswer:
     if body.machine is not None:
         allotment.machine = body.machine
     if body.charged_unix_ms is not None:
-        allotment.charged_ms = max(min(body.charged_unix_ms, books.now_ms), allotment.charged_ms or 0)
+        compute.note_charged(books, allotment, body.charged_unix_ms)
     if fresh and allotment.state is AllotmentState.OFFERED:
         allotment.state = AllotmentState.ACTIVE
         allotment.activated_ms = books.now_ms

@@ -167,13 +167,25 @@ def _since(allotment: Allotment) -> int:
     return allotment.opened_ms if allotment.charged_ms is None else allotment.charged_ms
 
 
+def note_charged(books: Books, allotment: Allotment, until_ms: int) -> None:
+    """Note until when machine time is charged, as the operator reckons it by this clock as it heard it last.
+
+    Where the clock went back since then, that moment is still to come, and tells nothing. Where it has heard it anew, a
+    mark that is still to come is from before, and gives way; else a mark only moves on.
+    """
+    if until_ms <= books.now_ms:
+        known = _since(allotment)
+        allotment.charged_ms = until_ms if allotment.charged_ms is None or known > books.now_ms else max(until_ms, known)
+
+
 def cover_if_late(books: Books, allotment: Allotment) -> Error | None:
     """Hold more machine time where the operator is late to; gives the error where an account refuses."""
     machine, left = allotment.machine, paid_seconds(books, allotment)
     if not allotment.open or machine is None or left is None or left > machine.late_seconds:
         return None
-    needed = books.now_ms + machine.ahead_seconds * 1000 - _since(allotment)
-    error = hold_anew(books, allotment, hold_nanos(machine.per_hour, needed))
+    # A clock that went back says nothing of what is not charged yet: what is held is never less for it.
+    uncharged = max(0, books.now_ms - _since(allotment))
+    error = hold_anew(books, allotment, hold_nanos(machine.per_hour, uncharged + machine.ahead_seconds * 1000))
     books.touch(allotment)
     return error
 

@@ -6,7 +6,9 @@ starts no call any more and fails the probe of the agent container, so that the 
 paid for, with nobody else's help.
 
 What was told counts from when it was asked for, by the monotonic clock, which a restarted meter shares: the end is kept
-in a file. Boundary: no exchanges; who has asked the ledger tells it here.
+in a file, and when the first meter began. The ledger's own clock may jump: where it reads earlier than the span begins
+that is held for, it cannot say how much of that is over, and this reckons with lengths alone. Boundary: no exchanges;
+who has asked the ledger tells it here.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from almoner_core.environment import PAID_ALWAYS_SECONDS
 logger = logging.getLogger(__name__)
 
 FILE: Final = "paid"
+NOTHING: Final = "-"
 FOREVER: Final = float("inf")
 LOOKS: Final = 3
 """So often the ledger is asked, at least, before what is paid runs out."""
@@ -33,6 +36,7 @@ class MachineTime:
         self._end_seconds = end_seconds
         self._file = folder / FILE
         self._clock = clock
+        self._began = clock()
         self._until: float | None = None  # None: the ledger has said nothing yet
         self._span: tuple[int, int] | None = None
         self._over = False
@@ -46,15 +50,19 @@ class MachineTime:
         return self._end_seconds is not None
 
     def recover(self) -> None:
-        """Take over what an earlier process of this pod was told."""
+        """Take over what an earlier process of this pod was told; the first one notes when it began."""
         if not self.costs:
             return
         try:
-            until, *span = self._file.read_text(encoding="ascii").split()
-            self._until = float(until)
+            began, until, *span = self._file.read_text(encoding="ascii").split()
+            if float(began) > self._clock():
+                raise ValueError("of before the node was started anew")
+            self._until = None if until == NOTHING else float(until)
             self._span = (int(span[0]), int(span[1])) if span else None
+            self._began = float(began)
         except (OSError, ValueError, IndexError):
             self._until = self._span = None
+            self._keep()
 
     def told(self, sent: float, seconds: int | None, span: Mapping[str, int] | None = None) -> None:
         """Note for how long it is paid, counted from when that was asked for; None: nothing was said.
@@ -65,20 +73,27 @@ class MachineTime:
         self._silent_since = None
         if not self.costs or seconds is None:
             return
-        before, known = self._until, self._span
-        self._span = None if span is None else (span["since_unix_ms"], span["until_unix_ms"])
-        if seconds >= PAID_ALWAYS_SECONDS:
-            self._until = FOREVER
-        elif before is None or before == FOREVER:
-            self._until = sent + seconds
-        else:
-            until = sent + seconds
-            if known is not None and self._span is not None and known[0] == self._span[0]:
-                until = min(until, before + max(0, self._span[1] - known[1]) / 1000)
-            # What was promised stays held: a clock that jumped takes nothing back.
-            self._until = max(before, until)
-        if (self._until, self._span) != (before, known):
+        before = (self._until, self._span)
+        fresh = None if span is None else (span["since_unix_ms"], span["until_unix_ms"])
+        self._until = FOREVER if seconds >= PAID_ALWAYS_SECONDS else self._reckoned(sent, seconds, fresh)
+        self._span = fresh
+        if (self._until, self._span) != before:
             self._keep()
+
+    def _reckoned(self, sent: float, seconds: int, span: tuple[int, int] | None) -> float:
+        """Give until when it is paid, by this clock."""
+        until, before, known = sent + seconds, self._until, self._span
+        # The ledger's clock went back to before the span, or the span began this very second.
+        unsure = span is not None and seconds >= (span[1] - span[0]) // 1000
+        if before is None:
+            # The pod is charged from before its first meter began.
+            return min(until, self._began + (span[1] - span[0]) / 1000) if span is not None and unsure else until
+        if before == FOREVER:
+            return until
+        if span is not None and known is not None and (unsure or span[0] == known[0]):
+            until = min(until, before + max(0, span[1] - known[1]) / 1000)
+        # What was promised stays held: a clock that jumped takes nothing back.
+        return max(before, until)
 
     def unanswered(self) -> None:
         """Note that the ledger did not answer."""
@@ -88,7 +103,8 @@ class MachineTime:
     def _keep(self) -> None:
         fresh = self._file.with_name(f"{FILE}.new")
         try:
-            words = [repr(self._until), *(map(str, self._span) if self._span is not None else ())]
+            until = NOTHING if self._until is None else repr(self._until)
+            words = [repr(self._began), until, *(map(str, self._span) if self._span is not None else ())]
             fresh.write_text(" ".join(words), encoding="ascii")
             fresh.replace(self._file)
         except OSError as error:
