@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock, MagicMock
 
 import pytest
 import sqlalchemy as sa
 
 from almoner_core import wire
+from almoner_core.api.execution import AttemptOutcome, FailureReason
 from almoner_core.compute import ComputePrices, Machine
 from almoner_core.identity import allotment_id, compute_allotment_id, pod_name
 from almoner_core.wire import ErrorCode
@@ -19,14 +21,17 @@ from almoner_ledger import schema
 from almoner_ledger.errors import LedgerError as Refused
 from almoner_ledger.store import Verb, command, queries, recall
 from almoner_ledger.store.commands import Cover
+from almoner_operator.attempts import AttemptEnd
 from almoner_operator.cache import Cache
 from almoner_operator.compute import SEEN_SECONDS, MachineTime
+from almoner_operator.context import now
 from almoner_operator.errors import LedgerError, LedgerUnavailableError
 from almoner_operator.machines import PROBE_FAILURES, ComputeSettings
 from almoner_operator.news import DELETED
 from almoner_operator.pods import RunnerSettings
 from almoner_operator.records import Run, parse_pod
 from almoner_operator.scheduling.model import EXECUTION, Requests, Stop, StopCause
+from almoner_operator.settle import Settler
 from almoner_runner.meter.machine import MachineTime as MeterTime
 from tests.support.books import DOLLAR, USD, Books, Clock
 
@@ -77,6 +82,7 @@ class Ledger:
 
     @property
     def moment(self) -> int:
+        assert self.books.clock is not None
         return self.books.clock.now * 1000
 
     def now_ms(self) -> int:
@@ -364,6 +370,26 @@ async def test_what_never_started_is_charged_nothing(books: Books, clock: Clock)
     assert (site.charged, site.held) == ([], 0)
     state = sa.select(schema.allotments.c.state).where(schema.allotments.c.id == compute_allotment_id(ALLOTMENT))
     assert books.store.read(lambda connection: connection.execute(state).scalar_one()) == "void"
+
+
+async def test_a_pod_whose_meter_never_spoke_is_charged_before_anything_is_given_back(site: Site) -> None:
+    """Its agent's image could not be pulled, say: its node had it all the same, and nothing is excess."""
+    writer, events = AsyncMock(), MagicMock()
+    context: Any = SimpleNamespace(
+        cache=site.cache, ledger=site.ledger, events=events, log_tails=MagicMock(), writer=writer, spawn=None
+    )
+    context.log_tails.take.return_value = None
+    context.settings = SimpleNamespace(settle_seconds=0)
+    site.see_pod(finished=7)
+    site.clock.now = START + 9
+    site.run.end = AttemptEnd(AttemptOutcome.FAILED, FailureReason.IMAGE_PULL_FAILED, "", finished=now())
+    await Settler(context, site.machines)._settle(site.run)
+    assert site.charged == [(0, 7)]
+    state = site.books.state()
+    assert (state.spent, state.reserved, state.excess) == (7 * DOLLAR, 0, 0)
+    table = schema.allotments
+    states = site.books.store.read(lambda c: dict(c.execute(sa.select(table.c.id, table.c.state)).all()))
+    assert states == {ALLOTMENT: "void", compute_allotment_id(ALLOTMENT): "closed"}
 
 
 async def test_what_the_ledger_has_closed_is_charged_no_more(site: Site) -> None:

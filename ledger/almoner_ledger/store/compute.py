@@ -174,8 +174,8 @@ def note_charged(books: Books, allotment: Allotment, until_ms: int) -> None:
     mark that is still to come is from before, and gives way; else a mark only moves on.
     """
     if until_ms <= books.now_ms:
-        known = _since(allotment)
-        allotment.charged_ms = until_ms if allotment.charged_ms is None or known > books.now_ms else max(until_ms, known)
+        known = allotment.charged_ms
+        allotment.charged_ms = until_ms if known is None or known > books.now_ms else max(until_ms, known)
 
 
 def cover_if_late(books: Books, allotment: Allotment) -> Error | None:
