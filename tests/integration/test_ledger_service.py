@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from almoner_dev.controlplane import ControlPlane
 
 MINE, OTHER = "pod-mine", "pod-other"
+STRANGE = "00000000-0000-4000-8000-000000000000"
+"""An allotment nobody opened: a constant, since it is in the names of tests, which every worker must find alike."""
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +124,7 @@ def test_the_whole_road_over_http(service: LedgerService, epoch: int) -> None:
         ("POST", "/v1/epochs", {"operation_id": new_id(), "holder": "h"}, None, 401, "unauthenticated", None),
         (
             "POST",
-            f"/v1/allotments/{new_id()}/activate",
+            f"/v1/allotments/{STRANGE}/activate",
             {"operation_id": new_id()},
             MINE,
             404,
@@ -130,7 +132,7 @@ def test_the_whole_road_over_http(service: LedgerService, epoch: int) -> None:
             "allotment",
         ),
         ("POST", "/v1/allotments/short/activate", {"operation_id": new_id()}, MINE, 400, "invalid", "id"),
-        ("POST", f"/v1/allotments/{new_id()}/activate", {"operation_id": new_id()}, "op", 403, "forbidden", None),
+        ("POST", f"/v1/allotments/{STRANGE}/activate", {"operation_id": new_id()}, "op", 403, "forbidden", None),
         ("GET", "/v1/costs?by=colour", None, READER, 400, "invalid", "by"),
         ("GET", "/v1/costs?from=yesterday", None, READER, 400, "invalid", "from"),
         ("GET", "/v1/costs?until=2026-01-01", None, READER, 400, "invalid", "until"),
