@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from almoner_dev import gobuild, releases
+from almoner_dev import gobuild, golang, releases
 from almoner_dev.cache import COMPONENTS, Say, cache_root, missing_in, only_one, say
 
 
@@ -94,7 +94,7 @@ def _from_releases(names: Sequence[str], environ: Mapping[str, str], reasons: li
 def _from_build(names: Sequence[str], environ: Mapping[str, str], reasons: list[str], tell: Say) -> Binaries:
     try:
         directory = gobuild.build(cache_root(environ), environ=environ, tell=tell)
-    except gobuild.CannotBuild as error:
+    except golang.CannotBuild as error:
         listed = "".join(f"\n  - {reason}" for reason in [*reasons, *(f"a Go build: {r}" for r in error.reasons)])
         raise BinariesMissing(
             f"No control plane binaries ({', '.join(names)}), and none can be made here:{listed}"

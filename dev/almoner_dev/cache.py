@@ -31,10 +31,10 @@ def say(message: str) -> None:
     print(f"[almoner] {message}", file=sys.stderr, flush=True)
 
 
-def cache_root(environ: Mapping[str, str] = os.environ) -> Path:
-    """Returns the folder in which binaries are kept between runs."""
+def cache_root(environ: Mapping[str, str] = os.environ, what: str = "controlplane") -> Path:
+    """Returns the folder in which binaries (or whatever `what` names) are kept between runs."""
     base = environ.get("XDG_CACHE_HOME") or str(Path(environ.get("HOME", "~")).expanduser() / ".cache")
-    return Path(base) / "almoner" / "controlplane"
+    return Path(base) / "almoner" / what
 
 
 def platform_name() -> str:

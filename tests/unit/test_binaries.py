@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from almoner_dev import binaries, cache, gobuild, releases
+from almoner_dev import binaries, cache, gobuild, golang, releases
 from almoner_dev.binaries import BinariesMissing
 from almoner_dev.cache import COMPONENTS
-from almoner_dev.gobuild import CannotBuild, Machine
+from almoner_dev.golang import CannotBuild, Machine
 from almoner_dev.releases import NotAvailable
 
 NO_RELEASES = {"ALMONER_DOWNLOADS": "never"}
@@ -179,7 +179,7 @@ GOOD = Machine(go="go version go1.26.1 linux/amd64", go_toolchain="local", disk_
     ],
 )
 def test_a_machine_that_cannot_build_is_told_why_and_what_to_do(change: dict[str, object], words: list[str]) -> None:
-    (reason,) = gobuild.refusals(dataclasses.replace(GOOD, **change))  # type: ignore[arg-type]
+    (reason,) = golang.refusals(dataclasses.replace(GOOD, **change))  # type: ignore[arg-type]
     assert [word for word in words if word not in reason] == []
 
 
@@ -194,12 +194,12 @@ def test_a_machine_that_cannot_build_is_told_why_and_what_to_do(change: dict[str
     ],
 )
 def test_a_machine_that_can_build_is_not_refused(change: dict[str, object]) -> None:
-    assert gobuild.refusals(dataclasses.replace(GOOD, **change)) == []  # type: ignore[arg-type]
+    assert golang.refusals(dataclasses.replace(GOOD, **change)) == []  # type: ignore[arg-type]
 
 
 def test_everything_that_lacks_is_said_at_once() -> None:
     poor = Machine(go=None, go_toolchain="", disk_gb=1, memory_gb=1, scratch=Path("/t"))
-    assert len(gobuild.refusals(poor)) == 3
+    assert len(golang.refusals(poor)) == 3
 
 
 def test_an_old_go_stops_the_build_before_it_begins(tmp_path: Path) -> None:
