@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+from almoner_core import log_lines
 from almoner_core.environment import LEASE_SECONDS, SILENCE_SECONDS
 from almoner_ledger import commands
 
@@ -82,6 +83,9 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     # For tests of what happens at a window's end: a file with the seconds by which the ledger's clock is ahead.
     parser.add_argument("--clock-ahead-file", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    parser.add_argument(
+        "--log-format", choices=log_lines.STYLES, default="json", help="of log lines, on standard error (default: json)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -128,12 +132,9 @@ def _serve(arguments: argparse.Namespace) -> int:
     from almoner_ledger.database import check_file
     from almoner_ledger.leasing import LeasePolicy
 
-    logging.basicConfig(
-        level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
-    )
+    log_lines.configure(arguments.log_level, arguments.log_format)
     for handler in logging.getLogger().handlers:
         handler.addFilter(quiet.Quiet())
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     policy = auth.Policy(
         operators=frozenset(arguments.operator_user or [auth.OPERATOR_USER]),
         reader_users=frozenset(arguments.reader_user),

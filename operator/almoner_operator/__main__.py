@@ -11,11 +11,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from almoner_core import log_lines
 from almoner_core.compute import ComputePrices
 from almoner_core.quantity import millicores, whole
 from almoner_operator.context import OperatorSettings
 from almoner_operator.credentials import CredentialsError
-from almoner_operator.logs import configure
 from almoner_operator.machines import ComputeSettings
 from almoner_operator.pods import NO_MESH, RunnerSettings
 from almoner_operator.scheduling.model import RequireBudget
@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     option("--api-rate", "ALMONER_API_RATE", "most requests a second to the API server", "1000", type=float)
     option("--api-concurrent", "ALMONER_API_CONCURRENT", "most requests at once to the API server", "48", type=int)
     option("--log-level", "ALMONER_LOG_LEVEL", "debug, info, warning or error", "info")
-    option("--log-format", "ALMONER_LOG_FORMAT", "of log lines", "json", choices=["json", "text"])
+    option("--log-format", "ALMONER_LOG_FORMAT", "of log lines", "json", choices=log_lines.STYLES)
     return made
 
 
@@ -239,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the operator until it is told to stop."""
     arguments = parser().parse_args(argv)
     settings = settings_of(arguments)
-    configure(arguments.log_level, arguments.log_format)
+    log_lines.configure(arguments.log_level, arguments.log_format)
     # Imported late: --help need not wait for kopf.
     from almoner_operator.app import Operator  # noqa: PLC0415
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 
+from almoner_core import log_lines
 from almoner_runner.meter.config import ConfigError
 
 
 def main() -> int:
     """Run until SIGTERM; 0 where everything was settled, 78 (EX_CONFIG) where the configuration cannot be used."""
-    logging.basicConfig(
-        level=os.environ.get("ALMONER_LOG_LEVEL", "INFO"), format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
     # Here, because importing the server is most of the start, and --help needs none of it.
     from almoner_runner.meter.lifecycle import Settings, run  # noqa: PLC0415
 
@@ -28,6 +25,19 @@ def main() -> int:
     except ConfigError as error:
         print(f"almoner-meter: {error}", file=sys.stderr)
         return 78
+    config = settings.config
+    log_lines.configure(
+        os.environ.get("ALMONER_LOG_LEVEL", "info"),
+        os.environ.get("ALMONER_LOG_FORMAT", "json"),
+        fields={
+            "namespace": config.execution_namespace,
+            "run": config.execution_name,
+            "kind": config.kind,
+            "attempt": config.attempt,
+            "allotment": config.allotment,
+            "trace_id": log_lines.trace_id(config.allotment),
+        },
+    )
     return run(settings)
 
 
