@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -253,9 +254,11 @@ class Stack:
         try:
             with urllib.request.urlopen(f"{self.health_url}/readyz", timeout=2) as answer:
                 state: dict[str, Any] = json.load(answer)
-                return state
+        except urllib.error.HTTPError as error:
+            state = json.load(error)  # Not ready, and it says why.
         except (OSError, ValueError):
             return {}
+        return state
 
     def stop_operator(self) -> int | None:
         """Stop the operator as Kubernetes would (SIGTERM); gives its exit code."""

@@ -32,7 +32,7 @@ from almoner_core.api.runner import Runner
 from almoner_core.api.training_job import TrainingJobSpec
 from almoner_core.contract import EXTRA_FIRST_NEED
 from almoner_core.identity import allotment_id, operation_id, pod_proof
-from almoner_operator import demand, failpoints, metrics, outcome, providers, rates, tool_providers
+from almoner_operator import demand, failpoints, metrics, milestones, outcome, providers, rates, tool_providers
 from almoner_operator.additions import plus, requests_of_pod
 from almoner_operator.admitted import Admitted
 from almoner_operator.agents import AgentFacts, ProviderFacts, ToolProviderFacts, runner_secrets_verdict
@@ -233,7 +233,7 @@ class Admitter:
             await self._void(plan.attempt, "deleted")
             return
         context.cache.count_run(run)
-        metrics.ADMISSIONS.inc()
+        milestones.admitted(context.events, run, plan.attempt, admission.quotas, now())
         failpoints.hit(failpoints.AFTER_STATUS)
         try:
             await self._start(run, plan.attempt, plan.pod)
@@ -492,6 +492,7 @@ class Admitter:
             await self._unadmit(run, attempt, message, reason=WaitReason.POD_REFUSED)
             return
         run.made = (attempt.number, made.uid)
+        milestones.pod_created(run, attempt, made.uid)
         failpoints.hit(failpoints.AFTER_POD)
         await self._take_up(run, attempt, made)
 
@@ -617,6 +618,7 @@ class Admitter:
             self._has_run(run, attempt)
             return
         run.status = outcome.unadmitted(run, Wait(reason, message), now())
+        milestones.put_off(run, str(reason), message)
         run.next_attempt = attempt.number + 1
         self._context.cache.hold(run, reason, message, seconds=seconds)
         self._context.cache.count_run(run)
@@ -655,6 +657,7 @@ class Admitter:
         """It can never run as it is."""
         context = self._context
         run.status = outcome.rejected(run, message, now(), reason)
+        milestones.refused(run, reason, message)
         context.events.tell(*run.key, reason=str(reason), note=message, warning=True)
         context.cache.count_run(run)
         context.cache.review.add(run.key.uid)

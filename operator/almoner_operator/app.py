@@ -21,7 +21,7 @@ from uuid import uuid4
 
 import kopf
 
-from almoner_operator import credentials, deep_json, demand, metrics, news, sync
+from almoner_operator import credentials, deep_json, demand, live_metrics, metrics, news, sync
 from almoner_operator.accounts import Accounts
 from almoner_operator.admit import Admitter
 from almoner_operator.cache import Cache
@@ -82,6 +82,7 @@ class Operator:
                     identity=identity,
                     seconds=settings.lease_seconds,
                 )
+                self._health.heard = leader.unheard
                 if not await self._unless_stopped(leader.acquire()):
                     return
                 try:
@@ -167,6 +168,7 @@ class Operator:
                 cache.forget_run(target.uid)
 
         sync.count_live(cache)
+        live_metrics.register(cache)
         observers = {resource: observe for resource, _, observe in sync.observers(cache)}
 
         def seen(target: Target, raw: Mapping[str, Any]) -> None:
@@ -191,15 +193,29 @@ class Operator:
     async def _prepare(self, context: Context, leader: Leader, parts: _Parts) -> None:
         """Take an epoch, fill the cache, compare with the ledger; as long as that takes."""
         operation = str(uuid4())
-        await _until_done(
-            lambda: context.ledger.take_epoch(operation_id=operation, holder=leader.identity), "taking an epoch"
+        ledger, client = context.ledger, context.client
+        await self._until_done(
+            lambda: ledger.take_epoch(operation_id=operation, holder=leader.identity), "taking an epoch in the ledger"
         )
-        log.info("epoch %d", context.ledger.epoch)
-        await _until_done(lambda: sync.wait_served(context.client), "looking for the CRDs")
-        await _until_done(lambda: sync.fill(context), "filling the cache")
-        await _until_done(parts.lifecycle.reconcile, "comparing with the ledger")
+        log.info("epoch %d", ledger.epoch)
+        await self._until_done(lambda: sync.wait_served(client), "looking for the CRDs")
+        await self._until_done(lambda: sync.fill(context), "filling the cache")
+        await self._until_done(parts.lifecycle.reconcile, "comparing with the ledger")
         context.cache.set_ledger_ready(True)
         await parts.observer.judge()
+
+    async def _until_done(self, work: Any, what: str) -> None:
+        """Do some work, as often as that takes; meanwhile the probe says what is waited for."""
+        self._health.waiting_for, said = what, False
+        while True:
+            try:
+                await work()
+                return
+            except (ApiError, LedgerError) as error:
+                self._health.waiting_for = f"{what}: {error}"
+                (log.debug if said else log.warning)("%s: %s; trying again", what, error)
+                said = True
+                await asyncio.sleep(RETRY_SECONDS)
 
     async def _watch(self, access: credentials.Credentials, cache: Cache) -> tuple[asyncio.Task[None], asyncio.Event]:
         """Start kopf's watches."""
@@ -308,18 +324,6 @@ class _NoDiffBase(kopf.DiffBaseStorage):
 
 async def _run_kopf(tasks: Any) -> None:
     await kopf.run_tasks(tasks, ignored=asyncio.all_tasks() - set(tasks))
-
-
-async def _until_done(work: Any, what: str) -> None:
-    said = False
-    while True:
-        try:
-            await work()
-            return
-        except (ApiError, LedgerError) as error:
-            (log.debug if said else log.warning)("%s: %s; trying again", what, error)
-            said = True
-            await asyncio.sleep(RETRY_SECONDS)
 
 
 def _standing_still(loop: Loop) -> str:

@@ -1,7 +1,8 @@
 """Probes and metrics: /healthz and /readyz on one port, /metrics on another (0 switches one off).
 
-A process that stands by is healthy and ready: it is there to take over. One that leads is unhealthy when its loop
-stands still.
+A process that stands by is healthy, and ready while it hears the API server: it is there to take over. One that leads
+is ready once it has everything in its cache and has agreed with the ledger; it is unhealthy when its loop stands still.
+What is not in order is in the answer's `problem`, for people.
 """
 
 from __future__ import annotations
@@ -21,6 +22,18 @@ class Health:
     synced: bool = False
     alive: Callable[[], str] = lambda: ""
     ledger: Callable[[], bool] = lambda: False
+    heard: Callable[[], str] = lambda: ""
+    """What is wrong with how a process that stands by hears the API server; empty where nothing is."""
+    waiting_for: str = "the election"
+    """What a process that leads, and is not synced, waits for."""
+
+    def problem(self) -> str:
+        """Say why it is not ready, or an empty text."""
+        if not self.leader:
+            return self.heard()
+        if not self.synced:
+            return f"leads, and is not ready yet: {self.waiting_for}"
+        return self.alive()
 
 
 class HealthServer:
@@ -61,7 +74,17 @@ class HealthServer:
 
     async def _readyz(self, _: web.Request) -> web.Response:
         health = self._health
-        return web.json_response({"leader": health.leader, "synced": health.synced, "ledger": health.ledger()})
+        problem = health.problem()
+        return web.json_response(
+            {
+                "ok": not problem,
+                "problem": problem,
+                "leader": health.leader,
+                "synced": health.synced,
+                "ledger": health.ledger(),
+            },
+            status=503 if problem else 200,
+        )
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})

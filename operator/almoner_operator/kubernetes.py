@@ -262,6 +262,19 @@ class KubernetesClient:
         )
         return str((patched.get("metadata") or {}).get("resourceVersion", ""))
 
+    async def merge(
+        self, resource: Resource, namespace: str, name: str, body: Mapping[str, Any], *, rank: Rank
+    ) -> None:
+        """Merge into an object, whatever its version. Raises NotFoundError when it is gone."""
+        await self._request(
+            "PATCH",
+            resource.path(namespace, name),
+            rank=rank,
+            body=body,
+            query={"fieldManager": FIELD_MANAGER},
+            headers={"Accept": METADATA_ONLY, "Content-Type": MERGE_PATCH},
+        )
+
     async def replace(self, resource: Resource, namespace: str, name: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Replace an object; the resourceVersion in `body` must still be current, or ConflictError is raised."""
         return await self._request("PUT", resource.path(namespace, name), rank=Rank.LEASE, body=body)

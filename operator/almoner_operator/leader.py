@@ -47,20 +47,31 @@ class Leader:
         self._renewed_at = 0.0
         self._record: dict[str, Any] = {}
         self._seen: tuple[str, float] = ("", 0.0)
+        self._heard_at: float | None = None
+        self._trouble = "the API server has not answered yet"
 
     def certain(self) -> bool:
         """Say whether this process surely still leads, by its own monotonic clock."""
         return time.monotonic() - self._renewed_at < self._seconds
+
+    def unheard(self) -> str:
+        """Say what is wrong where the API server was not heard for two leases; empty where it was."""
+        if self._heard_at is not None and time.monotonic() - self._heard_at < 2 * self._seconds:
+            return ""
+        return f"cannot take part in the election: {self._trouble}"
 
     async def acquire(self) -> None:
         """Return once this process leads."""
         waiting_said = False
         while True:
             try:
-                if await self._try_acquire():
+                leads = await self._try_acquire()
+                self._heard_at = time.monotonic()
+                if leads:
                     log.info("this process leads", extra={"identity": self.identity})
                     return
             except ApiError as error:
+                self._trouble = str(error)
                 log.warning("cannot take part in the election: %s", error)
                 await asyncio.sleep(RETRY_SECONDS * 4)
             if not waiting_said:

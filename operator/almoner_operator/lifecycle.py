@@ -26,7 +26,7 @@ from almoner_core.api.execution import (
     WaitReason,
 )
 from almoner_core.identity import allotment_id, pod_name
-from almoner_operator import apart, demand, outcome, windows
+from almoner_operator import apart, demand, milestones, outcome, windows
 from almoner_operator.admit import Admitter
 from almoner_operator.attempts import (
     REASONS,
@@ -291,6 +291,7 @@ class Lifecycle:
             self._resume(run)
         if started is not None and run.status.phase is not ExecutionPhase.RUNNING and run.stop is None:
             run.status = outcome.running(run, pod.uid, started, moment)
+            milestones.started(self._context.events, run, started)
             self._context.cache.count_run(run)
             self._context.writer.mark(run_target(run), Rank.STATUS, delay=COALESCE_SECONDS / 3)
         elif started is not None and end is None and run.stop is None:
@@ -344,6 +345,7 @@ class Lifecycle:
             return  # How it ended stands; its pod is about to end.
         run.stop = decided.cause
         run.status = outcome.stopping(run, decided.cause, decided.message, now())
+        milestones.stopping(run, decided.cause, decided.message)
         self._context.events.tell(*run.key, reason=decided.cause.value, note=decided.message)
         self._context.cache.touch(run)
         self._context.spawn(self._stop(run), f"stop {run.key.namespace}/{run.key.name}")
@@ -394,6 +396,7 @@ class Lifecycle:
         if run is None or run.admitting or run.settling or run.attempt is not None:
             return
         run.status = outcome.rejected(run, decided.message, now(), decided.reason)
+        milestones.refused(run, decided.reason, decided.message)
         self._context.events.tell(*run.key, reason=str(decided.reason), note=decided.message, warning=True)
         self._ended(run)
 

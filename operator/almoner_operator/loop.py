@@ -15,7 +15,7 @@ from typing import Final
 
 from almoner_core.api.execution import WaitReason
 from almoner_core.text import short
-from almoner_operator import apart, metrics, outcome
+from almoner_operator import apart, metrics, milestones, outcome
 from almoner_operator.accounts import Accounts
 from almoner_operator.admit import Admitter
 from almoner_operator.admitted import Admitted
@@ -97,8 +97,6 @@ class Loop:
         self._swept |= decisions.changed
         if decisions.changed:
             self._sweep_wake.set()
-        metrics.RUNNING.set(self._running(decisions))
-        metrics.QUEUE_DEPTH.set(sum(len(each.waiting) for each in decisions.namespaces.values()))
         metrics.ROUND_SECONDS.observe(time.perf_counter() - started)
 
     def _carry_out(self, decisions: Decisions) -> None:
@@ -131,15 +129,6 @@ class Loop:
     def _admitted(self, _: object) -> None:
         self._admitting -= 1
         self.wake()
-
-    @staticmethod
-    def _running(decisions: Decisions) -> int:
-        return sum(
-            use.executions + use.training_jobs
-            for each in decisions.namespaces.values()
-            for uses in each.use.values()
-            for use in uses
-        )
 
     # -- why the rest waits --------------------------------------------------------------------------
 
@@ -199,6 +188,8 @@ class Loop:
         if wait.reason is WaitReason.BACKOFF and queue is not None and self._reason_said(run) == wait.reason:
             return  # Said at the end of the attempt, with the time.
         run.position_at = tick
+        if first or self._reason_said(run) != wait.reason:
+            milestones.waits(run, wait)
         run.status = outcome.waiting(run, wait, quotas, moment)
         self._context.cache.count_run(run)
         self._context.writer.mark(run_target(run), Rank.BACKGROUND)

@@ -1,4 +1,4 @@
-"""What Prometheus may know about the operator. Labels are bounded: of all objects only quotas with alerts are named."""
+"""What Prometheus may know about the operator. Labels are bounded: so many namespaces are named, and no runs."""
 
 from __future__ import annotations
 
@@ -6,14 +6,36 @@ from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from almoner_core.bounded import Bounded
+
 _FAST: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
-QUEUE_DEPTH: Final = Gauge("almoner_queue_depth", "Executions and jobs that wait.")
-RUNNING: Final = Gauge("almoner_running", "Executions and jobs that are admitted and have not ended.")
+_WAITS: Final = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 4 * 3600.0, 24 * 3600.0)
+NAMESPACES_MAX: Final = 500
+"""Namespaces that have series of their own; those met later share the label `other`."""
+bounded: Final = Bounded(NAMESPACES_MAX)
+
 KNOWN: Final = Gauge("almoner_known_objects", "Objects in the operator's cache.", ["kind"])
-ADMISSIONS: Final = Counter("almoner_admissions_total", "Attempts admitted.")
+# Names as Kueue's, where the meaning is the same.
+ADMITTED: Final = Counter("almoner_admitted_workloads_total", "Attempts admitted.", ["namespace"])
+ADMISSION_WAIT_SECONDS: Final = Histogram(
+    "almoner_admission_wait_time_seconds",
+    "Time from the creation of an Execution or TrainingJob to its first admission.",
+    ["namespace"],
+    buckets=_WAITS,
+)
 ADMISSION_FAILURES: Final = Counter("almoner_admission_failures_total", "Admissions undone, by reason.", ["reason"])
-FINISHED: Final = Counter("almoner_finished_total", "Executions and jobs that ended, by phase.", ["phase"])
+FINISHED: Final = Counter(
+    "almoner_finished_workloads_total",
+    "Executions and jobs that ended, by phase and, where they failed, reason.",
+    ["namespace", "phase", "reason"],
+)
+RUN_SECONDS: Final = Histogram(
+    "almoner_run_duration_seconds",
+    "Time from the start of the first attempt to the end of an Execution or TrainingJob.",
+    ["namespace", "phase"],
+    buckets=_WAITS,
+)
 DECIDE_SECONDS: Final = Histogram("almoner_decide_seconds", "Time to decide on one snapshot.", buckets=_FAST)
 ROUND_SECONDS: Final = Histogram("almoner_round_seconds", "Time of one round of the scheduling loop.", buckets=_FAST)
 PATCHES: Final = Counter("almoner_status_patches_total", "Status patches sent.", ["kind"])

@@ -20,7 +20,7 @@ from almoner_core.api.execution import TERMINAL_PHASES, AttemptOutcome, Executio
 from almoner_core.api.training_job import TrainingJobStatus
 from almoner_core.identity import operation_id
 from almoner_core.last_word import MeterWord
-from almoner_operator import apart, failpoints, last_words, metrics, outcome, rates
+from almoner_operator import apart, failpoints, last_words, milestones, outcome, rates
 from almoner_operator.attempts import seen_to_end
 from almoner_operator.compute import MachineTime
 from almoner_operator.context import Context, now, run_target
@@ -88,6 +88,7 @@ class Settler:
             run.status = outcome.ended(run, end, now(), told, log_tail)
             if run.totals is not None:
                 run.status = outcome.with_totals(run.status, run.totals, now(), planned=outcome.planned_steps(run.spec))
+            milestones.attempt_ended(run, attempt, end)
             run.end, run.early, run.stop, run.timed_out = None, None, None, False
             run.pod_missing_since = None
             run.backoff_until = outcome.backoff_of(run)
@@ -206,7 +207,7 @@ class Settler:
                 log.warning("the end of %s/%s is not written yet: %s", run.key.namespace, run.key.name, error)
                 await asyncio.sleep(WRITE_RETRY_SECONDS)
         failpoints.hit(failpoints.AFTER_STATUS_FINAL)
-        metrics.FINISHED.labels(str(run.status.phase)).inc()
+        milestones.ended(context.events, run)
         if written:
             context.cache.finish(run)
 
