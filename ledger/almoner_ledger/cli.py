@@ -43,6 +43,13 @@ def _add_database(parser: argparse.ArgumentParser) -> None:
 def _add_serve(parser: argparse.ArgumentParser) -> None:
     _add_database(parser)
     parser.add_argument("--listen", default=DEFAULT_LISTEN, metavar="HOST:PORT", help=f"default: {DEFAULT_LISTEN}")
+    parser.add_argument(
+        "--metrics-listen",
+        default="",
+        metavar="HOST:PORT",
+        help="serve /metrics there, and no longer beside the API, where every pod that may reach the ledger could read "
+        "who spends what (default: beside the API)",
+    )
     parser.add_argument("--kubeconfig", type=Path, help="how to reach the API server; in a pod: its service account")
     parser.add_argument(
         "--operator-user",
@@ -154,6 +161,9 @@ def _serve(arguments: argparse.Namespace) -> int:
         patience_seconds=arguments.database_patience,
         lease=LeasePolicy(arguments.lease_seconds, arguments.silence_seconds),
         clock_ahead_file=arguments.clock_ahead_file,
+        metrics_at=serving.split_address(arguments.metrics_listen, "--metrics-listen")
+        if arguments.metrics_listen
+        else None,
     )
     return 0
 

@@ -60,13 +60,17 @@ NO_ALLOTMENT: Final = "00000000-0000-0000-0000-000000000000"
 """Stands in the answer to an item that named none."""
 READY_SECONDS: Final = 2.0
 JSON: Final = "application/json"
+METRICS: Final = "/metrics"
 
 
 class Service:
     """The ledger's HTTP application over a store."""
 
-    def __init__(self, store: Store, authenticator: Authenticator, *, version: str = "0") -> None:
+    def __init__(
+        self, store: Store, authenticator: Authenticator, *, version: str = "0", with_metrics: bool = True
+    ) -> None:
         self.store = store
+        self._with_metrics = with_metrics
         self.authenticator = authenticator
         self.version = version
         self.people = People(store)
@@ -78,9 +82,18 @@ class Service:
         app = web.Application(client_max_size=0)
         app.cleanup_ctx.append(self._running)
         for route in ROUTES:
+            if route.path == METRICS and not self._with_metrics:
+                continue
             app.router.add_route(route.method, route.path, functools.partial(self._serve, route))
         # What fits no route is refused by name as well.
         app.router.add_route("*", "/{rest:.*}", self._unknown)
+        return app
+
+    def metrics_application(self) -> web.Application:
+        """Make an application of /metrics alone, for a port that agents do not reach."""
+        app = web.Application(client_max_size=0)
+        route = next(each for each in ROUTES if each.path == METRICS)
+        app.router.add_route(route.method, route.path, functools.partial(self._serve, route))
         return app
 
     async def _running(self, _: web.Application) -> Any:

@@ -30,11 +30,11 @@ SHUTDOWN_SECONDS = 20.0
 SWITCH_SECONDS = 0.0005
 
 
-def split_address(text: str) -> tuple[str, int]:
+def split_address(text: str, flag: str = "--listen") -> tuple[str, int]:
     """Read HOST:PORT; an IPv6 host stands in brackets. Raises ValueError."""
     host, _, port = text.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65_535:
-        raise ValueError(f"--listen: {text!r} is no HOST:PORT")
+        raise ValueError(f"{flag}: {text!r} is no HOST:PORT")
     return host.strip("[]"), int(port)
 
 
@@ -50,10 +50,20 @@ def authenticator(kubeconfig: Path | None, static_tokens: Path | None, policy: P
 
 
 async def serve(
-    store: Store, judge: Authenticator, host: str, port: int, *, seal_seconds: float = SEAL_SECONDS
+    store: Store,
+    judge: Authenticator,
+    host: str,
+    port: int,
+    *,
+    seal_seconds: float = SEAL_SECONDS,
+    metrics_at: tuple[str, int] | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; then refuse new requests, finish those that run, and return."""
-    service = Service(store, judge, version=version("almoner"))
+    """Serve until SIGTERM or SIGINT; then refuse new requests, finish those that run, and return.
+
+    `metrics_at`: host and port of /metrics, which are then not served beside the API.
+    """
+    service = Service(store, judge, version=version("almoner"), with_metrics=metrics_at is None)
+    machines = await _serve_metrics(service, *metrics_at) if metrics_at is not None else None
     application = service.application()
     application.cleanup_ctx.append(Maintenance(store, seal_seconds=seal_seconds).running)
     doors = Doors()
@@ -77,6 +87,17 @@ async def serve(
     service.stopping.set()
     await service.watch.close()
     await runner.cleanup()
+    if machines is not None:
+        await machines.cleanup()
+
+
+async def _serve_metrics(service: Service, host: str, port: int) -> web.AppRunner:
+    """Serve /metrics alone. Raises OSError where the port is taken."""
+    runner = web.AppRunner(service.metrics_application(), access_log=None, handle_signals=False)
+    await runner.setup()
+    await web.TCPSite(runner, host, port, reuse_address=True).start()
+    log.info("metrics are at %s:%d", host, port)
+    return runner
 
 
 def _ahead_ms(file: Path) -> int:
@@ -94,6 +115,7 @@ def run(
     lease: LeasePolicy | None = None,
     clock_ahead_file: Path | None = None,
     seal_seconds: float = SEAL_SECONDS,
+    metrics_at: tuple[str, int] | None = None,
 ) -> None:
     """Open the database, migrate it unless told not to, and serve.
 
@@ -109,7 +131,7 @@ def run(
         # would wait that long each time for the thread that serves requests to let go of the interpreter.
         sys.setswitchinterval(SWITCH_SECONDS)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(serve(store, judge, host, port, seal_seconds=seal_seconds))
+            runner.run(serve(store, judge, host, port, seal_seconds=seal_seconds, metrics_at=metrics_at))
     finally:
         database.dispose()
 

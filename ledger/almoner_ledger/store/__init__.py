@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 from sqlalchemy import exc
 from sqlalchemy.engine import Connection
 
-from almoner_ledger import migrations
+from almoner_ledger import migrations, usage_metrics
 from almoner_ledger.database import Database
 from almoner_ledger.leasing import LeasePolicy
 from almoner_ledger.store import calendars, leases
@@ -77,10 +77,12 @@ class Store:
         return self._transaction(commands)
 
     def _transaction(self, commands: Sequence[Command]) -> list[Answer]:
-        return self.database.write(
+        ran = self.database.write(
             lambda connection: run(connection, commands, self.now_ms(connection, by_index=True), self.lease),
             by_index=True,
         )
+        usage_metrics.count(ran.posted)
+        return ran.answers
 
     def read(self, query: Callable[[Connection], T]) -> T:
         """Run a query in a transaction that only reads."""

@@ -7,8 +7,8 @@ replica), the group is rolled back and its commands run one by one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy.engine import Connection
 
@@ -20,6 +20,7 @@ from almoner_ledger.store.books import Books, StoredOperation
 from almoner_ledger.store.commands import ANSWERS, Command, Verb
 from almoner_ledger.store.flushing import flush
 from almoner_ledger.store.loading import load
+from almoner_ledger.usage_metrics import Posted
 
 Answer = WireModel | LedgerError
 
@@ -49,13 +50,25 @@ class PoisonedError(Exception):
     """A command refused after it had changed the books in hand: the group has to be run one by one."""
 
 
-def run(connection: Connection, commands: Sequence[Command], now_ms: int, lease: LeasePolicy) -> list[Answer]:
+class Ran(NamedTuple):
+    """The answers to commands, in order, and the entries that they wrote."""
+
+    answers: list[Answer]
+    posted: list[Posted]
+
+
+def run(connection: Connection, commands: Sequence[Command], now_ms: int, lease: LeasePolicy) -> Ran:
     """Decide the commands in order and write what they changed. Raises PoisonedError; the caller rolls back."""
     books = load(connection, commands, now_ms)
     books.lease = lease
     answers = [_decide(books, each) for each in commands]
     flush(books)
-    return answers
+    return Ran(answers, [_posted(books, row) for row in books.new_records])
+
+
+def _posted(books: Books, row: Mapping[str, Any]) -> Posted:
+    ref = books.allotments[row["allotment_id"]].execution
+    return Posted(ref.namespace, ref.agent, row)
 
 
 def _decide(books: Books, command: Command) -> Answer:
