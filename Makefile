@@ -15,10 +15,10 @@ PYTEST_FLAGS ?=
 # Tests wait more than they work: three workers keep two cores busy. Benchmarks run alone, after them.
 JOBS ?= 3
 
-.PHONY: help setup demo demo-down demo-env test test-unit verify generate lint types layers bench clean
+.PHONY: help setup demo demo-down demo-env test test-unit e2e verify generate lint types layers bench clean
 
 help: ## List the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Create .venv and install Almoner with its development tools
 
@@ -46,6 +46,11 @@ test: $(STAMP) ## Run all tests (TESTS=tests/unit for some of them)
 
 test-unit: $(STAMP) ## Run the unit tests: seconds, no network
 	@$(PY) -m pytest tests/unit $(PYTEST_FLAGS)
+
+# A KUBECONFIG of the environment is somebody's own cluster: only one that was said on the command line counts.
+e2e: $(STAMP) ## Run the tests in a cluster: a real node of this machine (root), KUBECONFIG=FILE, or KIND=1
+	@exec $(PY) -m almoner_dev e2e $(if $(filter-out 0 no false,$(KIND)),--kind) \
+	  $(if $(filter command,$(firstword $(origin KUBECONFIG))),--kubeconfig "$(KUBECONFIG)") -- $(TESTS) $(PYTEST_FLAGS)
 
 generate: $(STAMP) ## Regenerate crds/ and docs/reference/ from the API types
 	@$(PY) -m almoner_dev.generate

@@ -4,6 +4,9 @@ Role: pods in network namespaces reach the API server through a bridge's address
 to one address or to all of them; all would offer it to the whole network. So it stays on loopback, and
 this process answers on the bridge's address alone.
 
+A listening socket that was opened in another network namespace stays there whoever accepts on it: `--listen-fd` gives
+such a socket, and so a port of the machine leads into a namespace without a change to the machine's network.
+
 Boundary: bytes in, bytes out; TLS ends at the server. Run as `python -m almoner_dev.relay`.
 """
 
@@ -13,13 +16,14 @@ import argparse
 import asyncio
 import contextlib
 import signal
+import socket
 
 CHUNK_BYTES = 64 * 1024
 CONNECTIONS_MAX = 4096
 
 
-async def relay(listen: tuple[str, int], target: tuple[str, int]) -> None:
-    """Relays every connection to `listen` to `target`, until cancelled."""
+async def relay(listen: tuple[str, int] | socket.socket, target: tuple[str, int]) -> None:
+    """Relays every connection to `listen`, an address or a listening socket, to `target`, until cancelled."""
     open_connections = asyncio.Semaphore(CONNECTIONS_MAX)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -35,7 +39,10 @@ async def relay(listen: tuple[str, int], target: tuple[str, int]) -> None:
                 for each in (writer, upstream_writer):
                     each.close()
 
-    server = await asyncio.start_server(serve, *listen, limit=CHUNK_BYTES)
+    if isinstance(listen, socket.socket):
+        server = await asyncio.start_server(serve, sock=listen, limit=CHUNK_BYTES)
+    else:
+        server = await asyncio.start_server(serve, *listen, limit=CHUNK_BYTES)
     async with server:
         await server.serve_forever()
 
@@ -58,10 +65,12 @@ def main() -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("target", help="address of the server")
     parser.add_argument("target_port", type=int)
+    parser.add_argument("--listen-fd", type=int, help="accept on this inherited socket instead of address and port")
     options = parser.parse_args()
+    listen = (options.address, options.port) if options.listen_fd is None else socket.socket(fileno=options.listen_fd)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(relay((options.address, options.port), (options.target, options.target_port)))
+        asyncio.run(relay(listen, (options.target, options.target_port)))
 
 
 if __name__ == "__main__":

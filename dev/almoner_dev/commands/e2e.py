@@ -1,0 +1,81 @@
+"""`e2e`: the tests in a cluster, on a real node that is started here, on kind, or on any kubeconfig."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from almoner_dev.cache import say
+from almoner_dev.processes import ProcessError
+
+HELP = "run tests/cluster on a real node of this machine (root), on kind (--kind), or on any cluster (--kubeconfig)"
+ROOT = Path(__file__).resolve().parents[3]
+TESTS = "tests/cluster"
+KUBECONFIG_VARIABLE = "ALMONER_E2E_KUBECONFIG"
+KIND_VARIABLE = "ALMONER_E2E_KIND"
+KIND_SECONDS = "180s"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `e2e`."""
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--kubeconfig", type=Path, metavar="FILE", help="an administrator's, of a cluster for tests")
+    where.add_argument(
+        "--kind", action="store_true", help="a throw-away kind cluster (tests/e2e/kind.yaml); needs Docker"
+    )
+    parser.add_argument("pytest", nargs="*", metavar="ARGUMENT", help="for pytest, after --: files, -k, -x, ...")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the tests; returns pytest's exit code. Says at once what the machine lacks, before anything is built.
+
+    Raises NodeImpossible where a real node cannot be started, and ProcessError where kind cannot be used.
+    """
+    from almoner_dev.cluster import requirements  # noqa: PLC0415 - --help does not need it
+
+    environment = {
+        name: value for name, value in os.environ.items() if name not in {KUBECONFIG_VARIABLE, KIND_VARIABLE}
+    }
+    with contextlib.ExitStack() as stack:
+        if options.kind:
+            name, kubeconfig = stack.enter_context(kind_cluster())
+            environment |= {KIND_VARIABLE: name, KUBECONFIG_VARIABLE: str(kubeconfig)}
+        elif options.kubeconfig:
+            if not options.kubeconfig.is_file():
+                raise ProcessError(f"--kubeconfig: there is no file {options.kubeconfig}")
+            environment[KUBECONFIG_VARIABLE] = str(options.kubeconfig.resolve())
+        else:
+            requirements.demand()
+        files = [] if any(part.startswith(TESTS) for part in options.pytest) else [TESTS]
+        command = [sys.executable, "-m", "pytest", *files, *options.pytest]
+        return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+
+
+@contextlib.contextmanager
+def kind_cluster() -> Iterator[tuple[str, Path]]:
+    """Makes a kind cluster, gives its name and kubeconfig, deletes it. Raises ProcessError without Docker."""
+    lacking = [name for name in ("docker", "kind") if shutil.which(name) is None]
+    if lacking:
+        raise ProcessError(
+            f"--kind needs {' and '.join(lacking)}, which this machine has not; without: a real node, as root"
+        )
+    name = f"almoner-{secrets.token_hex(4)}"
+    with tempfile.TemporaryDirectory(prefix="almoner-kind-") as folder:
+        kubeconfig = Path(folder) / "kubeconfig"
+        configuration = ROOT / "tests" / "e2e" / "kind.yaml"
+        say(f"making the kind cluster {name}")
+        create = ["kind", "create", "cluster", "--name", name, "--config", str(configuration), "--wait", KIND_SECONDS]
+        try:
+            if subprocess.run([*create, "--kubeconfig", str(kubeconfig)], check=False).returncode != 0:
+                raise ProcessError("kind could not make a cluster; what it said is above")
+            yield name, kubeconfig
+        finally:
+            subprocess.run(["kind", "delete", "cluster", "--name", name], check=False)
