@@ -1,6 +1,7 @@
 """Fixtures of the tests in a cluster: `make e2e` runs them, `make test` does not.
 
 The cluster is a real node that is started here (almoner_dev.cluster), or, with `ALMONER_E2E_KUBECONFIG`, any other.
+`ALMONER_E2E_LOGS=DIR` keeps the logs of the node's parts.
 Tests that kill a node's parts need the former. Every namespace of a test enforces Pod Security `restricted`.
 """
 
@@ -45,7 +46,8 @@ def site() -> Iterator[Site]:
     if given:
         yield Site(Path(given), None, os.environ.get("ALMONER_E2E_BUSYBOX", "busybox:1.36"))
         return
-    cluster = Cluster()
+    logs = os.environ.get("ALMONER_E2E_LOGS")
+    cluster = Cluster(logs=Path(logs) if logs else None)
     try:
         cluster.start()
     except (BinariesMissing, NodeImpossible, ToolMissing) as error:

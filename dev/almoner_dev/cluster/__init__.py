@@ -69,10 +69,13 @@ class Cluster:
 
     Components that can be killed and restarted by name: etcd, kube-apiserver, kube-controller-manager, kube-scheduler,
     containerd, kubelet, kube-proxy, kube-router. Containers outlive containerd and the kubelet, as on any node.
+
+    `images` are archives to import at the start. `logs` is a folder that all logs are copied to when it stops.
     """
 
-    def __init__(self, *, images: Sequence[Path] = (), tell: Say = cache.say) -> None:
+    def __init__(self, *, images: Sequence[Path] = (), logs: Path | None = None, tell: Say = cache.say) -> None:
         self._images = list(images)
+        self._logs = logs
         self._tell = tell
         self._directory: Path | None = None
         self._child: Child | None = None
@@ -164,6 +167,10 @@ class Cluster:
                 self._child.stop()
                 self._child = None
             if self._directory is not None:
+                if self._logs is not None:
+                    for folder in ("logs", "control-plane/logs", "pod-logs"):
+                        with contextlib.suppress(OSError, shutil.Error):
+                            shutil.copytree(self._directory / folder, self._logs / folder, dirs_exist_ok=True)
                 cgroups.remove(self._directory.name)
                 shutil.rmtree(self._directory, ignore_errors=True)
                 self._directory = None

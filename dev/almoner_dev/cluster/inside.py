@@ -83,7 +83,13 @@ class Node:
         self._wait_for(KUBELET)
         self._begin(POLICY)  # It looks for its Node once, at its start.
         tell("waiting for DNS")
-        self.kubectl("wait", "-n", "kube-system", "deployment/coredns", "--for=condition=Available", "--timeout=120s")
+        try:
+            self.kubectl(
+                "wait", "-n", "kube-system", "deployment/coredns", *("--for=condition=Available", "--timeout=120s")
+            )
+        except RuntimeError as error:
+            pods = self.run(self._kubectl("describe", "pods", "-n", "kube-system"), 30)
+            raise RuntimeError(f"{error}\n{pods['output']}") from error
 
     def _write_files(self) -> None:
         here = self.directory
