@@ -78,7 +78,7 @@ def serve(pods: Pods, kubernetes_api: Any, name: str = "web") -> str:
 
 def test_a_service_is_reached_by_its_name(pods: Pods, kubernetes_api: Any) -> None:
     server = serve(pods, kubernetes_api)
-    asked = pods.start(f"until wget -T 2 -qO- http://web.{pods.namespace}.svc; do sleep 0.2; done")
+    asked = pods.start(f"until /bin/wget -T 2 -qO- http://web.{pods.namespace}.svc; do sleep 0.2; done")
     assert f"hello from {server}" in pods.output(asked)
 
 
@@ -87,11 +87,11 @@ def test_a_pod_reaches_the_api_server_and_itself_through_its_service(pods: Pods,
     server = serve(pods, kubernetes_api)
 
     def itself() -> bool:
-        return server in pods.execute(server, "wget", "-T", "2", "-qO-", "http://web")
+        return server in pods.execute(server, "/bin/wget", "-T", "2", "-qO-", "http://web")
 
     until(itself, SECONDS, "a pod to reach itself through its Service")
     # Anybody may ask for the version.
-    asked = pods.start("wget --no-check-certificate -T 10 -qO- https://kubernetes.default.svc/version")
+    asked = pods.start("/bin/wget --no-check-certificate -T 10 -qO- https://kubernetes.default.svc/version")
     assert '"gitVersion"' in pods.output(asked)
 
 
@@ -135,7 +135,7 @@ def test_network_policies_are_enforced(pods: Pods, kubernetes_api: Any) -> None:
     network = client.NetworkingV1Api(kubernetes_api)
 
     def reached() -> bool:
-        return "hello" in pods.execute(asker, "wget", "-T", "2", "-qO-", "http://web")
+        return "hello" in pods.execute(asker, "/bin/wget", "-T", "2", "-qO-", "http://web")
 
     until(reached, SECONDS, "the server to be reached")
     nobody = {
@@ -155,5 +155,5 @@ def test_network_policies_are_enforced(pods: Pods, kubernetes_api: Any) -> None:
     }
     network.create_namespaced_network_policy(pods.namespace, allowed)
     until(reached, SECONDS, "the second policy to open it again")
-    other = pods.start("wget -T 3 -qO- http://web || echo refused")
+    other = pods.start("/bin/wget -T 3 -qO- http://web || echo refused")
     assert pods.output(other).endswith("refused\n")

@@ -13,7 +13,7 @@ from tests.support.polling import until
 
 RESTRICTED = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn")}
 # A bound on patience, not on speed: the machine may be busy.
-SECONDS = 120.0
+SECONDS = 90.0
 Json = dict[str, Any]
 
 
@@ -106,7 +106,7 @@ class Pods:
 
     def execute(self, name: str, *command: str) -> str:
         """Run a command in the pod, and return what it printed."""
-        printed = stream(
+        opened = stream(
             self.core.connect_get_namespaced_pod_exec,
             name,
             self.namespace,
@@ -116,8 +116,15 @@ class Pods:
             stdout=True,
             stderr=True,
             tty=False,
+            _preload_content=False,
         )
-        return str(printed)
+        try:
+            opened.run_forever(timeout=SECONDS)
+            return str(opened.read_all())
+        finally:
+            opened.close()
+            # What the other end has closed already, `close` leaves open.
+            opened.sock.shutdown()
 
     def describe(self, name: str) -> str:
         """What can be known of a pod that did not do what it should."""

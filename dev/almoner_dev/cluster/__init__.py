@@ -40,26 +40,12 @@ from almoner_dev.controlplane import LOOPBACK
 from almoner_dev.processes import Child, ProcessError, ProcessId
 
 PREFIX = "almoner-cluster-"
-TOOLS = ("node", "coredns", "kube-router")
+TOOLS = ("node", "coredns", "kube-router", "wget")
 START_SECONDS = 420.0
 REQUEST_SECONDS = 300.0
 BACKLOG = 128
-APPLETS = (
-    "sh",
-    "sleep",
-    "cat",
-    "echo",
-    "wget",
-    "nslookup",
-    "id",
-    "touch",
-    "nc",
-    "httpd",
-    "ls",
-    "test",
-    "true",
-    "mkdir",
-)
+# Not wget, which is tools["wget"].
+APPLETS = ("sh", "sleep", "cat", "echo", "nslookup", "id", "touch", "nc", "httpd", "ls", "test", "true", "mkdir")
 
 __all__ = ["Cluster", "NodeImpossible"]
 
@@ -261,7 +247,7 @@ def _archives(directory: Path, tools: dict[str, Path]) -> list[Path]:
         oci.write_archive(
             directory / "busybox.tar",
             settings.BUSYBOX_IMAGE,
-            files=busybox,
+            files={**busybox, "bin/wget": tools["wget"]},
             links=links,
             texts=users,
             command=["/bin/sh"],

@@ -39,7 +39,10 @@ def write_archive(
     `reference` is its full name, such as localhost/pause:3. `files` are executables by their path in the image,
     `links` symbolic links, `texts` small files that everybody may read. /tmp is there and open to all.
     """
-    layer = _layer(files, links or {}, texts or {})
+    links, texts = links or {}, texts or {}
+    if len({*files, *links, *texts}) != len(files) + len(links) + len(texts):
+        raise ValueError(f"{reference}: a path is given twice")
+    layer = _layer(files, links, texts)
     config = {
         "architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine()),
         "os": "linux",

@@ -1,0 +1,3 @@
+module almoner.dev/gotools/wget
+
+go 1.24.0
