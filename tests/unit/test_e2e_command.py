@@ -1,0 +1,88 @@
+"""Where `make e2e` runs: what it says before anything is started, and what it hands to the tests."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from almoner_dev import __main__ as command_line
+from almoner_dev.cluster import NodeImpossible, requirements
+from almoner_dev.commands import e2e
+from almoner_dev.processes import ProcessError
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, str]]]:
+    """The commands that were run, with their environments, instead of running them."""
+    seen: list[tuple[list[str], dict[str, str]]] = []
+
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[bytes]:
+        seen.append((command, dict(options.get("env") or {})))
+        return subprocess.CompletedProcess(command, 3)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return seen
+
+
+def options(*arguments: str) -> argparse.Namespace:
+    return command_line.parser().parse_args(["e2e", *arguments])
+
+
+def test_a_node_of_this_machine_is_what_it_runs_on(
+    started: list[tuple[list[str], dict[str, str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requirements, "refusals", list)
+    monkeypatch.setenv(e2e.KUBECONFIG_VARIABLE, "/somebody's")
+    assert e2e.run(options("--", "-k", "token")) == 3
+    ((command, environment),) = started
+    assert command[1:] == ["-m", "pytest", "tests/cluster", "-k", "token"]
+    assert e2e.KUBECONFIG_VARIABLE not in environment
+
+
+def test_what_the_machine_lacks_is_said_first(
+    started: list[tuple[list[str], dict[str, str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requirements, "refusals", lambda: ["root is needed", "packages are missing"])
+    with pytest.raises(NodeImpossible, match="root is needed\n  - packages are missing"):
+        e2e.run(options())
+    assert started == []
+
+
+def test_another_cluster_is_named_by_its_kubeconfig(
+    started: list[tuple[list[str], dict[str, str]]], tmp_path: Path
+) -> None:
+    kubeconfig = tmp_path / "kubeconfig"
+    with pytest.raises(ProcessError, match="there is no file"):
+        e2e.run(options("--kubeconfig", str(kubeconfig)))
+    kubeconfig.write_text("")
+    e2e.run(options("--kubeconfig", str(kubeconfig), "--", "tests/cluster/test_node.py"))
+    ((command, environment),) = started
+    assert command[1:] == ["-m", "pytest", "tests/cluster/test_node.py"]
+    assert environment[e2e.KUBECONFIG_VARIABLE] == str(kubeconfig)
+
+
+def test_without_docker_kind_is_refused_in_one_line(
+    started: list[tuple[list[str], dict[str, str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    with pytest.raises(ProcessError, match="--kind needs docker and kind, which this machine has not") as error:
+        e2e.run(options("--kind"))
+    assert "\n" not in str(error.value)
+    assert started == []
+
+
+def test_a_kind_cluster_is_deleted_even_when_it_could_not_be_made(
+    started: list[tuple[list[str], dict[str, str]]], monkeypatch: pytest.MonkeyPatch, repository: Path
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
+    with pytest.raises(ProcessError, match="kind could not make a cluster"):
+        e2e.run(options("--kind"))
+    (create, _), (delete, _) = started
+    assert create[:3] == ["kind", "create", "cluster"]
+    assert Path(create[create.index("--config") + 1]).is_relative_to(repository)
+    assert Path(create[create.index("--config") + 1]).is_file()
+    assert delete == ["kind", "delete", "cluster", "--name", create[create.index("--name") + 1]]
