@@ -123,7 +123,7 @@ class Operator:
         if not await self._unless_stopped(self._prepare(context, leader, parts)):
             await leader.release()
             return
-        watching, stop_flag = await self._watch(access, context.cache)
+        watching, stop_flag = await self._watch(access, context.cache, leader.identity)
         for work, name in (
             (parts.accounts.run(), "accounts"),
             (parts.observer.run(), "observer"),
@@ -217,7 +217,9 @@ class Operator:
                 said = True
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def _watch(self, access: credentials.Credentials, cache: Cache) -> tuple[asyncio.Task[None], asyncio.Event]:
+    async def _watch(
+        self, access: credentials.Credentials, cache: Cache, identity: str
+    ) -> tuple[asyncio.Task[None], asyncio.Event]:
         """Start kopf's watches."""
         deep_json.install()
         registry = kopf.OperatorRegistry()
@@ -235,6 +237,8 @@ class Operator:
             clusterwide=not self._settings.namespaces,
             namespaces=list(self._settings.namespaces),
             standalone=True,
+            # Else kopf looks up the user's name, and an image's numeric user has none.
+            identity=cast("Any", identity),
             stop_flag=stop_flag,
             memo=kopf.Memo(cache=cache),
         )

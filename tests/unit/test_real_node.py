@@ -23,6 +23,7 @@ def members(archive: Path) -> dict[str, bytes]:
 def test_an_image_is_whole_and_the_same_every_time(tmp_path: Path) -> None:
     program = tmp_path / "program"
     program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
     made = [
         oci.write_archive(
             tmp_path / f"{number}.tar",
@@ -114,3 +115,8 @@ def test_the_configuration_can_be_read(tmp_path: Path) -> None:
     assert service["spec"]["clusterIP"] == settings.DNS_ADDRESS
     assert len([each for each in objects if each["kind"] == "PersistentVolume"]) == settings.VOLUMES
     assert json.loads(settings.cni(tmp_path))["plugins"][0]["ipam"]["ranges"] == [[{"subnet": settings.POD_CIDR}]]
+
+
+def test_a_path_is_given_once(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="given twice"):
+        oci.write_archive(tmp_path / "x.tar", "localhost/it:1", files={}, links={"bin/a": "b"}, texts={"bin/a": ""})

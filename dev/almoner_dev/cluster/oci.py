@@ -12,10 +12,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import platform
 import tarfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -33,6 +34,7 @@ def write_archive(
     texts: Mapping[str, str] | None = None,
     entrypoint: Sequence[str] = (),
     command: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes an image to `target` and returns it.
 
@@ -46,7 +48,12 @@ def write_archive(
     config = {
         "architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine()),
         "os": "linux",
-        "config": {"Entrypoint": list(entrypoint), "Cmd": list(command), "Env": ["PATH=/bin"], "WorkingDir": "/"},
+        "config": {
+            "Entrypoint": list(entrypoint),
+            "Cmd": list(command),
+            "Env": [f"{name}={value}" for name, value in {"PATH": "/bin", **(environment or {})}.items()],
+            "WorkingDir": "/",
+        },
         "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
         "history": [{"created_by": "almoner_dev.cluster.oci"}],
     }
@@ -78,13 +85,15 @@ def write_archive(
 def _layer(files: Mapping[str, Path], links: Mapping[str, str], texts: Mapping[str, str]) -> bytes:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as layer:
-        folders = {"tmp", *(name.rpartition("/")[0] for name in [*files, *links, *texts] if "/" in name)}
+        folders = {"tmp"}
+        for name in [*files, *links, *texts]:
+            folders |= {str(parent) for parent in PurePosixPath(name).parents if str(parent) != "."}
         for folder in sorted(folders):
             entry = tarfile.TarInfo(folder)
             entry.type, entry.mode = tarfile.DIRTYPE, 0o1777 if folder == "tmp" else 0o755
             layer.addfile(entry)
         for name, source in sorted(files.items()):
-            _add(layer, name, source.read_bytes(), mode=0o755)
+            _add(layer, name, source.read_bytes(), mode=0o755 if os.access(source, os.X_OK) else 0o644)
         for name, text in sorted(texts.items()):
             _add(layer, name, text.encode())
         for name, to in sorted(links.items()):

@@ -23,6 +23,7 @@ PROGRAMS = {
     "unshare": "util-linux",
     "mount": "mount",
     "busybox": "busybox-static",
+    "ldd": "libc-bin",
 }
 """Programs by the Debian package that has them."""
 CNI_FOLDERS = ("/usr/lib/cni", "/opt/cni/bin")

@@ -1,0 +1,74 @@
+"""Almoner installed in a cluster, for the tests that run there."""
+
+from __future__ import annotations
+
+import secrets
+import string
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kubernetes import client
+
+from almoner_core.contract import LEDGER_AUDIENCE
+from almoner_dev import binaries, model
+from almoner_dev.cluster import Cluster, checkout
+from tests.support.restricted import RESTRICTED
+
+IMAGE = "localhost/almoner-checkout:1"
+SYSTEM = "almoner-system"
+PARTS = ("almoner-ledger", "almoner-operator", "model")
+FOLDER = Path(__file__).resolve().parent.parent / "cluster"
+ROOT = FOLDER.parent.parent
+ROLLOUT = "180s"
+
+
+def kubectl(kubeconfig: Path, *arguments: str, given: str | None = None) -> str:
+    """Run kubectl as the administrator and return what it printed; a failure shows what it said."""
+    command = [str(binaries.find(["kubectl"]).path("kubectl")), f"--kubeconfig={kubeconfig}", *arguments]
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr.strip()}"
+    return done.stdout
+
+
+@dataclass(frozen=True)
+class Installation:
+    """A running Almoner; `seconds` is how long it took from the first manifest to the last part that was ready."""
+
+    kubeconfig: Path
+    model_key: str
+    seconds: float
+
+    def apply(self, file: str, **values: str) -> None:
+        """Apply a file of tests/cluster with its placeholders filled."""
+        text = string.Template((FOLDER / file).read_text()).substitute(MODEL_KEY=self.model_key, **values)
+        kubectl(self.kubeconfig, "apply", "-f", "-", given=text)
+
+    def logs(self) -> str:
+        """The end of what every part said, for a test that failed."""
+        said = [kubectl(self.kubeconfig, "logs", "-n", SYSTEM, f"deployment/{part}", "--tail=40") for part in PARTS]
+        said.append(kubectl(self.kubeconfig, "get", "pods", "-A", "-o", "wide"))
+        return "\n".join(f"--- {part}\n{text}" for part, text in zip([*PARTS, "pods"], said, strict=True))
+
+
+def load_image(cluster: Cluster) -> None:
+    """Make the image of this checkout, and import it."""
+    with tempfile.TemporaryDirectory(prefix="almoner-image-") as folder:
+        cluster.load(checkout.write_image(Path(folder) / "checkout.tar", IMAGE, more=[model.weights()]))
+
+
+def install(kubeconfig: Path, api: Any) -> Installation:
+    """Apply the definitions, the roles and the two services, and wait until all of it is ready."""
+    began = time.monotonic()
+    key = secrets.token_hex(16)
+    kubectl(kubeconfig, "apply", "--server-side", "-f", str(ROOT / "crds"))
+    kubectl(kubeconfig, "apply", "-f", str(ROOT / "deploy" / "rbac.yaml"))
+    client.CoreV1Api(api).patch_namespace(SYSTEM, {"metadata": {"labels": RESTRICTED}})
+    values = {"IMAGE": IMAGE, "AUDIENCE": LEDGER_AUDIENCE, "WEIGHTS": str(model.weights())}
+    Installation(kubeconfig, key, 0.0).apply("almoner.yaml", **values)
+    for part in PARTS:
+        kubectl(kubeconfig, "rollout", "status", "-n", SYSTEM, f"deployment/{part}", f"--timeout={ROLLOUT}")
+    return Installation(kubeconfig, key, time.monotonic() - began)
