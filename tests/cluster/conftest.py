@@ -22,6 +22,7 @@ from tests.support.restricted import RESTRICTED, Pods
 
 if TYPE_CHECKING:
     from almoner_dev.cluster import Cluster
+    from tests.support.installed import Installation
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,18 @@ def kubernetes_api(site: Site) -> Iterator[Any]:
     api = config.new_client_from_config(str(site.kubeconfig))
     yield api
     api.close()
+
+
+@pytest.fixture(scope="session")
+def almoner(site: Site, kubernetes_api: Any) -> Iterator[Installation]:
+    """Almoner in the cluster, from an image of this checkout."""
+    from tests.support.installed import SYSTEM, install, kubectl, load_image
+
+    if site.node is None:
+        pytest.skip("the image of this checkout can only be loaded into the node that `make e2e` starts by itself")
+    load_image(site.node)
+    yield install(site.kubeconfig, kubernetes_api)
+    kubectl(site.kubeconfig, "delete", "namespace", SYSTEM, "--wait=false")
 
 
 @pytest.fixture

@@ -4,38 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
 import pytest
 from kubernetes import client
 
-from tests.cluster.conftest import Site
-from tests.support.installed import SYSTEM, Installation, install, kubectl, load_image
+from tests.support.installed import Installation, ended
 from tests.support.polling import until
-from tests.support.restricted import Pods
 
 SECONDS = 120.0
 TARGET_SECONDS = 120
-ENDED = {"Succeeded", "Failed", "Cancelled", "Rejected"}
-
-
-@pytest.fixture(scope="module")
-def almoner(site: Site, kubernetes_api: Any) -> Iterator[Installation]:
-    """Almoner in the cluster, from an image of this checkout."""
-    if site.node is None:
-        pytest.skip("the image of this checkout can only be loaded into the node that `make e2e` starts by itself")
-    load_image(site.node)
-    yield install(site.kubeconfig, kubernetes_api)
-    kubectl(site.kubeconfig, "delete", "namespace", SYSTEM, "--wait=false")
-
-
-def execution(api: Any, namespace: str, name: str) -> dict[str, Any]:
-    found = client.CustomObjectsApi(api).get_namespaced_custom_object(
-        "almoner.dev", "v1alpha1", namespace, "executions", name
-    )
-    return dict(found.get("status") or {})
 
 
 def test_the_first_metered_call(
@@ -43,20 +22,7 @@ def test_the_first_metered_call(
 ) -> None:
     began = time.monotonic()
     almoner.apply("first_call.yaml", NAMESPACE=namespace)
-
-    def ended() -> dict[str, Any] | None:
-        status = execution(kubernetes_api, namespace, "first")
-        return status if status.get("phase") in ENDED else None
-
-    try:
-        until(ended, SECONDS, "the execution to end")
-        status = until(
-            lambda: (s := execution(kubernetes_api, namespace, "first")) and s.get("usage", {}).get("cost") and s,
-            SECONDS,
-            "the cost of the execution",
-        )
-    except AssertionError as error:
-        raise AssertionError(f"{error}\n{almoner.logs()}") from error
+    status = ended(kubernetes_api, namespace, "first", SECONDS, almoner)
     took = almoner.seconds + time.monotonic() - began
     with capsys.disabled():
         sys.stdout.write(
@@ -73,9 +39,7 @@ def test_the_first_metered_call(
     assert Decimal(usage["cost"]) == expected
 
 
-def test_runner_pods_keep_to_the_restricted_profile(
-    almoner: Installation, kubernetes_api: Any, namespace: str, pods: Pods
-) -> None:
+def test_runner_pods_keep_to_the_restricted_profile(almoner: Installation, kubernetes_api: Any, namespace: str) -> None:
     almoner.apply("first_call.yaml", NAMESPACE=namespace)
 
     def runner() -> client.V1Pod | None:
@@ -86,8 +50,12 @@ def test_runner_pods_keep_to_the_restricted_profile(
     pod = until(runner, SECONDS, "the runner's pod")
     assert pod is not None
     assert pod.spec.automount_service_account_token is False
-    until(
-        lambda: execution(kubernetes_api, namespace, "first").get("phase") in ENDED,
-        SECONDS,
-        "the execution to end",
-    )
+    containers = [*pod.spec.init_containers, *pod.spec.containers]
+    assert all(each.security_context.read_only_root_filesystem for each in containers)
+    # Keys and tokens are the meter's alone.
+    (agent,) = pod.spec.containers
+    mounted = {mount.name for mount in agent.volume_mounts}
+    secret = {volume.name for volume in pod.spec.volumes if volume.secret or volume.projected}
+    assert secret
+    assert not mounted & secret
+    assert ended(kubernetes_api, namespace, "first", SECONDS, almoner)["phase"] == "Succeeded"

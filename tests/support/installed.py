@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from kubernetes import client
+from kubernetes.client import ApiException
+from urllib3.exceptions import HTTPError
 
 from almoner_core.contract import LEDGER_AUDIENCE
 from almoner_dev import binaries, model
 from almoner_dev.cluster import Cluster, checkout
+from tests.support.polling import until
 from tests.support.restricted import RESTRICTED
 
 IMAGE = "localhost/almoner-checkout:1"
@@ -24,6 +27,9 @@ PARTS = ("almoner-ledger", "almoner-operator", "model")
 FOLDER = Path(__file__).resolve().parent.parent / "cluster"
 ROOT = FOLDER.parent.parent
 ROLLOUT = "180s"
+ENDED = {"Succeeded", "Failed", "Cancelled", "Rejected"}
+UNREACHED = (ApiException, HTTPError)
+"""What a client meets while the API server is started again."""
 
 
 def kubectl(kubeconfig: Path, *arguments: str, given: str | None = None) -> str:
@@ -72,3 +78,26 @@ def install(kubeconfig: Path, api: Any) -> Installation:
     for part in PARTS:
         kubectl(kubeconfig, "rollout", "status", "-n", SYSTEM, f"deployment/{part}", f"--timeout={ROLLOUT}")
     return Installation(kubeconfig, key, time.monotonic() - began)
+
+
+def execution(api: Any, namespace: str, name: str) -> dict[str, Any]:
+    """The status of an Execution; empty while it has none."""
+    found = client.CustomObjectsApi(api).get_namespaced_custom_object(
+        "almoner.dev", "v1alpha1", namespace, "executions", name
+    )
+    return dict(found.get("status") or {})
+
+
+def ended(api: Any, namespace: str, name: str, seconds: float, almoner: Installation) -> dict[str, Any]:
+    """Wait until an Execution has ended and its cost is known; gives its status. A failure shows every part's log."""
+
+    def finished() -> dict[str, Any] | None:
+        status = execution(api, namespace, name)
+        return status if status.get("phase") in ENDED and status.get("usage", {}).get("cost") else None
+
+    try:
+        status = until(finished, seconds, f"execution {name} to end and its cost", retry_on=UNREACHED)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{execution(api, namespace, name)}\n{almoner.logs()}") from error
+    assert status is not None
+    return status
