@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -190,6 +191,14 @@ def refuses_a_batch_for_one_item(patch: pytest.MonkeyPatch) -> None:
     often(patch, poisoned_limits=0.6)
 
 
+def takes_a_full_disk_for_an_answer(patch: pytest.MonkeyPatch) -> None:
+    """What finds no room in the database is not tried again, but answered as a fault."""
+    from almoner_ledger import database
+
+    patch.setattr(database, "TRANSIENT_CODES", database.TRANSIENT_CODES - {sqlite3.SQLITE_FULL})
+    often(patch, database_full_every_s=20.0)
+
+
 MUTANTS: list[Callable[[pytest.MonkeyPatch], None]] = [
     grants_one_too_many,
     forgets_operations,
@@ -203,6 +212,7 @@ MUTANTS: list[Callable[[pytest.MonkeyPatch], None]] = [
     hears_no_last_word,
     lets_pods_run_on_unpaid,
     refuses_a_batch_for_one_item,
+    takes_a_full_disk_for_an_answer,
 ]
 
 

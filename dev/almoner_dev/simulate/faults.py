@@ -42,6 +42,9 @@ class Faults:
     provider_silent: float = 0.0
     provider_errors: float = 0.0
     overbills: float = 0.0
+    database_full_every_s: float = 0.0
+    statement_finds_no_room: float = 0.5
+    """Of the writing statements while the database's disk is full: now and then there is room again for a moment."""
     happened: Counter[str] = field(default_factory=Counter)
     active: bool = True
 
@@ -81,6 +84,7 @@ class Faults:
             provider_errors=rate(0.05, 0.2),
             # Seldom: where a provider bills above bounds, excess is expected, and hides what would be one.
             overbills=chance.choice((0.0, 0.0, 0.0, 0.0, 0.05)),
+            database_full_every_s=rate(30.0, 90.0),
         )
 
     def strikes(self, kind: str) -> bool:

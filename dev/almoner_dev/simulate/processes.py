@@ -155,10 +155,15 @@ def _faults(seed: int) -> Faults:
     faults.clock_jumps_every_s = faults.meter_cut_off_every_s = 0.0
     # Meters and operators live in this very process: nothing can stop them alone, and their disk is this machine's.
     faults.process_paused_every_s = faults.disk_full_every_s = faults.ledger_away_every_s = 0.0
+    faults.database_full_every_s = 0.0
     # Every schedule of this kind kills ledgers and the database: that is what it is for.
     faults.replica_killed_every_s = 30.0
     faults.database_killed_every_s = 80.0
     return faults
+
+
+async def _left_out(*_: float) -> None:
+    raise AssertionError("its rate is 0 where time is real and the disk is this machine's")
 
 
 async def _live(seed: int, database: Database, postgres: Postgres, folder: Path, result: Result) -> None:
@@ -186,9 +191,6 @@ async def _live(seed: int, database: Database, postgres: Postgres, folder: Path,
                 door.pause()
                 asyncio.get_running_loop().call_later(min(seconds, PAUSE_S_MAX), door.resume)
 
-        async def ledger_away(_seconds: float) -> None:
-            raise AssertionError("left out where time is real")
-
         async def kill_database() -> None:
             faults.note("database_killed")
             await asyncio.to_thread(_again, postgres)
@@ -209,9 +211,10 @@ async def _live(seed: int, database: Database, postgres: Postgres, folder: Path,
             jump=lambda _seconds: None,
             kill_replica=kill_replica,
             kill_database=kill_database,
+            fill_database=_left_out,
             mend=mend,
             pause_replica=pause_replica,
-            ledger_away=ledger_away,
+            ledger_away=_left_out,
             now_s=time.time,
             pace=PACE,
             nodes_known=True,

@@ -8,6 +8,7 @@ the database does for a client that is gone. Boundary: faults come from `faults`
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -33,6 +34,8 @@ from almoner_ledger.store import Database, Store
 T = TypeVar("T")
 
 PATIENCE_S: Final = 2.0
+DISK_FULL: Final = "53100"
+"""PostgreSQL's SQLSTATE."""
 
 
 class KilledError(BaseException):
@@ -52,6 +55,10 @@ class Server(Protocol):
     @property
     def away(self) -> bool:
         """Whether the database cannot be reached now."""
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no room on the database's disk: reads work, writes fail."""
 
 
 class _RetryTime:
@@ -111,6 +118,8 @@ class FaultyDatabase(Database):
         if not self._writing:
             return  # Another replica's, or one that only reads.
         self._server.strike()
+        if self._server.full and self._faults.strikes("statement_finds_no_room"):
+            raise _full(self.is_postgresql)
         if self._faults.strikes("statement_fails"):
             raise _lost("the statement failed")
         if self._faults.strikes("killed_in_transaction"):
@@ -119,6 +128,16 @@ class FaultyDatabase(Database):
 
 def _lost(message: str) -> exc.OperationalError:
     return exc.OperationalError("simulated", None, ConnectionError(message))
+
+
+def _full(is_postgresql: bool) -> exc.OperationalError:
+    """Give what the driver raises where the disk is full: by the code alone the ledger knows that it may pass."""
+    cause = OSError("no space left on device")
+    if is_postgresql:
+        cause.pgcode = DISK_FULL  # type: ignore[attr-defined]
+    else:
+        cause.sqlite_errorcode = sqlite3.SQLITE_FULL  # type: ignore[attr-defined]
+    return exc.OperationalError("simulated", None, cause)
 
 
 @dataclass(frozen=True)

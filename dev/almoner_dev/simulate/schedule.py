@@ -36,12 +36,16 @@ REPLICAS: Final = 3
 
 
 class _Server:
-    """The database server: killed before the statement that the seed says, or out of reach for a while."""
+    """The database server: killed before the statement that the seed says, out of reach or out of room for a while."""
 
     def __init__(self, postgres: Postgres | None, faults: Faults, loop: asyncio.AbstractEventLoop) -> None:
         self._postgres, self._faults, self._loop = postgres, faults, loop
         self._statements: int | None = None
-        self._away_until = 0.0
+        self._away_until = self._full_until = 0.0
+
+    @property
+    def full(self) -> bool:
+        return self._loop.time() < self._full_until
 
     @property
     def away(self) -> bool:
@@ -65,9 +69,14 @@ class _Server:
             self._faults.note("database_away")
             self._away_until = self._loop.time() + chance.uniform(0.5, 40.0)
 
+    async def fill(self) -> None:
+        """Leave no room on its disk for a while."""
+        self._faults.note("database_full")
+        self._full_until = self._loop.time() + self._faults.chance.choice((2.0, 20.0, 90.0))
+
     def mend(self) -> None:
         self._statements = None
-        self._away_until = 0.0
+        self._away_until = self._full_until = 0.0
 
 
 class _Ledger:
@@ -216,6 +225,7 @@ async def _live(seed: int, database: Database, postgres: Postgres | None, folder
         jump=clock.jump,
         kill_replica=ledger.kill_one,
         kill_database=server.kill,
+        fill_database=server.fill,
         mend=ledger.mend,
         pause_replica=ledger.pause_one,
         ledger_away=ledger.leave,

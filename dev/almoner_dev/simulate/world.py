@@ -84,6 +84,7 @@ class World:
     jump: Callable[[int], None]
     kill_replica: Callable[[], Awaitable[None]]
     kill_database: Callable[[], Awaitable[None]]
+    fill_database: Callable[[], Awaitable[None]]
     mend: Callable[[], Awaitable[None]]
     pause_replica: Callable[[float], Awaitable[None]]
     ledger_away: Callable[[float], Awaitable[None]]
@@ -311,6 +312,7 @@ class World:
             self._now_and_then("meter_cut_off_every_s", self._cut_off),
             self._now_and_then("replica_killed_every_s", self.kill_replica),
             self._now_and_then("database_killed_every_s", self.kill_database),
+            self._now_and_then("database_full_every_s", self.fill_database),
             self._now_and_then("process_paused_every_s", self._pause),
             self._now_and_then("replica_paused_every_s", self._pause_replica),
             self._now_and_then("disk_full_every_s", self._fill_disk),
