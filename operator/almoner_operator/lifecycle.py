@@ -286,6 +286,8 @@ class Lifecycle:
             run.end = run.early or end or classify(None, now=moment, intent=run.stop, timed_out=timed_out)
             return
         run.pod_missing_since = None
+        if pod.deleting:
+            self._keep_log(pod)
         if run.bound != attempt.number and started is None and end is None and not pod.deleting:
             # Its meter waits to be known to the ledger.
             self._resume(run)
@@ -366,9 +368,15 @@ class Lifecycle:
         self._tried[pod.uid] = moment
         self._context.spawn(self._delete(pod), f"delete pod {pod.namespace}/{pod.name}")
 
+    def _keep_log(self, pod: Pod) -> None:
+        """Read the log of a pod that is deleted, by whomever, while the kubelet has it: until its containers ended."""
+        key, moment = f"log {pod.uid}", time.monotonic()
+        if moment - self._tried.get(key, -STOP_AGAIN_SECONDS) >= STOP_AGAIN_SECONDS:
+            self._tried[key] = moment
+            self._context.spawn(self._context.log_tails.read(pod), f"read the log of pod {pod.namespace}/{pod.name}")
+
     async def _delete(self, pod: Pod) -> None:
-        # Beside the deletion: the kubelet has the log for as long as the containers take to end, and a little longer.
-        self._context.spawn(self._context.log_tails.read(pod), f"read the log of pod {pod.namespace}/{pod.name}")
+        self._keep_log(pod)  # Beside the deletion.
         grace = None
         if has_agent_ended(pod.raw):
             # All that is left of its grace period: it is over so long after the agent has ended.

@@ -1,9 +1,10 @@
 """The end of an agent's log, kept where its pod is not: after a timeout, a cancellation, a drain, any end.
 
 Role: what the kubelet puts into the pod's last status is best (of a container that ended with an error: at most 2 KiB,
-its very last lines). An agent that ends well when it is told to stop leaves nothing there; so where the operator
-deletes a pod it reads the end of the log, beside the deletion and never before it. Whatever fails only costs the tail:
-nothing waits for a kubelet that does not answer.
+its very last lines). An agent that ends well when it is told to stop leaves nothing there; so where a pod is deleted,
+by the operator or by anybody else, the operator reads the end of the log, beside the deletion and never before it; and
+where an attempt ended otherwise and its pod is still there, before its end is written. Whatever fails only costs the
+tail: nothing waits longer than five seconds for a kubelet that does not answer.
 """
 
 from __future__ import annotations
@@ -53,6 +54,11 @@ class LogTails:
         while len(self._kept) >= KEPT_MAX:
             del self._kept[next(iter(self._kept))]
         self._kept[pod.uid] = tail_of(text)
+
+    async def fill(self, pod: Pod | None) -> None:
+        """Read the end of the log of a pod that is over and still there, unless it is known already."""
+        if pod is not None and not pod.raw.get("gone") and not said_last(pod.raw):
+            await self.read(pod)
 
     def take(self, pod: Pod | None) -> str | None:
         """Give the end of the log of a pod that is over, and forget it; None where there is none."""

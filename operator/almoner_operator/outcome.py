@@ -343,8 +343,9 @@ def _terminal(
 
 
 def _said(run: Run, end: AttemptEnd) -> str:
-    """What is said of an end: which budget had no room was written when the pod was told to stop."""
-    if run.stop is StopCause.EXHAUSTED and end.reason is FailureReason.BUDGET_EXHAUSTED:
+    """What is said of an end: who preempts it, which budget had no room, was written when the pod was told to stop."""
+    exhausted = run.stop is StopCause.EXHAUSTED and end.reason is FailureReason.BUDGET_EXHAUSTED
+    if exhausted or (run.stop is not None and end.outcome is AttemptOutcome.PREEMPTED):
         return run.status.attempts[-1].message or end.message
     return end.message
 

@@ -21,7 +21,7 @@ from almoner_core.api.training_job import TrainingJobStatus
 from almoner_core.identity import operation_id
 from almoner_core.last_word import MeterWord
 from almoner_operator import apart, failpoints, last_words, milestones, outcome, rates
-from almoner_operator.attempts import seen_to_end
+from almoner_operator.attempts import AttemptEnd, seen_to_end
 from almoner_operator.compute import MachineTime
 from almoner_operator.context import Context, now, run_target
 from almoner_operator.errors import (
@@ -84,8 +84,7 @@ class Settler:
                     await self._last_totals(run, attempt.number)
                 word = _last_word(context.cache.pods.of(run), attempt.allotment)
                 told = last_words.told(word, answer, run.totals, attempt.number)
-            log_tail = context.log_tails.take(context.cache.pods.of(run))
-            run.status = outcome.ended(run, end, now(), told, log_tail)
+            run.status = outcome.ended(run, end, now(), told, await self._log_tail(run, end))
             if run.totals is not None:
                 run.status = outcome.with_totals(run.status, run.totals, now(), planned=outcome.planned_steps(run.spec))
             milestones.attempt_ended(run, attempt, end)
@@ -113,6 +112,12 @@ class Settler:
             run.settling = False
             self._told.pop(run.key.uid, None)
             context.cache.touch(run, review=True)
+
+    async def _log_tail(self, run: Run, end: AttemptEnd) -> str | None:
+        pods, tails = self._context.cache.pods, self._context.log_tails
+        if end.outcome is not AttemptOutcome.SUCCEEDED:
+            await tails.fill(pods.of(run))
+        return tails.take(pods.of(run))
 
     async def close(
         self, allotment: str, reason: str, pod_of: Callable[[], Pod | None], run: Run | None = None

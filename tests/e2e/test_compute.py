@@ -39,6 +39,16 @@ DEAR = {
 }
 
 
+# It says something, and ends well when it is told to: the kubelet then leaves nothing of its log.
+SLEEPER = """
+import signal
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+chat("hello")
+print("so far, so good", flush=True)
+time.sleep(600)
+"""
+
+
 @pytest.fixture
 def billed(site: Site, world: World) -> Iterator[World]:
     """A world whose operator charges for machine time; it is the others' operator again when the test is over."""
@@ -128,7 +138,7 @@ def test_machine_time_is_in_every_status_and_in_the_ledger(billed: World) -> Non
 def test_a_budget_that_runs_out_on_machine_time_stops_the_pod(site: Site, billed: World) -> None:
     world = billed
     site.stack.restart_operator(env=DEAR)
-    world.script("sleeper", "chat('hello'); time.sleep(600)", runner=RESOURCES)
+    world.script("sleeper", SLEEPER, runner=RESOURCES)
     world.apply(world.manifest("ResourceQuota", "money", {"budget": {"amount": "20"}}))
     world.wait_ready("ResourceQuota", "money")
     uid = run(world, "sleeps", "sleeper", {})
@@ -143,7 +153,7 @@ def test_a_budget_that_runs_out_on_machine_time_stops_the_pod(site: Site, billed
     # Held ahead were an interval, the grace periods of agent and meter, and the margin: it was used until then.
     assert seconds * CPU * NANOS // 1000 + (1 + 6 + 15 + 3) * CPU * NANOS // 1000 >= 20 * NANOS - ONE
     status = world.status("sleeps")
-    assert [each["outcome"] for each in status["attempts"]] == ["Failed"]
+    assert [(each["outcome"], each["logTail"]) for each in status["attempts"]] == [("Failed", "so far, so good")]
     # What is left holds no other pod's machine time ahead.
     run(world, "next", "sleeper", {})
     assert "USD" in world.wait_reason("next", "BudgetExhausted")["message"]
@@ -159,7 +169,7 @@ def test_nobody_runs_on_unpaid_while_nobody_can_pay(site: Site, billed: World, a
     """
     world, stack = billed, site.stack
     stack.restart_operator(env=DEAR)
-    world.script("sleeper", "chat('hello'); time.sleep(600)", runner=RESOURCES)
+    world.script("sleeper", SLEEPER, runner=RESOURCES)
     world.apply(world.manifest("ResourceQuota", "money", {"budget": {"amount": "24"}}))
     world.wait_ready("ResourceQuota", "money")
     uid = run(world, "sleeps", "sleeper", {})
@@ -191,6 +201,7 @@ def test_nobody_runs_on_unpaid_while_nobody_can_pay(site: Site, billed: World, a
     condition = world.failed("sleeps", "BudgetExhausted", seconds=120)
     assert "machine time is not paid for any longer" in condition["message"]
     assert why in condition["message"]
+    assert world.status("sleeps")["attempts"][0]["logTail"] == "so far, so good"
     world.nothing_open()
     books = world.books()["money"]
     assert (books["limit"], books["reserved"], books["excess"]) == (24 * NANOS, 0, 0)
