@@ -26,6 +26,7 @@ from almoner_operator.cache import Cache
 from almoner_operator.compute import SEEN_SECONDS, MachineTime
 from almoner_operator.context import now
 from almoner_operator.errors import LedgerError, LedgerUnavailableError
+from almoner_operator.log_tails import LogTails
 from almoner_operator.machines import PROBE_FAILURES, ComputeSettings
 from almoner_operator.news import DELETED
 from almoner_operator.pods import RunnerSettings
@@ -376,9 +377,8 @@ async def test_a_pod_whose_meter_never_spoke_is_charged_before_anything_is_given
     """Its agent's image could not be pulled, say: its node had it all the same, and nothing is excess."""
     writer, events = AsyncMock(), MagicMock()
     context: Any = SimpleNamespace(
-        cache=site.cache, ledger=site.ledger, events=events, log_tails=MagicMock(), writer=writer, spawn=None
+        cache=site.cache, ledger=site.ledger, events=events, log_tails=LogTails(AsyncMock()), writer=writer, spawn=None
     )
-    context.log_tails.take.return_value = None
     context.settings = SimpleNamespace(settle_seconds=0)
     site.see_pod(finished=7)
     site.clock.now = START + 9
