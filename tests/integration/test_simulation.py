@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from almoner_dev.simulate import schedule
+from almoner_core.wire import Dimension
+from almoner_dev.simulate import schedule, world
 from almoner_dev.simulate.databases import PostgresSource, Source, SqliteSource, scratch
 from almoner_dev.simulate.faults import Faults
+from almoner_dev.simulate.pods import Work
 
 if TYPE_CHECKING:
     from almoner_dev.postgres import Postgres
@@ -169,7 +171,33 @@ def lets_pods_run_on_unpaid(patch: pytest.MonkeyPatch) -> None:
     from almoner_runner.meter.machine import MachineTime
 
     patch.setattr(MachineTime, "over", property(lambda _: False))
-    often(patch, operators_away_every_s=15.0, ledger_away_every_s=40.0)
+    # It shows where agents are idle for long, nobody acts, and there is no room for what ran on meanwhile.
+    patch.setattr(Faults, "drawn", staticmethod(lambda chance: Faults(chance, operators_away_every_s=20.0)))
+    live_poorly(patch)
+
+
+def live_poorly(patch: pytest.MonkeyPatch) -> None:
+    """Every agent costs machine time, is idle for minutes, and half of the money there was is not there."""
+    draw_quotas, draw_run = world.World._draw_quotas, world.World._draw_run
+
+    def poor(self: Any, work_nanos: int) -> Any:
+        quotas = draw_quotas(self, work_nanos)
+        for quota in quotas:
+            quota.enforced = True
+            quota.amounts[Dimension.USD] //= 2
+        return quotas
+
+    def costly(self: Any, number: int, of: Any) -> Any:
+        run = draw_run(self, number, of)
+        run.costs_machine_time = True
+        return run
+
+    def idle(**given: Any) -> Any:
+        return Work(**{**given, "at_once": 1, "calls": 6, "pause_longest_s": 200.0})
+
+    patch.setattr(world.World, "_draw_quotas", poor)
+    patch.setattr(world.World, "_draw_run", costly)
+    patch.setattr(world, "Work", idle)
 
 
 def refuses_a_batch_for_one_item(patch: pytest.MonkeyPatch) -> None:
