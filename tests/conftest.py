@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.polling import until
 
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from almoner_dev.postgres import Postgres
 
 NAMESPACE_SECONDS = 90.0
+
+# How long an example takes says what else the machine does: no test of properties fails for that.
+settings.register_profile("almoner", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("almoner")
 
 
 def missing(reason: object) -> NoReturn:
