@@ -52,7 +52,7 @@ e2e: $(STAMP) ## Run the tests in a cluster: a real node of this machine (root),
 	@exec $(PY) -m almoner_dev e2e $(if $(filter-out 0 no false,$(KIND)),--kind) \
 	  $(if $(filter command,$(firstword $(origin KUBECONFIG))),--kubeconfig "$(KUBECONFIG)") -- $(TESTS) $(PYTEST_FLAGS)
 
-generate: $(STAMP) ## Regenerate crds/ and docs/reference/ from the API types
+generate: $(STAMP) ## Regenerate crds/, docs/reference/ and the chart's copies
 	@$(PY) -m almoner_dev.generate
 
 lint: $(STAMP) ## Lint and check the formatting
@@ -66,7 +66,7 @@ layers: $(STAMP) ## Check who may import whom
 	@$(VENV)/bin/lint-imports
 
 verify: generate lint types layers ## Regenerate, lint, check types and layers, and demand a clean tree
-	@git diff --exit-code -- crds docs/reference || { echo "generated files were stale: commit what 'make generate' wrote"; exit 1; }
+	@git diff --exit-code -- crds docs/reference charts deploy || { echo "generated files were stale: commit what 'make generate' wrote"; exit 1; }
 	@test -z "$$(git status --porcelain)" || { git status --short; echo "the tree is not clean"; exit 1; }
 
 bench: $(STAMP) ## Run a benchmark: make bench NAME=admission|history|ledger|meter

@@ -16,6 +16,7 @@ from almoner_core.api.meta import VALIDATIONS, Rule, validated
 from almoner_core.api.registry import KINDS, kind_named
 from almoner_core.money import Money
 from almoner_dev import generate, reference
+from almoner_dev.definitions import HEADER
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFINITIONS = all_definitions()
@@ -267,7 +268,7 @@ def test_generating_writes_what_is_stale_and_removes_what_is_gone(
     assert "stale: crds/almoner.dev_agents.yaml" in capsys.readouterr().err
     assert generate.main(["--root", str(tmp_path)]) == 0
     gone = tmp_path / "crds" / "almoner.dev_workflows.yaml"
-    gone.write_text(generate.HEADER)
+    gone.write_text(HEADER)
     by_hand = tmp_path / "crds" / "kustomization.yaml"
     by_hand.write_text("resources: []\n")
     assert generate.main(["--check", "--root", str(tmp_path)]) == 1

@@ -1,0 +1,247 @@
+"""The chart and deploy/: what they make is taken by a real API server, and what is wrong in values is said by name."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kubernetes import client, config
+
+from almoner_dev import binaries, chart, gotools
+from almoner_dev.controlplane import ControlPlane
+from almoner_ledger import cli as ledger
+from almoner_operator.__main__ import parser as operator_parser
+from tests.conftest import missing
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / chart.CHART
+PRODUCTION = (
+    "ledger.database.existingSecret=books",
+    "ledger.database.ownerKey=owner",
+    "ledger.database.role=almoner_ledger",
+    "ledger.replicas=3",
+    "ledger.autoscaling.enabled=true",
+    "operator.settings.require-budget=Quota",
+    "operator.settings.lease-seconds=20",
+    "ledger.settings.lease-seconds=90",
+    "image.registry=images.example.com/tools/",
+    "image.pullSecrets={pull}",
+    "networkPolicy.runnerNamespaces={team-a,team-b}",
+    "networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.team=monitoring",
+    "monitoring.dashboard.enabled=true",
+    "operator.priorityClassName=system-cluster-critical",
+    "operator.nodeSelector.pool=system",
+    "ledger.tolerations[0].operator=Exists",
+)
+PROMETHEUS = ("monitoring.serviceMonitor.enabled=true", "monitoring.rules.enabled=true")
+Json = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def helm() -> Path:
+    try:
+        return gotools.path("helm")
+    except gotools.ToolMissing as error:
+        missing(error)
+
+
+@pytest.fixture(scope="module")
+def plane() -> Iterator[ControlPlane]:
+    """A control plane of this file's own: a release has the definitions of the whole cluster."""
+    made = ControlPlane(with_scheduler=False)
+    try:
+        made.start()
+    except binaries.BinariesMissing as error:
+        missing(error)
+    with made:
+        yield made
+
+
+def run(helm: Path, *arguments: str | Path, plane: ControlPlane | None = None) -> subprocess.CompletedProcess[str]:
+    where = ["--kubeconfig", str(plane.kubeconfig)] if plane is not None else []
+    return subprocess.run([helm, *arguments, *where], capture_output=True, text=True, timeout=120, check=False)
+
+
+def sets(*values: str) -> list[str]:
+    return [part for value in values for part in ("--set", value)]
+
+
+def rendered(helm: Path, *values: str) -> list[Json]:
+    done = run(helm, "template", "almoner", CHART, "--namespace", chart.SYSTEM, *sets(*values))
+    assert done.returncode == 0, done.stderr
+    return [each for each in yaml.safe_load_all(done.stdout) if each]
+
+
+def find(documents: list[Json], kind: str, name: str) -> Json:
+    (found,) = [each for each in documents if (each["kind"], each["metadata"]["name"]) == (kind, name)]
+    return found
+
+
+@pytest.mark.parametrize("values", [(), PRODUCTION, (*PRODUCTION, *PROMETHEUS)], ids=["trial", "production", "all"])
+def test_it_has_nothing_to_object_to(helm: Path, values: tuple[str, ...]) -> None:
+    done = run(helm, "lint", "--strict", CHART, *sets(*values))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("operator.replica=2", "additional properties 'replica' not allowed"),
+        ("operator.replicas=0", "/operator/replicas"),
+        ("operator.replicas=two", "/operator/replicas"),
+        ("operator.settings.lease-second=20", "additional properties 'lease-second' not allowed"),
+        ("operator.settings.require-budget=Sometimes", "/operator/settings/require-budget"),
+        ("operator.settings.ledger-url=http://elsewhere", "additional properties 'ledger-url' not allowed"),
+        ("ledger.settings.database=sqlite:////x", "additional properties 'database' not allowed"),
+        ("ledger.storage.size=much", "/ledger/storage/size"),
+        ("image.pullPolicy=Sometimes", "/image/pullPolicy"),
+        ("image.registry=images.example.com", "/image/registry"),
+        ("ledger.replicas=2", "ledger.database.existingSecret"),
+        ("ledger.autoscaling.enabled=true", "ledger.database.existingSecret"),
+        ("ledger.database.ownerKey=owner", "ledger.database.role"),
+        ("networkPolicy.runnerNamespaces=team", "/networkPolicy/runnerNamespaces"),
+        ("monitoring.rules.enable=true", "additional properties 'enable' not allowed"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(helm: Path, value: str, says: str) -> None:
+    done = run(helm, "template", CHART, *sets(value))
+    assert done.returncode != 0
+    assert says in done.stderr
+
+
+def test_every_option_in_the_pods_is_one_of_the_programs(helm: Path) -> None:
+    documents = rendered(helm, *PRODUCTION)
+    (operator,) = find(documents, "Deployment", "almoner-operator")["spec"]["template"]["spec"]["containers"]
+    parsed = operator_parser().parse_args(operator["args"])
+    assert parsed.lease_seconds == 20
+    assert parsed.require_budget == "Quota"
+    assert parsed.image_pull_secrets == "pull"
+    assert parsed.runner_image == "images.example.com/tools/almoner-runner:0.1.0"
+    pod = find(documents, "Deployment", "almoner-ledger")["spec"]["template"]["spec"]
+    (served,), (migrating,) = pod["containers"], pod["initContainers"]
+    parsed = ledger_arguments([*served["command"][1:], *served["args"]])
+    assert parsed.lease_seconds == 90
+    assert parsed.no_migrate
+    assert parsed.operator_user == [f"system:serviceaccount:{chart.SYSTEM}:almoner-operator"]
+    assert ledger_arguments(migrating["command"][1:]).grant_to == "almoner_ledger"
+
+
+def ledger_arguments(arguments: list[str]) -> Any:
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    ledger.add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def test_the_settings_in_the_schema_are_the_programs_options() -> None:
+    properties = chart.schema()["properties"]
+    settings = properties["operator"]["properties"]["settings"]["properties"]
+    assert {"require-budget", "namespaces", "compute-price-cpu-hour", "log-format"} <= settings.keys()
+    assert not settings.keys() & chart.OPERATORS_OWN
+    assert {"reader-user", "lease-seconds", "log-level"} <= properties["ledger"]["properties"]["settings"][
+        "properties"
+    ].keys()
+
+
+def test_every_value_is_documented_and_in_the_schema() -> None:
+    values = (CHART / "values.yaml").read_text()
+    documented = {name for name, _, text in chart.documented(values) if text}
+
+    def leaves(value: Any, schema: Json, path: str) -> Iterator[str]:
+        if path in documented or not isinstance(value, dict):
+            yield path
+            return
+        for name, inner in value.items():
+            yield from leaves(inner, schema["properties"][name], f"{path}.{name}".lstrip("."))
+
+    found = set(leaves(yaml.safe_load(values), chart.schema(), ""))
+    assert found == documented
+
+
+@pytest.mark.parametrize("values", [(), PRODUCTION], ids=["trial", "production"])
+def test_the_api_server_takes_every_object(helm: Path, plane: ControlPlane, values: tuple[str, ...]) -> None:
+    api = config.new_client_from_config(str(plane.kubeconfig))
+    core = client.CoreV1Api(api)
+    for name in (chart.SYSTEM, "team-a", "team-b"):
+        if not any(each.metadata.name == name for each in core.list_namespace().items):
+            restricted = {
+                "pod-security.kubernetes.io/enforce": "restricted",
+                "pod-security.kubernetes.io/warn": "restricted",
+            }
+            core.create_namespace({"metadata": {"name": name, "labels": restricted}})
+    documents = "---\n".join(yaml.safe_dump(each) for each in rendered(helm, *values))
+    said = kubectl(plane, "apply", "--server-side", "--dry-run=server", "-f", "-", given=documents)
+    assert "restricted" not in said.stderr  # Pod Security has nothing to warn of.
+    assert said.stdout.count("serverside-applied") == len(rendered(helm, *values))
+
+
+def kubectl(plane: ControlPlane, *arguments: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
+    command = [str(binaries.find(["kubectl"]).path("kubectl")), f"--kubeconfig={plane.kubeconfig}", *arguments]
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_a_release_is_installed_upgraded_rolled_back_and_uninstalled(helm: Path, plane: ControlPlane) -> None:
+    namespace = f"install-{secrets.token_hex(3)}"
+    release = ["--namespace", namespace]
+
+    def done(*arguments: str | Path) -> str:
+        result = run(helm, *arguments, *release, plane=plane)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    said = done("install", "almoner", CHART, "--create-namespace")
+    assert "helm test almoner" in said
+    api = config.new_client_from_config(str(plane.kubeconfig))
+    client.CoreV1Api(api).create_namespace({"metadata": {"name": f"{namespace}-team"}})
+    quota = (
+        said.split("kubectl apply -f - <<'END'\n")[1]
+        .split("\nEND")[0]
+        .replace("namespace: team", f"namespace: {namespace}-team")
+    )
+    kubectl(plane, "apply", "-f", "-", given=quota)  # What NOTES tell to do next.
+    apps = client.AppsV1Api(api)
+    done("upgrade", "almoner", CHART, *sets("operator.replicas=3", "operator.settings.require-budget=Quota"))
+    operator = apps.read_namespaced_deployment("almoner-operator", namespace)
+    assert operator.spec.replicas == 3
+    assert "--require-budget=Quota" in operator.spec.template.spec.containers[0].args
+    assert f"--own-namespace={namespace}" in operator.spec.template.spec.containers[0].args
+    done("rollback", "almoner", "1")
+    assert apps.read_namespaced_deployment("almoner-operator", namespace).spec.replicas == 2
+    done("uninstall", "almoner")
+    assert not apps.list_namespaced_deployment(namespace).items
+    # The definitions, and so everybody's objects, and the books stay.
+    objects = client.CustomObjectsApi(api).list_namespaced_custom_object(
+        "almoner.dev", "v1alpha1", f"{namespace}-team", "resourcequotas"
+    )
+    assert [each["metadata"]["name"] for each in objects["items"]] == ["team"]
+    claims = client.CoreV1Api(api).list_namespaced_persistent_volume_claim(namespace).items
+    assert [each.metadata.name for each in claims] == ["almoner-ledger"]
+
+
+def test_deploy_is_the_chart_with_its_defaults(helm: Path, plane: ControlPlane) -> None:
+    assert (ROOT / "deploy" / "almoner.yaml").read_text() == chart.without_helm(chart.render(ROOT)), (
+        "write it anew: python -m almoner_dev.chart"
+    )
+    made = kubectl(plane, "kustomize", str(ROOT / "deploy")).stdout
+    kinds = {(each["kind"], each["metadata"]["name"]) for each in yaml.safe_load_all(made)}
+    whole = {(each["kind"], each["metadata"]["name"]) for each in rendered(helm)}
+    assert kinds - whole == {("Namespace", chart.SYSTEM)}
+    assert whole - kinds == {("Pod", "almoner-test")}
+
+
+def test_the_roles_are_those_of_deploy(helm: Path) -> None:
+    documents = {(each["kind"], each["metadata"]["name"]): each for each in rendered(helm)}
+    for each in yaml.safe_load_all((ROOT / "deploy" / "rbac.yaml").read_text()):
+        if each["kind"] != "Namespace":
+            assert json.dumps(documents[each["kind"], each["metadata"]["name"]], sort_keys=True) == json.dumps(
+                each, sort_keys=True
+            )
