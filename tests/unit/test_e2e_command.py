@@ -86,3 +86,17 @@ def test_a_kind_cluster_is_deleted_even_when_it_could_not_be_made(
     assert Path(create[create.index("--config") + 1]).is_relative_to(repository)
     assert Path(create[create.index("--config") + 1]).is_file()
     assert delete == ["kind", "delete", "cluster", "--name", create[create.index("--name") + 1]]
+
+
+def test_whether_it_can_run_is_said_without_running(
+    started: list[tuple[list[str], dict[str, str]]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(requirements, "lacking_packages", lambda: ["containerd", "runc"])
+    assert e2e.run(options("--packages")) == 0
+    assert capsys.readouterr().out == "containerd runc\n"
+    monkeypatch.setattr(requirements, "refusals", list)
+    assert e2e.run(options("--check")) == 0
+    monkeypatch.setattr(requirements, "refusals", lambda: ["root is needed"])
+    with pytest.raises(NodeImpossible):
+        e2e.run(options("--check"))
+    assert started == []

@@ -69,7 +69,8 @@ def _packages() -> Iterator[tuple[Path, str]]:
             folders[:] = [name for name in folders if name not in unwanted and name not in linked]
             for name in [*names, *linked]:
                 path = directory / name
-                if path.suffix not in {".a", ".pyi"} and (path.is_file() or path.is_symlink()):
+                unneeded = path.suffix in {".a", ".pyi"} or name == "ruff" or "__mypyc" in name
+                if not unneeded and (path.is_file() or path.is_symlink()):
                     yield path, str(path).lstrip("/")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -77,11 +78,26 @@ def refusals() -> list[str]:
     packages = lacking_packages()
     if packages:
         reasons.append(f"packages are missing: apt-get install {' '.join(packages)}")
+    if os.geteuid() == 0 and not packages and not _namespaces_allowed():
+        reasons.append("new namespaces and mounts are not allowed here: in a container, run it privileged")
     if not os.access("/sys/fs/cgroup", os.W_OK):
         reasons.append(
             "/sys/fs/cgroup cannot be written: in a container, run it privileged with its own cgroup namespace"
         )
     return reasons
+
+
+def _namespaces_allowed() -> bool:
+    """Says whether namespaces, a file system of one's own and an overlay may be made, by making them for a moment."""
+    attempt = (
+        "mount -t tmpfs tmpfs /run && mkdir /run/u /run/w && "
+        "mount -t overlay -o lowerdir=/var,upperdir=/run/u,workdir=/run/w overlay /var"
+    )
+    unshare = [program("unshare"), "--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--mount-proc"]
+    done = subprocess.run(
+        [*unshare, "sh", "-c", attempt], capture_output=True, check=False, env={**os.environ, "PATH": search_path()}
+    )
+    return done.returncode == 0
 
 
 def demand() -> None:

@@ -31,11 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--kind", action="store_true", help="a throw-away kind cluster (tests/e2e/kind.yaml); needs Docker"
     )
+    where.add_argument("--check", action="store_true", help="say whether a real node can be started here, and end")
+    where.add_argument("--packages", action="store_true", help="print the Debian packages that one lacks, and end")
     parser.add_argument("pytest", nargs="*", metavar="ARGUMENT", help="for pytest, after --: files, -k, -x, ...")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the tests; returns pytest's exit code. Says at once what the machine lacks, before anything is built.
+    """Runs the tests; returns pytest's exit code. Says what the machine lacks before anything is built.
 
     Raises NodeImpossible where a real node cannot be started, and ProcessError where kind cannot be used.
     """
