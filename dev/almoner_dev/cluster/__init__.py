@@ -144,6 +144,7 @@ class Cluster:
         with self._lock:
             atexit.unregister(self.stop)
             if self._control is not None:
+                self._lines.close()
                 self._control.close()
                 self._control = None
             if self._child is not None:

@@ -93,7 +93,7 @@ def _namespaces_allowed() -> bool:
         "mount -t tmpfs tmpfs /run && mkdir /run/u /run/w && "
         "mount -t overlay -o lowerdir=/var,upperdir=/run/u,workdir=/run/w overlay /var"
     )
-    unshare = [program("unshare"), "--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--mount-proc"]
+    unshare = [str(program("unshare")), "--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--mount-proc"]
     done = subprocess.run(
         [*unshare, "sh", "-c", attempt], capture_output=True, check=False, env={**os.environ, "PATH": search_path()}
     )

@@ -43,6 +43,13 @@ def run(options: argparse.Namespace) -> int:
     """
     from almoner_dev.cluster import requirements  # noqa: PLC0415 - --help does not need it
 
+    if options.packages:
+        print(" ".join(requirements.lacking_packages()))
+        return 0
+    if options.check:
+        requirements.demand()
+        print("a real node can be started here")
+        return 0
     environment = {
         name: value for name, value in os.environ.items() if name not in {KUBECONFIG_VARIABLE, KIND_VARIABLE}
     }
