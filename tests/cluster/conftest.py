@@ -69,14 +69,14 @@ def kubernetes_api(site: Site) -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def almoner(site: Site, kubernetes_api: Any) -> Iterator[Installation]:
-    """Almoner in the cluster, from an image of this checkout."""
-    from tests.support.installed import SYSTEM, install, kubectl, load_image
+    """Almoner in the cluster: its chart, with an image of this checkout."""
+    from tests.support.installed import MODELS, SYSTEM, install, kubectl, load_image
 
     if site.node is None:
         pytest.skip("the image of this checkout can only be loaded into the node that `make e2e` starts by itself")
     load_image(site.node)
     yield install(site.kubeconfig, kubernetes_api)
-    kubectl(site.kubeconfig, "delete", "namespace", SYSTEM, "--wait=false")
+    kubectl(site.kubeconfig, "delete", "namespace", SYSTEM, MODELS, "--wait=false")
 
 
 @pytest.fixture

@@ -19,7 +19,17 @@ SECONDS = 180.0
 
 def delete_pods_of(part: str) -> Callable[[Cluster, Installation], None]:
     def fault(_: Cluster, almoner: Installation) -> None:
-        kubectl(almoner.kubeconfig, "delete", "pod", "-n", SYSTEM, "-l", f"app={part}", "--force", "--wait=false")
+        kubectl(
+            almoner.kubeconfig,
+            "delete",
+            "pod",
+            "-n",
+            SYSTEM,
+            "-l",
+            f"app.kubernetes.io/name={part}",
+            "--force",
+            "--wait=false",
+        )
 
     return fault
 

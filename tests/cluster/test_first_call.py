@@ -26,7 +26,7 @@ def test_the_first_metered_call(
     took = almoner.seconds + time.monotonic() - began
     with capsys.disabled():
         sys.stdout.write(
-            f"\nfrom the first manifest to the first metered call: {took:.1f} s (target {TARGET_SECONDS} s), "
+            f"\nfrom helm install to the first metered call: {took:.1f} s (target {TARGET_SECONDS} s), "
             f"of which {almoner.seconds:.1f} s until Almoner was ready\n"
         )
     assert status["phase"] == "Succeeded", f"{status}\n{almoner.logs()}"

@@ -15,15 +15,16 @@ from kubernetes import client
 from kubernetes.client import ApiException
 from urllib3.exceptions import HTTPError
 
-from almoner_core.contract import LEDGER_AUDIENCE
-from almoner_dev import binaries, model
+from almoner_dev import binaries, gotools, model
 from almoner_dev.cluster import Cluster, checkout
 from tests.support.polling import until
 from tests.support.restricted import RESTRICTED
 
 IMAGE = "localhost/almoner-checkout:1"
 SYSTEM = "almoner-system"
-PARTS = ("almoner-ledger", "almoner-operator", "model")
+MODELS = "models"
+PARTS = {"almoner-ledger": SYSTEM, "almoner-operator": SYSTEM, "model": MODELS}
+"""Deployments and their namespaces."""
 FOLDER = Path(__file__).resolve().parent.parent / "cluster"
 ROOT = FOLDER.parent.parent
 ROLLOUT = "180s"
@@ -55,7 +56,10 @@ class Installation:
 
     def logs(self) -> str:
         """The end of what every part said, for a test that failed."""
-        said = [kubectl(self.kubeconfig, "logs", "-n", SYSTEM, f"deployment/{part}", "--tail=40") for part in PARTS]
+        said = [
+            kubectl(self.kubeconfig, "logs", "-n", namespace, f"deployment/{part}", "--tail=40")
+            for part, namespace in PARTS.items()
+        ]
         said.append(kubectl(self.kubeconfig, "get", "pods", "-A", "-o", "wide"))
         return "\n".join(f"--- {part}\n{text}" for part, text in zip([*PARTS, "pods"], said, strict=True))
 
@@ -67,16 +71,29 @@ def load_image(cluster: Cluster) -> None:
 
 
 def install(kubeconfig: Path, api: Any) -> Installation:
-    """Apply the definitions, the roles and the two services, and wait until all of it is ready."""
+    """Install the chart with Helm, and start the model; returns when all of it is ready."""
+    helm = gotools.path("helm")
     began = time.monotonic()
+    core = client.CoreV1Api(api)
+    core.create_namespace({"metadata": {"name": SYSTEM, "labels": RESTRICTED}})
     key = secrets.token_hex(16)
-    kubectl(kubeconfig, "apply", "--server-side", "-f", str(ROOT / "crds"))
-    kubectl(kubeconfig, "apply", "-f", str(ROOT / "deploy" / "rbac.yaml"))
-    client.CoreV1Api(api).patch_namespace(SYSTEM, {"metadata": {"labels": RESTRICTED}})
-    values = {"IMAGE": IMAGE, "AUDIENCE": LEDGER_AUDIENCE, "WEIGHTS": str(model.weights())}
-    Installation(kubeconfig, key, 0.0).apply("almoner.yaml", **values)
-    for part in PARTS:
-        kubectl(kubeconfig, "rollout", "status", "-n", SYSTEM, f"deployment/{part}", f"--timeout={ROLLOUT}")
+    Installation(kubeconfig, key, 0.0).apply("model.yaml", IMAGE=IMAGE, WEIGHTS=str(model.weights()))
+    name, _, tag = IMAGE.removeprefix("localhost/").partition(":")
+    values = {"image.registry": "localhost/"}
+    for part in ("operator", "runner"):
+        values |= {f"image.{part}.repository": name, f"image.{part}.tag": tag}
+    settings = [word for each, value in values.items() for word in ("--set-string", f"{each}={value}")]
+    command = [str(helm), "install", "almoner", str(ROOT / "charts" / "almoner"), "--namespace", SYSTEM, "--wait"]
+    done = subprocess.run(
+        [*command, f"--kubeconfig={kubeconfig}", f"--timeout={ROLLOUT}", *settings],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, (
+        f"helm install: {done.stderr}\n{kubectl(kubeconfig, 'get', 'pods,events', '-n', SYSTEM)}"
+    )
+    kubectl(kubeconfig, "rollout", "status", "-n", MODELS, "deployment/model", f"--timeout={ROLLOUT}")
     return Installation(kubeconfig, key, time.monotonic() - began)
 
 
