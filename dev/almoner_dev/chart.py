@@ -18,7 +18,9 @@ from typing import Any, Final
 import yaml
 
 from almoner_dev import gotools
+from almoner_dev.dashboard import dashboard
 from almoner_dev.definitions import definitions, to_yaml
+from almoner_dev.metrics_page import metrics_page
 from almoner_ledger import cli as ledger
 from almoner_operator.__main__ import parser as operator_parser
 
@@ -73,6 +75,8 @@ def files(root: Path) -> dict[Path, str]:
         CHART / "templates" / "rbac.yaml": roles((root / "deploy" / "rbac.yaml").read_text(encoding="utf-8")),
         CHART / "values.schema.json": json.dumps(schema(), indent=2) + "\n",
         CHART / "README.md": readme(values),
+        CHART / "files" / "dashboard.json": dashboard(),
+        Path("docs/reference/metrics.md"): metrics_page(),
     }
 
 

@@ -36,13 +36,13 @@ class CacheCollector(Collector):
 
     def describe(self) -> Iterator[Metric]:
         """Give the families without samples, so that registering asks for nothing."""
-        return iter(_families().values())
+        return iter(families().values())
 
     def collect(self) -> Iterator[Metric]:
         """Give every family with its samples."""
-        families = _families()
-        self._workloads(families)
-        self._quotas(families)
+        found = families()
+        self._workloads(found)
+        self._quotas(found)
         not_ready = Counter(
             kind
             for space in self._cache.spaces.values()
@@ -56,11 +56,11 @@ class CacheCollector(Collector):
             if _is_not_ready(record.status.conditions)
         )
         for kind in ("Agent", "ResourceQuota", "ModelProvider", "ToolProvider"):
-            families["almoner_not_ready_objects"].add_metric([kind], not_ready[kind])
-        families["almoner_ledger_up"].add_metric([], float(self._cache.ledger_ready))
-        return iter(families.values())
+            found["almoner_not_ready_objects"].add_metric([kind], not_ready[kind])
+        found["almoner_ledger_up"].add_metric([], float(self._cache.ledger_ready))
+        return iter(found.values())
 
-    def _workloads(self, families: dict[str, GaugeMetricFamily]) -> None:
+    def _workloads(self, found: dict[str, GaugeMetricFamily]) -> None:
         waiting: Counter[tuple[str, str]] = Counter()
         active: Counter[str] = Counter()
         for run in list(self._cache.runs.values()):
@@ -70,11 +70,11 @@ class CacheCollector(Collector):
             else:
                 waiting[namespace, _why(run)] += 1
         for where, count in waiting.items():
-            families["almoner_pending_workloads"].add_metric(list(where), count)
+            found["almoner_pending_workloads"].add_metric(list(where), count)
         for namespace, count in active.items():
-            families["almoner_admitted_active_workloads"].add_metric([namespace], count)
+            found["almoner_admitted_active_workloads"].add_metric([namespace], count)
 
-    def _quotas(self, families: dict[str, GaugeMetricFamily]) -> None:
+    def _quotas(self, found: dict[str, GaugeMetricFamily]) -> None:
         told = left_out = 0
         for space in list(self._cache.spaces.values()):
             for quota in list(space.quotas.values()):
@@ -85,14 +85,15 @@ class CacheCollector(Collector):
                         told += 1
                         labels = [space.name, quota.name, limit.name, limit.subject or ""]
                         for name, amount in zip(_OF_LIMITS, amounts, strict=True):
-                            families[name].add_metric(labels, amount)
-        families["almoner_quota_limits_left_out"].add_metric([], left_out)
+                            found[name].add_metric(labels, amount)
+        found["almoner_quota_limits_left_out"].add_metric([], left_out)
 
 
 _OF_LIMITS: Final = ("almoner_quota_limit", "almoner_quota_spent", "almoner_quota_reserved")
 
 
-def _families() -> dict[str, GaugeMetricFamily]:
+def families() -> dict[str, GaugeMetricFamily]:
+    """Give every family without samples, by its name."""
     limit = ["namespace", "quota", "dimension", "subject"]
     return {
         name: GaugeMetricFamily(name, text, labels=labels)
