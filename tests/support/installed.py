@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import string
 import subprocess
@@ -65,9 +66,17 @@ class Installation:
 
 
 def load_image(cluster: Cluster) -> None:
-    """Make the image of this checkout, and import it."""
+    """Make the image of this checkout, and import it; and those that `ALMONER_E2E_IMAGES` has, where it is set."""
     with tempfile.TemporaryDirectory(prefix="almoner-image-") as folder:
         cluster.load(checkout.write_image(Path(folder) / "checkout.tar", IMAGE, more=[model.weights()]))
+    for archive in given_images():
+        cluster.load(archive)
+
+
+def given_images() -> list[Path]:
+    """OCI archives of the images that the Dockerfiles make, almoner-operator and almoner-runner; none by default."""
+    folder = os.environ.get("ALMONER_E2E_IMAGES")
+    return [Path(folder) / f"almoner-{part}.tar" for part in ("operator", "runner")] if folder else []
 
 
 def install(kubeconfig: Path, api: Any) -> Installation:
@@ -80,7 +89,7 @@ def install(kubeconfig: Path, api: Any) -> Installation:
     Installation(kubeconfig, key, 0.0).apply("model.yaml", IMAGE=IMAGE, WEIGHTS=str(model.weights()))
     name, _, tag = IMAGE.removeprefix("localhost/").partition(":")
     values = {"image.registry": "localhost/"}
-    for part in ("operator", "runner"):
+    for part in () if given_images() else ("operator", "runner"):
         values |= {f"image.{part}.repository": name, f"image.{part}.tag": tag}
     settings = [word for each, value in values.items() for word in ("--set-string", f"{each}={value}")]
     command = [str(helm), "install", "almoner", str(ROOT / "charts" / "almoner"), "--namespace", SYSTEM, "--wait"]
