@@ -597,3 +597,13 @@ def test_without_a_limit_machine_time_is_always_paid(books: Books) -> None:
     books.limits(limits={})
     allotment = books.active(need={}, compute={USD: 5}, machine=TERMS)
     assert asyncio.run(ask_paid(books, allotment)).paid_seconds == PAID_ALWAYS_SECONDS
+
+
+def test_where_a_quota_limits_no_longer_machine_time_is_paid_though_nothing_is_held(books: Books, clock: Clock) -> None:
+    """Found by the simulation: the ledger held anew for a late operator, and took what needs no hold for unpaid."""
+    allotment = pays(books)
+    books.limits(limits={}, generation=2)
+    clock.now += 60
+    assert asyncio.run(ask_paid(books, allotment)).paid_seconds == PAID_ALWAYS_SECONDS
+    charged = books.run_all([charge(books, allotment, 60)])[0]
+    assert (charged.error, charged.paid_seconds) == (None, PAID_ALWAYS_SECONDS)

@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection
 
 from almoner_core.identity import compute_allotment_id
 from almoner_core.wire import AccountKey
-from almoner_dev.simulate.machines import END_S, NANOS_PER_SECOND
+from almoner_dev.simulate.machines import END_S, NANOS_PER_SECOND, SETTINGS
 from almoner_dev.simulate.network import Exchange
 from almoner_ledger import schema
 from almoner_ledger.store.state import AccountKind, account_id, quota_account_id
@@ -278,7 +278,8 @@ class Oracle:
             attempt = self.attempts[allotment]
             if attempt.word_told:
                 continue
-            if not (attempt.spool_lost or attempt.refused):
+            # Of one whose node was given up nobody hears any more, its meter's last word included.
+            if not (attempt.spool_lost or attempt.refused or attempt.given_up):
                 found.lost += len(bills)
                 found.problems.append(f"allotment {allotment}: {len(bills)} calls have no record")
                 continue
@@ -325,12 +326,21 @@ class Oracle:
             if attempt.agent_began_s is not None:
                 # One whose meter waited for the ledger until nothing was paid any more is ended as soon as it is heard.
                 allowed = max(paid_until, attempt.agent_began_s + END_S) + ROUNDING_S
+                if self._was_unheld(attempt):
+                    # Nothing was held ahead while nothing limited it: it is stopped, which takes its time.
+                    allowed += SETTINGS.interval_seconds + END_S
                 if attempt.ended_s > allowed:
                     unpaid = attempt.ended_s - paid_until
                     found.overspent["usd"] += int(unpaid * NANOS_PER_SECOND)
                     found.problems.append(f"overspent: {allotment}: {unpaid:.0f} s of machine time, not paid for")
             if not attempt.lost and paid_until > attempt.ended_s + ROUNDING_S:
                 found.problems.append(f"{allotment}: {paid_until - attempt.ended_s:.0f} s charged that it did not run")
+
+    def _was_unheld(self, attempt: Attempt) -> bool:
+        """Whether machine time of an attempt was not limited at some time, so that a limit came upon it unheld."""
+        own = account_id(AccountKind.EXECUTION, attempt.namespace, attempt.uid)
+        accounts = (*attempt.accounts, own)
+        return all(self._was_watched(account, "usd", attempt) for account in accounts)
 
     def _check_outputs(self, connection: Connection, found: Findings) -> None:
         """An output that its meter could not send is there: all of a small one, the beginning of others."""

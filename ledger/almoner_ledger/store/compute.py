@@ -129,6 +129,8 @@ def hold_anew(books: Books, allotment: Allotment, amount: int) -> Error | None:
         return error.to_wire()
     release(books, allotment, None)
     apply_grant(books, allotment, granted)
+    # A quota may be enforced no longer: what nothing limits is not held, and is paid for all the same.
+    allotment.limited = limited_dimensions(books, allotment)
     return None
 
 
