@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from almoner_dev.postgres import Postgres
 
 SCHEDULES = 4
+FIRST_SEED = 5000
 # Each bug shows in one of six seeds or more, whichever histories they make: so many never miss it.
 MUTANTS_SEEDS = range(1, 61)
 
@@ -43,7 +44,9 @@ def sqlite() -> Iterator[Source]:
 
 
 def test_schedules_overspend_and_lose_nothing(source: Source) -> None:
-    first = int(os.environ.get("ALMONER_TEST_SEED") or random.randrange(2**31))
+    # The same seeds each time, so that a change fails for what it changes; new ones are what the command is for:
+    # `python -m almoner_dev.simulate --seed $RANDOM --schedules 500`.
+    first = int(os.environ.get("ALMONER_TEST_SEED") or FIRST_SEED)
     print(f"ALMONER_TEST_SEED={first}")  # noqa: T201 - shown where the test fails
     for seed in range(first, first + SCHEDULES):
         result = schedule.run(seed, source)
