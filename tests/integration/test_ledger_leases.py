@@ -606,4 +606,5 @@ def test_where_a_quota_limits_no_longer_machine_time_is_paid_though_nothing_is_h
     clock.now += 60
     assert asyncio.run(ask_paid(books, allotment)).paid_seconds == PAID_ALWAYS_SECONDS
     charged = books.run_all([charge(books, allotment, 60)])[0]
+    assert isinstance(charged, wire.ItemAnswer)
     assert (charged.error, charged.paid_seconds) == (None, PAID_ALWAYS_SECONDS)
