@@ -7,12 +7,15 @@ not known is no cost of 0: it is counted as a record of its own. Labels are boun
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from prometheus_client import Counter, Histogram
 
 from almoner_core.bounded import Bounded
+
+log = logging.getLogger(__name__)
 
 NAMES_MAX: Final = 500
 """Different namespaces, agents, and provider's models that have series of their own; later ones share `other`."""
@@ -48,9 +51,12 @@ class Posted(NamedTuple):
 
 
 def count(entries: Iterable[Posted]) -> None:
-    """Count entries that are committed."""
+    """Count entries that are committed. Never raises: what is committed has to be answered."""
     for entry in entries:
-        _count(namespaces(entry.namespace), agents(entry.agent), entry.row)
+        try:
+            _count(namespaces(entry.namespace), agents(entry.agent), entry.row)
+        except Exception:
+            log.exception("an entry is not in the metrics")
 
 
 def _count(namespace: str, agent: str, row: Mapping[str, Any]) -> None:

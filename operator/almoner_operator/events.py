@@ -40,6 +40,7 @@ NAME_CHARS_MAX: Final = 200
 class _Told:
     """An event that was told: when last, under which name, how often; when its count was last written."""
 
+    key: tuple[str, str, str]
     at: float
     namespace: str
     name: str
@@ -101,17 +102,17 @@ class EventRecorder:
         if once:
             digest = hashlib.sha256(f"{uid}/{once}".encode()).hexdigest()[:16]
             body["metadata"]["name"] = _named(name, digest)
-        told = self._told[key] = _Told(now, namespace, body["metadata"]["name"])
+        told = self._told[key] = _Told(key, now, namespace, body["metadata"]["name"])
         self._told.move_to_end(key)
         if len(self._told) > REMEMBERED_MAX:
             self._told.popitem(last=False)
         queue.append(_Sending(told, body))
         self._something.set()
 
-    def _again(self, known: _Told, now: float, queue: deque[_Sending]) -> None:
+    def _again(self, known: _Told, now: float, queue: deque[_Sending], *, count: int = 1) -> None:
         """Count an event that was told before, and have the count written where that was not done for a while."""
         known.at = now
-        known.count += 1
+        known.count += count
         if not known.sent or now - known.written_at < SERIES_SECONDS or len(queue) >= QUEUE_MAX:
             return
         known.written_at = now
@@ -153,6 +154,8 @@ class EventRecorder:
             if sending.body is not None:
                 await self._client.create(EVENTS, told.namespace, sending.body, rank=Rank.BACKGROUND)
                 told.sent = True
+                if told.count > 1:  # It was told again while it was on its way.
+                    self._again(told, time.monotonic(), self._queue, count=0)
             else:
                 series = {"series": {"count": told.count, "lastObservedTime": _moment()}}
                 await self._client.merge(EVENTS, told.namespace, told.name, series, rank=Rank.BACKGROUND)
@@ -161,6 +164,8 @@ class EventRecorder:
         except ApiError as error:
             log.debug("event not sent: %s", error)
             metrics.EVENTS_DROPPED.inc()
+            if self._told.get(told.key) is told:
+                del self._told[told.key]  # Where it comes again it is told anew.
 
 
 def _moment() -> str:

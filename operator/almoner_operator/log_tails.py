@@ -38,19 +38,23 @@ class LogTails:
         self._client = client
         self._slots = asyncio.Semaphore(AT_ONCE_MAX)
         self._kept: dict[str, str] = {}
+        self._reading: set[str] = set()
 
     async def read(self, pod: Pod) -> None:
-        """Read the end of a pod's log while its kubelet still has it."""
-        if started_at(pod.raw) is None or pod.uid in self._kept:
+        """Read the end of a pod's log while its kubelet still has it. Takes READ_SECONDS at most, waiting included."""
+        if started_at(pod.raw) is None or pod.uid in self._kept or pod.uid in self._reading:
             return
+        self._reading.add(pod.uid)
         try:
-            async with self._slots, asyncio.timeout(READ_SECONDS):
+            async with asyncio.timeout(READ_SECONDS), self._slots:
                 text = await self._client.log_tail(
                     pod.namespace, pod.name, AGENT_CONTAINER, lines=READ_LINES, bytes_max=READ_BYTES
                 )
         except (ApiError, TimeoutError, OSError) as error:
             log.info("the log of pod %s/%s is not read: %s", pod.namespace, pod.name, error or "no answer in time")
             return
+        finally:
+            self._reading.discard(pod.uid)
         while len(self._kept) >= KEPT_MAX:
             del self._kept[next(iter(self._kept))]
         self._kept[pod.uid] = tail_of(text)

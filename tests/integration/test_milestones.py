@@ -53,9 +53,9 @@ def metric(stack: Stack, name: str, **labels: str) -> float | None:
 
 def test_every_step_of_a_run_is_a_line_with_the_same_trace(cluster: Cluster, stack: Stack) -> None:
     cluster.world()
-    cluster.agent("run-600")
-    cluster.wait_ready("Agent", "run-600")
-    cluster.execution("one", agent="run-600")
+    cluster.agent("run-3000")
+    cluster.wait_ready("Agent", "run-3000")
+    cluster.execution("one", agent="run-3000")
     cluster.wait_phase("one", "Succeeded")
     until(lambda: "ended" in steps(stack, cluster, "one"), SECONDS, "the line of the end")
     assert [step for step in steps(stack, cluster, "one") if step != "waits"] == [

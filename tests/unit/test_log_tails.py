@@ -84,3 +84,16 @@ async def test_what_never_started_has_no_log_to_ask_for() -> None:
     client = Client("x")
     assert await take(client, pod(started=False), pod("")) is None
     assert client.asked == 0
+
+
+async def test_nobody_waits_longer_for_other_pods_of_a_node_that_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(log_tails, "READ_SECONDS", 0.1)
+    client = Client(None)
+    tails = LogTails(client)  # type: ignore[arg-type]
+    pods = [pod() for _ in range(10 * log_tails.AT_ONCE_MAX)]
+    for number, each in enumerate(pods):
+        each.uid = f"u{number}"
+    await asyncio.gather(*(tails.fill(each) for each in [*pods, *pods]))
+    assert client.asked == log_tails.AT_ONCE_MAX, "those that found no slot in their time gave up with the first"
