@@ -179,7 +179,9 @@ def schema() -> dict[str, Any]:
             autoscaling=_object(enabled=_FLAG, maxReplicas=_whole(1, 32), targetCPUPercent=_whole(1, 100)),
             **placement,
         ),
-        networkPolicy=_object(enabled=_FLAG, metricsFrom=_objects(), runnerNamespaces=_names(), providers=_objects()),
+        networkPolicy=_object(
+            enabled=_FLAG, metricsFrom=_objects(), runnerNamespaces=_names(), dns=_objects(), providers=_objects()
+        ),
         monitoring=_object(
             serviceMonitor=_object(enabled=_FLAG, labels=labels),
             rules=_object(enabled=_FLAG, labels=labels),

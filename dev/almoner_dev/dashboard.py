@@ -16,21 +16,36 @@ class Panel(NamedTuple):
 
 
 _MONEY: Final = '{dimension="budget"}'
+_COST: Final = "almoner_cost_usd_total"
+_TAKEN_BACK: Final = "almoner_cost_taken_back_usd_total"
+
+
+def _cost_an_hour(label: str) -> str:
+    """Give the query for what is spent an hour, less what corrections took back; all of it where nothing was."""
+    spent, back = (f"sum by ({label}) (rate({name}[5m]))" for name in (_COST, _TAKEN_BACK))
+    return f"({spent} - ({back} or {spent} * 0)) * 3600"
+
+
 _CALLS: Final = "almoner_provider_call_duration_seconds"
 PANELS: Final = (
-    Panel("Spent in the last 24 hours", "currencyUSD", (("sum(increase(almoner_cost_usd_total[24h]))", ""),), "stat"),
+    Panel(
+        "Spent in the last 24 hours",
+        "currencyUSD",
+        ((f"sum(increase({_COST}[24h])) - (sum(increase({_TAKEN_BACK}[24h])) or vector(0))", ""),),
+        "stat",
+    ),
     Panel("Running", "short", (("sum(almoner_admitted_active_workloads)", ""),), "stat"),
     Panel("Waiting", "short", (("sum(almoner_pending_workloads)", ""),), "stat"),
     Panel("Operators that lead", "short", (("sum(almoner_leader)", ""),), "stat"),
     Panel(
         "Cost an hour by namespace",
         "currencyUSD",
-        (("sum by (namespace) (rate(almoner_cost_usd_total[5m])) * 3600", "{{namespace}}"),),
+        ((_cost_an_hour("namespace"), "{{namespace}}"),),
     ),
     Panel(
         "Cost an hour by model",
         "currencyUSD",
-        (("sum by (model) (rate(almoner_cost_usd_total[5m])) * 3600", "{{model}}"),),
+        ((_cost_an_hour("model"), "{{model}}"),),
     ),
     Panel(
         "Budgets: share that is spent or reserved",
@@ -110,7 +125,11 @@ def dashboard() -> str:
                 "title": panel.title,
                 "datasource": _SOURCE,
                 "gridPos": place,
-                "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0}, "overrides": []},
+                # What was taken back may be more than what was spent meanwhile.
+                "fieldConfig": {
+                    "defaults": {"unit": panel.unit, **({} if panel.unit == "currencyUSD" else {"min": 0})},
+                    "overrides": [],
+                },
                 "targets": [
                     {
                         "refId": "ABCDEFGH"[index],

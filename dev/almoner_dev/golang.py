@@ -15,7 +15,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,6 +116,7 @@ def compile_module(
     *,
     package: str = ".",
     ldflags: str = "-s -w",
+    tags: Sequence[str] = (),
     packages_roughly: int,
     environ: Mapping[str, str],
     tell: Say,
@@ -125,7 +126,8 @@ def compile_module(
     `output` is the binary to write. `packages_roughly` is the number of packages to compile, for the progress. Raises
     CannotBuild with the end of Go's output when the build fails or takes longer than an hour.
     """
-    command = ["go", "build", "-v", "-trimpath", "-buildvcs=false", "-ldflags", ldflags, "-o", str(output), package]
+    command = ["go", "build", "-v", "-trimpath", "-buildvcs=false", "-ldflags", ldflags]
+    command += [f"-tags={','.join(tags)}", "-o", str(output), package]
     if shutil.which("nice"):
         command = ["nice", "-n", "10", *command]
     with tempfile.TemporaryDirectory(prefix=SCRATCH_PREFIX, dir=environ.get("TMPDIR")) as name:

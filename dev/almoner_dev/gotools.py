@@ -7,7 +7,8 @@ change. A folder there is a Go module with go.mod and go.sum, and one of two thi
 - a `tool` line in go.mod that names a main package of another module (`tool helm.sh/helm/v3/cmd/helm`).
 
 Its file `ldflags`, if it has one, holds further flags for the linker, such as a version to stamp in, over any number
-of lines. The binary has the folder's name. `{kubernetes}` in `ldflags` stands for the stamp of Kubernetes' version.
+of lines; its file `tags` build tags, likewise, which leave out what nobody here uses. The binary has the folder's name.
+`{kubernetes}` in `ldflags` stands for the stamp of Kubernetes' version.
 
 Boundary: builds and finds; starts nothing. What a build needs of the machine is golang.py's business.
 """
@@ -28,6 +29,8 @@ DISK_GB = 5.0
 """What a build writes while it runs, at most: the largest, the node's parts, fill 3 GB."""
 PACKAGES_ROUGHLY = 1000
 CACHE = "gotools"
+BUILT_FROM = frozenset({"go.mod", "go.sum", "ldflags", "tags"})
+"""The files that say what is built, besides the sources."""
 
 
 class ToolMissing(RuntimeError):  # noqa: N818 - the name says what is the matter
@@ -49,11 +52,7 @@ def path(name: str, *, environ: Mapping[str, str] = os.environ, tell: Say = cach
 
     Raises ToolMissing when there is no such tool, when the machine lacks what a build needs, or when it fails.
     """
-    folder = sources() / name
-    if not (folder / "go.mod").exists():
-        raise ToolMissing(f"there is no Go tool {name!r} in {sources()}; there are: {', '.join(names()) or 'none'}")
-    root = cache.cache_root(environ, CACHE) / name
-    binary = root / cache_key(folder) / name
+    folder, root, binary = _places(name, environ)
     if os.access(binary, os.X_OK):
         return binary
     with cache.only_one(root, tell):
@@ -62,10 +61,24 @@ def path(name: str, *, environ: Mapping[str, str] = os.environ, tell: Say = cach
     return binary
 
 
+def cached(name: str, environ: Mapping[str, str] = os.environ) -> Path | None:
+    """Returns the tool's binary where the cache has it, and None where it would have to be built."""
+    _, _, binary = _places(name, environ)
+    return binary if os.access(binary, os.X_OK) else None
+
+
+def _places(name: str, environ: Mapping[str, str]) -> tuple[Path, Path, Path]:
+    folder = sources() / name
+    if not (folder / "go.mod").exists():
+        raise ToolMissing(f"there is no Go tool {name!r} in {sources()}; there are: {', '.join(names()) or 'none'}")
+    root = cache.cache_root(environ, CACHE) / name
+    return folder, root, root / cache_key(folder) / name
+
+
 def cache_key(folder: Path) -> str:
     """Returns the name of the folder in the cache: it changes whenever what would be built changes."""
     digest = hashlib.sha256(f"{cache.platform_name()} {gobuild.version_flags()}".encode())
-    kept = [path for path in folder.rglob("*") if path.name in {"go.mod", "go.sum", "ldflags"} or path.suffix == ".go"]
+    kept = [path for path in folder.rglob("*") if path.name in BUILT_FROM or path.suffix == ".go"]
     for path in sorted(kept):
         digest.update(f"{path.relative_to(folder)} ".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
@@ -90,6 +103,12 @@ def ldflags(folder: Path) -> str:
     return f"-s -w {own}".strip().replace("{kubernetes}", gobuild.version_flags())
 
 
+def tags(folder: Path) -> list[str]:
+    """Returns the build tags of a tool; mostly none."""
+    file = folder / "tags"
+    return file.read_text().split() if file.exists() else []
+
+
 def _build(folder: Path, root: Path, environ: Mapping[str, str], tell: Say) -> None:
     name = folder.name
     elsewhere = f"copy {root} from a machine that has built it"
@@ -104,6 +123,7 @@ def _build(folder: Path, root: Path, environ: Mapping[str, str], tell: Say) -> N
                 target / name,
                 package=package(folder),
                 ldflags=ldflags(folder),
+                tags=tags(folder),
                 packages_roughly=_packages(folder, environ),
                 environ=environ,
                 tell=tell,
@@ -116,7 +136,7 @@ def _packages(folder: Path, environ: Mapping[str, str]) -> int:
     """How many packages there are to compile, for the progress; a guess where Go does not say."""
     try:
         done = subprocess.run(
-            ["go", "list", "-deps", package(folder)],
+            ["go", "list", "-deps", f"-tags={','.join(tags(folder))}", package(folder)],
             cwd=folder,
             env={**environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly", "GOWORK": "off"},
             capture_output=True,

@@ -17,6 +17,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from almoner_core.api.base import Condition
+from almoner_core.api.execution import TERMINAL_PHASES
 from almoner_core.api.resource_quota import LimitStatus
 from almoner_core.quantity import parse_quantity
 from almoner_operator import metrics
@@ -40,6 +41,9 @@ class CacheCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Give every family with its samples."""
+        # A counter that begins at 0 loses no increase: a namespace's counters begin before its first run does.
+        for name in list(self._cache.spaces):
+            metrics.begin(name)
         found = families()
         self._workloads(found)
         self._quotas(found)
@@ -65,6 +69,8 @@ class CacheCollector(Collector):
         active: Counter[str] = Counter()
         for run in list(self._cache.runs.values()):
             namespace = metrics.bounded(run.key.namespace)
+            if run.status.phase in TERMINAL_PHASES:
+                continue  # It has ended; that only has to be written yet.
             if run.attempt is not None:
                 active[namespace] += 1
             else:

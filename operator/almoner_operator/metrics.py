@@ -60,3 +60,10 @@ QUOTA_ALERTS: Final = Counter(
     "almoner_quota_alerts_total", "Budget thresholds that fired, by quota.", ["namespace", "quota", "percent"]
 )
 LEADER: Final = Gauge("almoner_leader", "1 where this process leads.")
+
+
+def begin(namespace: str) -> None:
+    """Have a namespace's counters begin at 0, as far as their labels are known ahead."""
+    name = bounded(namespace)
+    ADMITTED.labels(name)
+    FINISHED.labels(name, "Succeeded", "")

@@ -105,6 +105,11 @@ def test_it_has_nothing_to_object_to(helm: Path, values: tuple[str, ...]) -> Non
         ("ledger.replicas=2", "ledger.database.existingSecret"),
         ("ledger.autoscaling.enabled=true", "ledger.database.existingSecret"),
         ("ledger.database.ownerKey=owner", "ledger.database.role"),
+        (
+            "ledger.database.existingSecret=books,ledger.replicas=3,ledger.autoscaling.enabled=true,"
+            "ledger.autoscaling.maxReplicas=2",
+            "ledger.autoscaling.maxReplicas: it is 2, below ledger.replicas (3)",
+        ),
         ("networkPolicy.runnerNamespaces=team", "/networkPolicy/runnerNamespaces"),
         ("monitoring.rules.enable=true", "additional properties 'enable' not allowed"),
     ],
@@ -130,6 +135,24 @@ def test_every_option_in_the_pods_is_one_of_the_programs(helm: Path) -> None:
     assert parsed.no_migrate
     assert parsed.operator_user == [f"system:serviceaccount:{chart.SYSTEM}:almoner-operator"]
     assert ledger_arguments(migrating["command"][1:]).grant_to == "almoner_ledger"
+
+
+def test_where_runners_find_dns_and_providers_is_a_setting(helm: Path) -> None:
+    def egress(*values: str) -> list[Json]:
+        documents = rendered(helm, "networkPolicy.runnerNamespaces={team}", *values)
+        (policy,) = [
+            each
+            for each in documents
+            if (each["kind"], each["metadata"]["name"]) == ("NetworkPolicy", "almoner-runners")
+        ]
+        return list(policy["spec"]["egress"])
+
+    dns, ledger_, providers = egress()
+    assert dns["to"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}}]
+    assert {port["port"] for port in dns["ports"]} == {53}
+    assert [block["ipBlock"]["cidr"] for block in providers["to"]] == ["0.0.0.0/0", "::/0"]
+    cache = "networkPolicy.dns[0].to[0].ipBlock.cidr=169.254.20.10/32"
+    assert egress(cache) == [{"to": [{"ipBlock": {"cidr": "169.254.20.10/32"}}]}, ledger_, providers]
 
 
 def ledger_arguments(arguments: list[str]) -> Any:

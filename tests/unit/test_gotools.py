@@ -94,6 +94,20 @@ def test_an_unknown_tool_names_those_there_are(tool: Path, tmp_path: Path) -> No
         gotools.path("spanner", environ=environ(tmp_path), tell=quiet)
 
 
+def test_what_is_not_built_yet_is_not_in_the_cache(tool: Path, builds: list[tuple[str, str]], tmp_path: Path) -> None:
+    assert gotools.cached("fitting", environ(tmp_path)) is None
+    built = gotools.path("fitting", environ=environ(tmp_path), tell=quiet)
+    assert gotools.cached("fitting", environ(tmp_path)) == built
+
+
+def test_tags_of_the_build_are_words_in_a_file(tool: Path, tmp_path: Path) -> None:
+    assert gotools.tags(tool) == []
+    before = gotools.cache_key(tool)
+    (tool / "tags").write_text("without_this\nwithout_that\n")
+    assert gotools.tags(tool) == ["without_this", "without_that"]
+    assert gotools.cache_key(tool) != before
+
+
 def test_without_go_the_message_says_how_to_get_it(tool: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ToolMissing, match=r"fitting cannot be built here:\n  - Go is not on the PATH: install Go 1\.24"
