@@ -39,6 +39,7 @@ PRODUCTION = (
     "operator.nodeSelector.pool=system",
     "ledger.tolerations[0].operator=Exists",
 )
+POSTGRES = "ledger.database.existingSecret=books"
 PROMETHEUS = ("monitoring.serviceMonitor.enabled=true", "monitoring.rules.enabled=true")
 Json = dict[str, Any]
 
@@ -106,8 +107,7 @@ def test_it_has_nothing_to_object_to(helm: Path, values: tuple[str, ...]) -> Non
         ("ledger.autoscaling.enabled=true", "ledger.database.existingSecret"),
         ("ledger.database.ownerKey=owner", "ledger.database.role"),
         (
-            "ledger.database.existingSecret=books,ledger.replicas=3,ledger.autoscaling.enabled=true,"
-            "ledger.autoscaling.maxReplicas=2",
+            f"{POSTGRES},ledger.replicas=3,ledger.autoscaling.enabled=true,ledger.autoscaling.maxReplicas=2",
             "ledger.autoscaling.maxReplicas: it is 2, below ledger.replicas (3)",
         ),
         ("networkPolicy.runnerNamespaces=team", "/networkPolicy/runnerNamespaces"),
