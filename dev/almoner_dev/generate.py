@@ -1,11 +1,11 @@
-"""Writes what is generated: the CRDs, the API reference in docs/reference, and the Helm chart's copies.
+"""Writes what is generated: the CRDs, the API reference, the Helm chart's copies, and the tools' health checks.
 
     python -m almoner_dev.generate            writes what is stale, removes what is no longer generated
     python -m almoner_dev.generate --check    writes nothing; exits 1 naming the stale files
 
 Role: the one place that turns `almoner_core.api` into files; `make verify` runs it. Boundary: what is in the files is
-decided by almoner_core.api.crd, almoner_dev.reference and almoner_dev.chart; here is only reading, comparing and
-writing.
+decided by almoner_core.api.crd, almoner_dev.reference, almoner_dev.chart and almoner_dev.health; here is only
+reading, comparing and writing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from almoner_dev import chart, reference
+from almoner_dev import chart, health, reference
 from almoner_dev.definitions import CRDS, definitions
 
 REFERENCE: Final = Path("docs/reference")
@@ -26,6 +26,7 @@ def generated(root: Path) -> dict[Path, str]:
     """Give every generated file by its path below the root of the checkout."""
     files = definitions()
     files.update(chart.files(root))
+    files.update(health.files())
     files.update({REFERENCE / name: text for name, text in reference.pages().items()})
     return files
 

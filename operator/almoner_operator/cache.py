@@ -44,6 +44,7 @@ from almoner_operator.records import (
     parse_provider,
     parse_quota,
     parse_run,
+    take_spec,
     version_of,
 )
 from almoner_operator.runner_pods import RunnerPods, is_stranger
@@ -123,6 +124,8 @@ class Cache:
         self.finished_changed: set[str] = set()
         self.overwritten: set[str] = set()
         """Runs that have ended and whose status says so no longer."""
+        self.unobserved: set[str] = set()
+        """Runs that have ended and whose spec was changed since: their statuses speak of an earlier one."""
         self.last_words: OrderedDict[str, RunStatus] = OrderedDict()
         """The last statuses that were written of the newest runs that have ended, in case somebody overwrites them."""
 
@@ -153,6 +156,7 @@ class Cache:
             self.finished[uid] = parsed
             self._count(parsed.key, parsed.agent, parsed.phase, parsed.created)
             self.finished_changed.add(uid)
+            self._check_observed(parsed)
             return
         parsed.backoff_until = backoff_of(parsed)
         if parsed.restored:
@@ -199,6 +203,16 @@ class Cache:
             self.wake()
             return
         done.cost = cost_mark(status)
+        if generation_of(raw) != done.generation:
+            take_spec(done, raw)
+            self.finished_changed.add(done.key.uid)
+            self._check_observed(done)
+
+    def _check_observed(self, done: Finished) -> None:
+        """Note one that has ended and whose status speaks of an earlier generation."""
+        if done.observed != done.generation:
+            self.unobserved.add(done.key.uid)
+            self.wake()
 
     def forget_run(self, uid: str) -> None:
         """Drop a run that was deleted; whoever reconciles allotments learns of it."""
@@ -354,7 +368,8 @@ class Cache:
         space.stale = True
         if run.agent_name:
             space.by_agent.get(run.agent_name, set()).discard(uid)
-        self.finished[uid] = finished_of(run)
+        done = self.finished[uid] = finished_of(run)
+        self._check_observed(done)
         self.last_words[uid] = run.status
         if len(self.last_words) > LAST_WORDS_MAX:
             self.last_words.popitem(last=False)

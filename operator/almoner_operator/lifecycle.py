@@ -176,13 +176,18 @@ class Lifecycle:
             self._context.writer.mark(run_target(run), Rank.STATUS)
 
     def _latch_ends(self) -> None:
-        """Write the ends of runs again that somebody overwrote."""
+        """Write the ends of runs again that somebody overwrote, and those whose spec was changed since."""
         cache = self._context.cache
         uids, cache.overwritten = cache.overwritten, set()
         for uid in uids:
             done = cache.finished.get(uid)
             if done is not None:
                 self._context.spawn(self._settler.latch(done), f"finish {done.key.namespace}/{done.key.name}")
+        uids, cache.unobserved = cache.unobserved, set()
+        for uid in uids:
+            done = cache.finished.get(uid)
+            if done is not None:
+                self._context.spawn(self._settler.observe(done), f"observe {done.key.namespace}/{done.key.name}")
 
     def _tell_strangers(self) -> None:
         """Say once for a run that somebody's pod takes its name: it counts for nothing."""
@@ -465,6 +470,7 @@ class Lifecycle:
     def _note_expiry(self, uid: str) -> None:
         done = self._context.cache.finished.get(uid)
         if done is None or done.ttl_seconds is None or done.completed is None or done.tracked:
+            self._expiry.pop(uid, None)
             return
         self._expiry[uid] = done.completed + timedelta(seconds=done.ttl_seconds)
 

@@ -29,7 +29,7 @@ from almoner_core.money import Money
 from almoner_core.text import short
 from almoner_core.wire import ExecutionTotals, UsageTotals
 from almoner_operator.attempts import AttemptEnd, retry_at
-from almoner_operator.conditions import Standing, conditions_for
+from almoner_operator.conditions import OURS, Standing, conditions_for
 from almoner_operator.last_words import Told
 from almoner_operator.records import Finished, Run, RunSpec, RunStatus
 from almoner_operator.scheduling.model import StopCause, Wait
@@ -275,6 +275,15 @@ def written_again(done: Finished, found: RunStatus, generation: int, now: dateti
             "completion_time": done.completed or moment(now),
         }
     )
+
+
+def seen_again(status: RunStatus, generation: int) -> RunStatus:
+    """Give the end of a run, said of another generation of its spec, which changes nothing of it."""
+    conditions = [
+        each.model_copy(update={"observed_generation": generation}) if each.type in OURS else each
+        for each in status.conditions
+    ]
+    return status.model_copy(update={"observed_generation": generation, "conditions": conditions})
 
 
 def unadmitted(run: Run, wait: Wait, now: datetime) -> RunStatus:

@@ -218,6 +218,9 @@ class Finished:
     """`usage.cost` and the number of attempts, as written: a late report is told by the difference."""
     failure: str | None = None
     """Why it failed."""
+    generation: int = 0
+    observed: int | None = None
+    """The generation that its status speaks of: whoever waits for it believes a status of the present one alone."""
     latched: int = 0
     """How often its end was written again over what somebody else had written."""
 
@@ -354,6 +357,8 @@ def parse_run(kind: str, raw: Mapping[str, Any]) -> Run | Finished:
             tracked=is_tracked(metadata),
             cost=cost_mark(raw_status),
             failure=_failure(raw_status.get("conditions") or []),
+            generation=generation_of(raw),
+            observed=_whole(raw_status.get("observedGeneration")),
         )
     spec_type: type[RunSpec] = ExecutionSpec if kind == EXECUTION else TrainingJobSpec
     status_type: type[RunStatus] = ExecutionStatus if kind == EXECUTION else TrainingJobStatus
@@ -394,6 +399,8 @@ def finished_of(run: Run) -> Finished:
         tracked=run.tracked,
         cost=cost_mark({"usage": run.status.usage.to_wire()}),
         failure=_failure([each.to_wire() for each in run.status.conditions]),
+        generation=run.generation,
+        observed=run.status.observed_generation,
     )
 
 
@@ -409,6 +416,14 @@ def stop_intent(status: RunStatus) -> StopCause | None:
     if last is None or last.outcome is not AttemptOutcome.RUNNING or last.reason is None:
         return None
     return next((cause for cause in StopCause if cause.value == last.reason), None)
+
+
+def take_spec(done: Finished, raw: Mapping[str, Any]) -> None:
+    """Note what still counts of the spec of one that has ended, after a change."""
+    done.generation = generation_of(raw)
+    done.ttl_seconds = _whole(mapping(raw.get("spec")).get("ttlSecondsAfterFinished"))
+    done.tracked = is_tracked(raw["metadata"])
+    done.observed = _whole(mapping(raw.get("status")).get("observedGeneration"))
 
 
 def cost_mark(raw_status: Mapping[str, Any]) -> str:

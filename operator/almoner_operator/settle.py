@@ -307,6 +307,19 @@ class Settler:
             done.latched -= 1
             self._context.cache.overwritten.add(done.key.uid)  # At the next tick.
 
+    async def observe(self, done: Finished) -> None:
+        """Say of the end of a run that it holds for the present generation too: a spec changed after it."""
+
+        def seen(status: RunStatus, raw: Mapping[str, Any]) -> RunStatus:
+            return outcome.seen_again(status, generation_of(raw)) if status.phase == done.phase else status
+
+        try:
+            if await self._rewrite(done, seen):
+                done.observed = done.generation
+        except UnavailableError as error:
+            log.warning("the end of %s/%s is not written anew yet: %s", done.key.namespace, done.key.name, error)
+            self._context.cache.unobserved.add(done.key.uid)  # At the next tick.
+
     async def _rewrite(self, done: Finished, change: Callable[[RunStatus, Mapping[str, Any]], RunStatus]) -> bool:
         """Change the status of a run that has ended, as it is now; True where it is as wanted. Raises ApiError."""
         client, resource = self._context.client, BY_KIND[done.key.kind]

@@ -9,6 +9,8 @@ from pydantic import Field
 
 from almoner_core.api.base import (
     DOMAIN_PATTERN,
+    OBSERVED_TEXT,
+    UNSEEN,
     AnyObject,
     APIModel,
     Condition,
@@ -308,7 +310,7 @@ class ExecutionCounts(APIModel):
 class AgentStatus(APIModel):
     """Observed state of an Agent."""
 
-    observed_generation: int | None = Field(default=None, ge=0, description="Generation that this status speaks of.")
+    observed_generation: int | None = Field(default=None, ge=UNSEEN, description=OBSERVED_TEXT)
     conditions: list[Condition] = Field(
         default=[],
         max_length=16,

@@ -74,6 +74,12 @@ class ConditionStatus(StrEnum):
     UNKNOWN = "Unknown"
 
 
+UNSEEN: Final = -1
+"""`status.observedGeneration` of an object that the operator has not looked at: no generation, so that kstatus, and all
+who wait for what it says, do not take a new object for one that is done."""
+OBSERVED_TEXT: Final = "Generation that this status speaks of; -1 where the operator has not looked at it yet."
+
+
 class Condition(APIModel):
     """One observation of an object's state, as metav1.Condition has it."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from almoner_core.api.base import GROUP, VERSION, APIModel
+from almoner_core.api.base import GROUP, UNSEEN, VERSION, APIModel
 from almoner_core.api.meta import VALIDATIONS, Column, Kind, Rule
 from almoner_core.api.registry import KINDS
 
@@ -226,7 +226,7 @@ def _root_schema(kind: Kind) -> dict[str, Any]:
                 "properties": {"name": {"type": "string", "maxLength": kind.name_length_max}},
             },
             "spec": structural_schema(kind.spec),
-            "status": structural_schema(kind.status, defaults=False),
+            "status": {**structural_schema(kind.status, defaults=False), "default": {"observedGeneration": UNSEEN}},
         },
     }
     if kind.rules:

@@ -9,6 +9,8 @@ from pydantic import Field
 
 from almoner_core.api.agent import Limits
 from almoner_core.api.base import (
+    OBSERVED_TEXT,
+    UNSEEN,
     AnyJSON,
     APIModel,
     Condition,
@@ -403,7 +405,7 @@ class OutputIssue(APIModel):
 class ExecutionStatus(APIModel):
     """Observed state of an Execution."""
 
-    observed_generation: int | None = Field(default=None, ge=0, description="Generation that this status speaks of.")
+    observed_generation: int | None = Field(default=None, ge=UNSEEN, description=OBSERVED_TEXT)
     phase: ExecutionPhase | None = Field(default=None, description="Where the execution stands, for people.")
     conditions: list[Condition] = Field(
         default=[],

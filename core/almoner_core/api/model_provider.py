@@ -7,7 +7,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from almoner_core.api.agent import ModelAPI
-from almoner_core.api.base import APIModel, Condition, ModelName, SecretKeyReference
+from almoner_core.api.base import OBSERVED_TEXT, UNSEEN, APIModel, Condition, ModelName, SecretKeyReference
 from almoner_core.api.meta import AGE, NAME_IS_LABEL, Column, Kind, Rule, condition_reason, condition_status, validated
 from almoner_core.money import Money
 
@@ -216,7 +216,7 @@ class ModelProviderSpec(APIModel):
 class ModelProviderStatus(APIModel):
     """Observed state of a ModelProvider."""
 
-    observed_generation: int | None = Field(default=None, ge=0, description="Generation that this status speaks of.")
+    observed_generation: int | None = Field(default=None, ge=UNSEEN, description=OBSERVED_TEXT)
     conditions: list[Condition] = Field(
         default=[],
         max_length=16,

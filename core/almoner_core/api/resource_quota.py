@@ -11,7 +11,16 @@ from typing import Annotated
 from pydantic import Field
 
 from almoner_core.api.agent import AgentType
-from almoner_core.api.base import LABEL_KEY_PATTERN, LABEL_VALUE_PATTERN, APIModel, Condition, OwnerName, Timestamp
+from almoner_core.api.base import (
+    LABEL_KEY_PATTERN,
+    LABEL_VALUE_PATTERN,
+    OBSERVED_TEXT,
+    UNSEEN,
+    APIModel,
+    Condition,
+    OwnerName,
+    Timestamp,
+)
 from almoner_core.api.meta import AGE, Column, Kind, Rule, condition_reason, condition_status, not_above, validated
 from almoner_core.api.quantities import Quantity
 from almoner_core.money import Money
@@ -253,7 +262,7 @@ class QuotaAlert(APIModel):
 class ResourceQuotaStatus(APIModel):
     """Observed state of a ResourceQuota."""
 
-    observed_generation: int | None = Field(default=None, ge=0, description="Generation that this status speaks of.")
+    observed_generation: int | None = Field(default=None, ge=UNSEEN, description=OBSERVED_TEXT)
     conditions: list[Condition] = Field(
         default=[],
         max_length=16,

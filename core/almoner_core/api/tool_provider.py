@@ -7,7 +7,7 @@ from typing import Final
 
 from pydantic import Field
 
-from almoner_core.api.base import APIModel, Condition, SecretKeyReference
+from almoner_core.api.base import OBSERVED_TEXT, UNSEEN, APIModel, Condition, SecretKeyReference
 from almoner_core.api.meta import AGE, NAME_IS_LABEL, Column, Kind, Rule, condition_reason, condition_status, validated
 from almoner_core.money import Money
 from almoner_core.usage import ResourceType
@@ -118,7 +118,7 @@ class ToolProviderSpec(APIModel):
 class ToolProviderStatus(APIModel):
     """Observed state of a ToolProvider."""
 
-    observed_generation: int | None = Field(default=None, ge=0, description="Generation that this status speaks of.")
+    observed_generation: int | None = Field(default=None, ge=UNSEEN, description=OBSERVED_TEXT)
     conditions: list[Condition] = Field(
         default=[],
         max_length=16,

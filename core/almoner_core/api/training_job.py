@@ -8,6 +8,8 @@ from pydantic import Field
 
 from almoner_core.api.agent import Limits
 from almoner_core.api.base import (
+    OBSERVED_TEXT,
+    UNSEEN,
     AnyObject,
     APIModel,
     Condition,
@@ -134,7 +136,7 @@ class Progress(APIModel):
 class TrainingJobStatus(APIModel):
     """Observed state of a TrainingJob. Phases and conditions are an Execution's."""
 
-    observed_generation: int | None = Field(default=None, ge=0, description="Generation that this status speaks of.")
+    observed_generation: int | None = Field(default=None, ge=UNSEEN, description=OBSERVED_TEXT)
     phase: ExecutionPhase | None = Field(default=None, description="Where the job stands, for people.")
     conditions: list[Condition] = Field(
         default=[],
