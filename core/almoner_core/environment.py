@@ -22,6 +22,7 @@ LABEL_ATTEMPT: Final = "almoner.dev/attempt"
 LABEL_AGENT: Final = "almoner.dev/agent"
 ANNOTATION_NAME: Final = "almoner.dev/name"  # full name of the Execution or TrainingJob
 ANNOTATION_NONCE: Final = "almoner.dev/nonce"  # tells the operator's own pod before its uid is known
+ANNOTATION_UID: Final = "almoner.dev/uid"  # on what runs: whose order it is; a copy of the object has another's
 LABEL_AGENT_READABLE: Final = "almoner.dev/agent-readable"  # "true" on Secrets that agents may read
 
 # --- containers -------------------------------------------------------------------------------------------------------

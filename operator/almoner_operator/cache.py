@@ -24,6 +24,7 @@ from almoner_core.wire import AccountState, Dimension
 from almoner_operator import apart, clocks, demand, news
 from almoner_operator.additions import Additions, passed, plus
 from almoner_operator.alerts import account_of
+from almoner_operator.copies import copy_marks, stamp_of, why_restored
 from almoner_operator.counts import Counts
 from almoner_operator.news import DELETED
 from almoner_operator.outcome import backoff_of, resumed
@@ -38,7 +39,6 @@ from almoner_operator.records import (
     cost_mark,
     finished_of,
     generation_of,
-    is_marked,
     parse_agent,
     parse_pod,
     parse_provider,
@@ -65,10 +65,6 @@ from almoner_operator.tool_records import ToolProviderRecord
 log = logging.getLogger(__name__)
 
 LAST_WORDS_MAX: Final = 256
-RESTORED: Final = (
-    "restored from a backup without its status, so it may have run already: to run it, set spec.suspend to true and "
-    "back to false, or remove the labels velero.io/restore-name and velero.io/backup-name"
-)
 _SAME_MOMENT: Final = timedelta(seconds=3)
 
 
@@ -160,7 +156,7 @@ class Cache:
             return
         parsed.backoff_until = backoff_of(parsed)
         if parsed.restored:
-            parsed.hold = Hold(reason=WaitReason.RESTORED, message=RESTORED)
+            parsed.hold = Hold(reason=WaitReason.RESTORED, message=why_restored(parsed.marks))
         parsed.status = resumed(parsed, datetime.now(UTC))
         space = self.space(parsed.key.namespace)
         self.runs[uid] = space.runs[uid] = parsed
@@ -175,9 +171,13 @@ class Cache:
             self.review.add(known.key.uid)
             self.wake()
         fresh = parse_run(kind, {**raw, "status": {}}) if generation_of(raw) != known.generation else None
-        if known.restored and self._may_start(known, fresh, raw):
+        was, known.marks = known.marks, copy_marks(raw["metadata"])
+        known.stamp = stamp_of(raw["metadata"])
+        if known.restored and self._may_start(known, fresh):
             known.restored, known.hold, known.status = False, None, resumed(known, datetime.now(UTC))
             self.touch(known)
+        elif known.restored and known.marks != was:
+            self.hold(known, WaitReason.RESTORED, why_restored(known.marks), seconds=None)
         if isinstance(fresh, Run):
             known.generation = fresh.generation
             known.spec, known.invalid, known.tracked = fresh.spec, fresh.invalid, fresh.tracked
@@ -185,10 +185,9 @@ class Cache:
             self.touch(known, review=True)
 
     @staticmethod
-    def _may_start(known: Run, fresh: Run | Finished | None, raw: Mapping[str, Any]) -> bool:
-        """Whether somebody says that a restored run is to run: its mark is gone, or it is no longer suspended."""
-        was, known.marked = known.marked, is_marked(raw["metadata"])
-        if was and not known.marked:
+    def _may_start(known: Run, fresh: Run | Finished | None) -> bool:
+        """Whether somebody says that a restored run is to run: its marks are gone, or it is no longer suspended."""
+        if not known.marks:
             return True
         if known.spec is None or not isinstance(fresh, Run) or fresh.spec is None:
             return False

@@ -262,6 +262,34 @@ class KubernetesClient:
         )
         return str((patched.get("metadata") or {}).get("resourceVersion", ""))
 
+    async def annotate(
+        self,
+        resource: Resource,
+        namespace: str,
+        name: str,
+        *,
+        uid: str,
+        annotations: Mapping[str, str],
+        rank: Rank = Rank.STATUS,
+        resource_version: str | None = None,
+    ) -> str:
+        """Add annotations to that very object (by uid) and give its new resourceVersion.
+
+        Raises NotFoundError and ConflictError as `patch_status` does.
+        """
+        metadata: dict[str, Any] = {"uid": uid, "annotations": dict(annotations)}
+        if resource_version is not None:
+            metadata["resourceVersion"] = resource_version
+        patched = await self._request(
+            "PATCH",
+            resource.path(namespace, name),
+            rank=rank,
+            body={"metadata": metadata},
+            query={"fieldManager": FIELD_MANAGER},
+            headers={"Accept": METADATA_ONLY, "Content-Type": MERGE_PATCH},
+        )
+        return str((patched.get("metadata") or {}).get("resourceVersion", ""))
+
     async def merge(
         self, resource: Resource, namespace: str, name: str, body: Mapping[str, Any], *, rank: Rank
     ) -> None:

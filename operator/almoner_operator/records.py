@@ -29,17 +29,17 @@ from almoner_core.api.execution import (
     ExecutionSpec,
     ExecutionStatus,
     FailureReason,
-    WaitReason,
 )
 from almoner_core.api.model_provider import ModelProviderSpec, ModelProviderStatus, ProviderReason
 from almoner_core.api.resource_quota import QuotaReason, ResourceQuotaSpec, ResourceQuotaStatus
 from almoner_core.api.runner import Runner
 from almoner_core.api.training_job import TrainingJobSpec, TrainingJobStatus
-from almoner_core.contract import ANNOTATION_NONCE, LABEL_ATTEMPT, LABEL_EXECUTION_UID
+from almoner_core.contract import ANNOTATION_NONCE, ANNOTATION_UID, LABEL_ATTEMPT, LABEL_EXECUTION_UID
 from almoner_core.identity import allotment_id
 from almoner_core.wire import AllotmentState, ExecutionTotals
 from almoner_operator.admitted import Admitted
 from almoner_operator.attempts import AttemptEnd
+from almoner_operator.copies import copy_marks, stamp_of, waits_as_restored
 from almoner_operator.scheduling.model import EXECUTION, Hold, StopCause, WorkloadKey
 
 log = logging.getLogger(__name__)
@@ -51,8 +51,6 @@ TRACKING_MARKS: Final = (
     "helm.toolkit.fluxcd.io/name",
 )
 """Labels or annotations by which Argo CD and Flux mark what they would create again."""
-BACKUP_MARKS: Final = ("velero.io/restore-name", "velero.io/backup-name")
-"""Labels that a restored object has."""
 _OVER: Final = (AllotmentState.CLOSED, AllotmentState.VOID)
 _TERMINAL: Final = frozenset(str(phase) for phase in TERMINAL_PHASES)
 
@@ -159,10 +157,14 @@ class Run:
     overwrites: int = 0
     problem: str = ""
     """Why the scheduler does not see it: working out what it needs failed."""
-    marked: bool = False
-    """Whether it has the label of what was restored."""
+    marks: tuple[str, ...] = ()
+    """By which labels and annotations it is a copy: see `copy_marks`."""
     restored: bool = False
-    """Whether it was restored from a backup, and nobody has said since that it is to run."""
+    """Whether it was restored from a backup or copied, and nobody has said since that it is to run."""
+    stamp: str = ""
+    """Whose order the object says that it is, by its annotation: the uid of the object that was first seen with it."""
+    unstamped: bool = False
+    """Whether the API server refuses that annotation."""
     pod_missing_since: float | None = None
     stuck: Stuck | None = None
     """Since when its pod has had the trouble that ends the attempt where it lasts."""
@@ -180,6 +182,21 @@ class Run:
         """The attempt that is under way, if any."""
         last = self.status.attempts[-1] if self.status.attempts else None
         return last if last is not None and last.outcome is AttemptOutcome.RUNNING else None
+
+    @property
+    def stamp_due(self) -> dict[str, str]:
+        """The annotation that the object lacks; {} where it has one, or where nothing will ever run of it.
+
+        Another object's is left: it goes on saying that this is a copy, and what the status says counts.
+        """
+        over = self.status.phase in TERMINAL_PHASES and not self.status.attempts
+        return {} if self.stamp or self.restored or over else {ANNOTATION_UID: self.key.uid}
+
+    @property
+    def stamp_needed(self) -> bool:
+        """Whether a pod is about to be created, which nothing may be that could not be told from its copy."""
+        attempt = self.attempt
+        return attempt is not None and attempt.pod_uid is None
 
     @property
     def agent_name(self) -> str | None:
@@ -365,8 +382,8 @@ def parse_run(kind: str, raw: Mapping[str, Any]) -> Run | Finished:
     spec, invalid = _parsed(spec_type, raw_spec)
     status, _ = _parsed(status_type, raw_status)
     status = status or status_type()
-    marked = is_marked(metadata)
-    own = _of_this(key, status) if marked else status
+    marks = copy_marks(metadata)
+    own = _of_this(key, status) if marks else status
     return Run(
         key=key,
         version=version_of(raw),
@@ -377,8 +394,9 @@ def parse_run(kind: str, raw: Mapping[str, Any]) -> Run | Finished:
         invalid=invalid,
         status=own,
         written=status,
-        marked=marked,
-        restored=marked and waits_as_restored(own),
+        marks=marks,
+        restored=bool(marks) and waits_as_restored(own),
+        stamp=stamp_of(metadata),
         tracked=is_tracked(metadata),
         next_attempt=(own.attempts[-1].number if own.attempts else 0) + 1,
         admitted=Admitted.of_status(own.attempts, own.quotas),
@@ -438,22 +456,6 @@ def _of_this(key: WorkloadKey, status: RunStatus) -> RunStatus:
     if last is None or last.allotment in (None, allotment_id(key.uid, last.number)):
         return status
     return type(status)()
-
-
-def is_marked(metadata: Mapping[str, Any]) -> bool:
-    """Say whether an object has the label of what was restored."""
-    return any(mark in (metadata.get("labels") or {}) for mark in BACKUP_MARKS)
-
-
-def waits_as_restored(status: RunStatus) -> bool:
-    """Say whether nobody has consented to the running of what a backup brought back, as far as its status tells.
-
-    Consent shows in the status: what was admitted has attempts, and what waits then waits for something else.
-    """
-    if status.attempts:
-        return False
-    reason = next((each.reason for each in status.conditions if each.type == "Admitted"), None)
-    return reason in (None, WaitReason.RESTORED, WaitReason.SUSPENDED)
 
 
 def is_tracked(metadata: Mapping[str, Any]) -> bool:

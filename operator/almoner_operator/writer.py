@@ -17,7 +17,14 @@ from pydantic import BaseModel
 
 from almoner_core.api.base import APIModel
 from almoner_operator import metrics
-from almoner_operator.errors import ApiError, ConflictError, InvalidError, LeadershipLostError, NotFoundError
+from almoner_operator.errors import (
+    ApiError,
+    ConflictError,
+    ForbiddenError,
+    InvalidError,
+    LeadershipLostError,
+    NotFoundError,
+)
 from almoner_operator.kubernetes import KubernetesClient, Resource
 from almoner_operator.limiter import Rank, TokenBucket
 
@@ -166,6 +173,7 @@ class StatusWriter:
                 return True
             self._assert_leading()
             try:
+                await self._stamp(target, rank)
                 version = await self._client.patch_status(
                     target.resource,
                     target.namespace,
@@ -195,6 +203,35 @@ class StatusWriter:
                 return False  # Whatever came while the patch was under way was not looked at.
             if record.written is meant and record.status is meant:
                 return True
+
+    async def _stamp(self, target: Target, rank: Rank) -> None:
+        """Write the annotation that an object lacks, before the first status: a copy is known by it. Raises ApiError.
+
+        Where the API server refuses it, the status is written all the same, but for one that a pod is created by.
+        """
+        record = target.record
+        due = getattr(record, "stamp_due", None)
+        if not due or (record.unstamped and not record.stamp_needed):
+            return
+        try:
+            version = await self._client.annotate(
+                target.resource,
+                target.namespace,
+                target.name,
+                uid=target.uid,
+                annotations=due,
+                rank=rank,
+                resource_version=str(record.base) if record.base else None,
+            )
+        except (InvalidError, ForbiddenError) as error:
+            record.unstamped = True
+            if record.stamp_needed:
+                raise
+            log.warning("%s %s/%s cannot be annotated: %s", target.resource.kind, target.namespace, target.name, error)
+            return
+        record.stamp = target.uid
+        if version.isdigit():
+            record.base = int(version)
 
     async def _read_again(self, target: Target, rank: Rank) -> bool:
         """Take in what the API server has now; False where the object is gone. Raises ApiError."""

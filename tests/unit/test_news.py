@@ -199,6 +199,72 @@ def test_a_restored_run_starts_when_a_person_says_so(
     assert (waits(cache) is None) == starts
 
 
+COPY = {"almoner.dev/uid": "another"}
+
+
+@pytest.mark.parametrize(("kind", "spec"), [(EXECUTION, INPUT), (TRAINING_JOB, {"runner": RUNNER})])
+def test_what_says_that_it_is_another_objects_order_waits_and_says_how_it_runs(
+    cache: Cache, kind: str, spec: Json
+) -> None:
+    cache.observe_run(kind, None, raw(spec, 1, annotations=COPY))
+    assert waits(cache) == "Restored"
+    hold = the_run(cache).hold
+    assert hold is not None
+    assert hold.message == (
+        "a copy of another object, with another uid, so it may have run already: to run it, set spec.suspend to true "
+        "and back to false, or remove the annotation almoner.dev/uid, from where it is applied too"
+    )
+
+
+@pytest.mark.parametrize("annotations", [{}, {"almoner.dev/uid": "u"}, {"almoner.dev/uid": ""}, {"other": "another"}])
+def test_what_is_no_copy_does_not_wait(cache: Cache, annotations: Json) -> None:
+    cache.observe_run(EXECUTION, None, raw(INPUT, 1, annotations=annotations))
+    assert waits(cache) is None
+
+
+@pytest.mark.parametrize(
+    ("steps", "starts"),
+    [
+        ([({}, {}, {}, 1)], True),
+        ([({}, {}, {"almoner.dev/uid": "u"}, 1)], True),
+        ([({"suspend": True}, {}, COPY, 2), ({"suspend": False}, {}, COPY, 3)], True),
+        ([({"priority": 9}, {}, COPY, 2)], False),
+        ([({}, {}, {"almoner.dev/uid": "a third"}, 1)], False),
+        ([({}, BACKUP, COPY, 1), ({}, {}, COPY, 1)], False),
+        ([({}, BACKUP, COPY, 1), ({}, BACKUP, {}, 1)], False),
+        ([({}, BACKUP, COPY, 1), ({}, BACKUP, {}, 1), ({}, {}, {}, 1)], True),
+    ],
+    ids=["removed", "made its own", "resumed", "another change", "a third", "label gone", "a label left", "all gone"],
+)
+def test_a_copy_starts_when_a_person_says_so(
+    cache: Cache, steps: list[tuple[Json, Json, Json, int]], starts: bool
+) -> None:
+    cache.observe_run(EXECUTION, None, raw(INPUT, 1, annotations=COPY))
+    for version, (spec, labels, notes, generation) in enumerate(steps, start=2):
+        changed = raw({**INPUT, **spec}, version, generation, labels=labels, annotations=notes)
+        cache.observe_run(EXECUTION, "MODIFIED", changed)
+    assert (waits(cache) is None) == starts
+    marks = the_run(cache).marks
+    hold = the_run(cache).hold
+    assert starts or (hold is not None and all(mark in hold.message for mark in marks)), "it names what is left"
+
+
+@pytest.mark.parametrize("phase", ["Queued", "Running"])
+def test_a_copy_that_comes_with_the_other_objects_status_waits(cache: Cache, phase: str) -> None:
+    former = {**attempt("Running"), "allotment": allotment_id("another", 1), "podUID": "gone"}
+    status = {"phase": phase, "attempts": [former]}
+    cache.observe_run(EXECUTION, None, raw(INPUT, 1, status=status, annotations=COPY))
+    assert waits(cache) == "Restored"
+
+
+@pytest.mark.parametrize("marks", [{"labels": BACKUP}, {"annotations": COPY}], ids=["backup", "copy"])
+def test_what_waits_as_restored_is_not_said_to_be_its_own(cache: Cache, marks: Json) -> None:
+    cache.observe_run(EXECUTION, None, raw(INPUT, 1, **marks))
+    assert the_run(cache).stamp_due == {}
+    cache.observe_run(EXECUTION, "MODIFIED", raw(INPUT, 2))
+    assert the_run(cache).stamp_due == {"almoner.dev/uid": "u"}
+
+
 def test_one_that_was_backed_up_suspended_starts_when_it_is_resumed(cache: Cache) -> None:
     cache.observe_run(EXECUTION, None, raw({**INPUT, "suspend": True}, 1, labels=BACKUP))
     cache.observe_run(EXECUTION, "MODIFIED", raw({**INPUT, "suspend": False}, 2, 2, labels=BACKUP))
@@ -288,6 +354,21 @@ def test_the_end_of_a_run_latches(cache: Cache) -> None:
     assert not cache.runs
     cache.observe_run(EXECUTION, DELETED, raw(INPUT, 4))
     assert not cache.finished
+
+
+def test_an_end_whose_spec_is_changed_is_to_be_said_of_the_new_generation(cache: Cache) -> None:
+    ended = {"phase": "Succeeded", "observedGeneration": 1, "completionTime": "2026-01-02T03:00:00Z"}
+    cache.observe_run(EXECUTION, None, raw(INPUT, 1, status=ended))
+    assert not cache.unobserved
+    cache.finished_changed.clear()
+    cache.observe_run(EXECUTION, "MODIFIED", raw({**INPUT, "ttlSecondsAfterFinished": 9}, 2, 2, status=ended))
+    assert cache.unobserved == cache.finished_changed == {"u"}
+    done = cache.finished["u"]
+    assert (done.generation, done.observed, done.ttl_seconds) == (2, 1, 9)
+    cache.unobserved.clear()
+    again = raw(INPUT, 3, 2, status={**ended, "observedGeneration": 2})
+    cache.observe_run(EXECUTION, "MODIFIED", again)
+    assert not cache.unobserved
 
 
 def test_an_end_is_written_again_with_what_is_left_of_the_status() -> None:

@@ -7,10 +7,11 @@ from typing import Any, Self, cast
 
 import pytest
 
+from almoner_core.api.execution import Attempt, AttemptOutcome, ExecutionPhase
 from almoner_operator import news
 from almoner_operator.cache import Cache
 from almoner_operator.context import run_target, target_of
-from almoner_operator.errors import ConflictError, LeadershipLostError
+from almoner_operator.errors import ApiError, ConflictError, ForbiddenError, InvalidError, LeadershipLostError
 from almoner_operator.kubernetes import QUOTAS, KubernetesClient
 from almoner_operator.limiter import Rank
 from almoner_operator.records import QuotaRecord, Run
@@ -30,6 +31,9 @@ class Server:
         self.let = asyncio.Event()
         self.gone: list[Target] = []
         self.patches: list[dict[str, Any]] = []
+        self.annotated: list[tuple[dict[str, str], dict[str, Any]]] = []
+        """Annotations that were asked for, and the status that the object had then."""
+        self.refuses: ApiError | None = None
         self.reads = 0
         self.meddle: Callable[[], object] = lambda: None
         """What somebody else does after each read."""
@@ -64,6 +68,17 @@ class Server:
         if resource_version != self.metadata["resourceVersion"]:
             raise ConflictError(409, "Conflict", "the object has been modified")
         self.changed({name: value for name, value in {**self.status, **status}.items() if value is not None})
+        return str(self.version)
+
+    async def annotate(
+        self, *_where: Any, annotations: dict[str, str], resource_version: str | None = None, **_how: Any
+    ) -> str:
+        self.annotated.append((dict(annotations), copy.deepcopy(self.status)))
+        if self.refuses is not None:
+            raise self.refuses
+        if resource_version != self.metadata["resourceVersion"]:
+            raise ConflictError(409, "Conflict", "the object has been modified")
+        self.changed(annotations=annotations)
         return str(self.version)
 
     async def get(self, *_where: Any, **_how: Any) -> dict[str, Any]:
@@ -183,13 +198,26 @@ async def test_a_cancel_that_came_just_before_our_own_write_is_seen() -> None:
     assert server.status["message"] == "it goes on"
 
 
-def running(server: Server) -> tuple[Cache, StatusWriter, Run]:
+OWN = {"almoner.dev/uid": "r"}
+OTHERS = {"almoner.dev/uid": "another"}
+
+
+def running(
+    server: Server, annotations: dict[str, str] = OWN, status: dict[str, Any] | None = None
+) -> tuple[Cache, StatusWriter, Run]:
     """An Execution that the cache has as the server has it."""
     cache = Cache(meter=Requests(), wake=lambda: None)
     raw: dict[str, Any] = {
-        "metadata": {"name": "run", "namespace": "team", "uid": "r", "generation": 1, "resourceVersion": "1"},
+        "metadata": {
+            "name": "run",
+            "namespace": "team",
+            "uid": "r",
+            "generation": 1,
+            "resourceVersion": "1",
+            "annotations": annotations,
+        },
         "spec": {"agentRef": {"name": "agent"}, "input": {"text": "hi"}},
-        "status": {"phase": "Running", "message": "it runs"},
+        "status": {"phase": "Running", "message": "it runs"} if status is None else status,
     }
     cache.observe_run("Execution", "ADDED", server.holds(raw).raw)
     server.let.set()
@@ -295,3 +323,75 @@ async def test_another_object_of_the_name_is_not_written_to() -> None:
     assert not await writer.flush(run_target(run))
     assert server.status == {"message": "mine"}
     assert len(server.gone) == 1
+
+
+# --- the annotation by which a copy is known --------------------------------------------------------------------------
+
+
+def begun() -> Attempt:
+    """An attempt whose pod is about to be created."""
+    return Attempt(number=1, pod="p", allotment="a", outcome=AttemptOutcome.RUNNING)
+
+
+def say_more(run: Run, **changes: Any) -> None:
+    run.status = run.status.model_copy(update={"message": "another", **changes})
+
+
+async def test_an_object_says_whose_order_it_is_before_its_first_status_and_once() -> None:
+    server = Server()
+    _, writer, run = running(server, {}, {})
+    say_more(run)
+    assert await writer.flush(run_target(run))
+    assert server.annotated == [(OWN, {})], "nothing was said of it before"
+    assert server.metadata["annotations"] == OWN
+    assert server.status["message"] == "another"
+    assert (server.reads, len(server.patches)) == (0, 1), "the status is written to the version that it made"
+    say_more(run, message="more")
+    assert await writer.flush(run_target(run))
+    assert len(server.annotated) == 1
+
+
+async def test_one_that_changed_before_it_was_annotated_is_read_again() -> None:
+    server = Server()
+    cache, writer, run = running(server, {}, {})
+    say_more(run)
+    server.changed(generation=2)
+    assert await writer.flush(run_target(run))
+    assert (server.metadata["annotations"], server.reads, cache.runs["r"].generation) == (OWN, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("annotations", "status"),
+    [(OTHERS, {}), (OTHERS, {"phase": "Queued"}), ({}, {"phase": "Failed"})],
+    ids=["a copy", "a copy that was resumed", "one that never runs"],
+)
+async def test_what_is_not_annotated(annotations: dict[str, str], status: dict[str, Any]) -> None:
+    server = Server()
+    _, writer, run = running(server, annotations, {} if status.get("phase") == "Failed" else status)
+    say_more(run, **({"phase": ExecutionPhase.FAILED} if status.get("phase") == "Failed" else {}))
+    assert await writer.flush(run_target(run))
+    assert server.annotated == []
+    assert server.status["message"] == "another"
+
+
+@pytest.mark.parametrize(
+    "refusal", [InvalidError(422, "Invalid", "spec.x: no"), ForbiddenError(403, "Forbidden", "cannot patch")]
+)
+async def test_no_pod_is_created_for_one_that_cannot_be_annotated_and_its_status_is_written(refusal: ApiError) -> None:
+    server = Server()
+    server.refuses = refusal
+    _, writer, run = running(server, {}, {})
+    say_more(run)
+    assert await writer.flush(run_target(run))
+    assert server.status["message"] == "another"
+    say_more(run, message="more")
+    assert await writer.flush(run_target(run))
+    assert len(server.annotated) == 1, "asked once, where nothing depends on it"
+    say_more(run, attempts=[begun()])
+    with pytest.raises(type(refusal)):
+        await writer.flush(run_target(run))
+    assert "attempts" not in server.status
+    server.refuses = None
+    assert await writer.flush(run_target(run))
+    assert server.metadata["annotations"] == OWN
+    assert server.status["attempts"][0]["number"] == 1

@@ -71,8 +71,9 @@ class WaitReason(StrEnum):
     SUSPENDED = "Suspended"
     """The execution itself is suspended."""
     RESTORED = "Restored"
-    """It was restored from a backup without its status, so it may have run already: it waits as if suspended until
-    `spec.suspend` is set to false from true, or the backup's label is removed."""
+    """It was restored from a backup without its status, or copied, so it may have run already: it waits as if suspended
+    until `spec.suspend` is set to false from true, or the backup's label and the annotation `almoner.dev/uid` are
+    removed."""
     AGENT_NOT_FOUND = "AgentNotFound"
     """The Agent does not exist (yet)."""
     AGENT_NOT_READY = "AgentNotReady"
