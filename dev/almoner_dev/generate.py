@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from almoner_dev import chart, health, reference
+from almoner_dev import chart, health, name_references, reference
 from almoner_dev.definitions import CRDS, definitions
 
 REFERENCE: Final = Path("docs/reference")
@@ -27,6 +27,7 @@ def generated(root: Path) -> dict[Path, str]:
     files = definitions()
     files.update(chart.files(root))
     files.update(health.files())
+    files.update(name_references.files())
     files.update({REFERENCE / name: text for name, text in reference.pages().items()})
     return files
 
