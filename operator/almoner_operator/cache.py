@@ -39,12 +39,12 @@ from almoner_operator.records import (
     cost_mark,
     finished_of,
     generation_of,
+    observed_of,
     parse_agent,
     parse_pod,
     parse_provider,
     parse_quota,
     parse_run,
-    take_spec,
     version_of,
 )
 from almoner_operator.runner_pods import RunnerPods, is_stranger
@@ -203,8 +203,7 @@ class Cache:
             return
         done.cost = cost_mark(status)
         if generation_of(raw) != done.generation:
-            take_spec(done, raw)
-            self.finished_changed.add(done.key.uid)
+            done.generation, done.observed = generation_of(raw), observed_of(status)
             self._check_observed(done)
 
     def _check_observed(self, done: Finished) -> None:

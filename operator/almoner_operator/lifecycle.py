@@ -470,7 +470,6 @@ class Lifecycle:
     def _note_expiry(self, uid: str) -> None:
         done = self._context.cache.finished.get(uid)
         if done is None or done.ttl_seconds is None or done.completed is None or done.tracked:
-            self._expiry.pop(uid, None)
             return
         self._expiry[uid] = done.completed + timedelta(seconds=done.ttl_seconds)
 

@@ -375,7 +375,7 @@ def parse_run(kind: str, raw: Mapping[str, Any]) -> Run | Finished:
             cost=cost_mark(raw_status),
             failure=_failure(raw_status.get("conditions") or []),
             generation=generation_of(raw),
-            observed=_whole(raw_status.get("observedGeneration")),
+            observed=observed_of(raw_status),
         )
     spec_type: type[RunSpec] = ExecutionSpec if kind == EXECUTION else TrainingJobSpec
     status_type: type[RunStatus] = ExecutionStatus if kind == EXECUTION else TrainingJobStatus
@@ -436,12 +436,9 @@ def stop_intent(status: RunStatus) -> StopCause | None:
     return next((cause for cause in StopCause if cause.value == last.reason), None)
 
 
-def take_spec(done: Finished, raw: Mapping[str, Any]) -> None:
-    """Note what still counts of the spec of one that has ended, after a change."""
-    done.generation = generation_of(raw)
-    done.ttl_seconds = _whole(mapping(raw.get("spec")).get("ttlSecondsAfterFinished"))
-    done.tracked = is_tracked(raw["metadata"])
-    done.observed = _whole(mapping(raw.get("status")).get("observedGeneration"))
+def observed_of(raw_status: Mapping[str, Any]) -> int | None:
+    """Give the generation that a status speaks of; None where it says none."""
+    return _whole(raw_status.get("observedGeneration"))
 
 
 def cost_mark(raw_status: Mapping[str, Any]) -> str:

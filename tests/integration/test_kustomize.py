@@ -61,19 +61,14 @@ def test_every_field_that_names_an_object_of_the_namespace_is_known() -> None:
 
 def test_what_is_renamed_is_renamed_wherever_it_is_named(kubectl: str, tmp_path: Path) -> None:
     shutil.copy(ROOT / name_references.CONFIGURATION, tmp_path / "almoner.yaml")
-    documents: dict[str, Json] = {}
-    for kind in KINDS:
-        metadata = {"name": kind.kind.lower()}
-        documents[kind.kind] = {
-            "apiVersion": "almoner.dev/v1alpha1",
-            "kind": kind.kind,
-            "metadata": metadata,
-            "spec": {},
-        }
+    documents: dict[str, Json] = {
+        name: {"apiVersion": "almoner.dev/v1alpha1", "kind": name, "metadata": {"name": name.lower()}, "spec": {}}
+        for name in (each.kind for each in KINDS)
+    }
     places = list(name_references.paths())
-    by_kind = {kind.kind: fields(kind) for kind in KINDS}
-    for kind, path, target in places:
-        put(documents[kind], path, NAMED.get(target, target.lower()), by_kind[kind])
+    by_kind = {each.kind: fields(each) for each in KINDS}
+    for where, path, target in places:
+        put(documents[where], path, NAMED.get(target, target.lower()), by_kind[where])
     claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "claim"}}
     (tmp_path / "all.yaml").write_text(yaml.safe_dump_all([*documents.values(), claim]))
     kustomization = {
@@ -89,6 +84,6 @@ def test_what_is_renamed_is_renamed_wherever_it_is_named(kubectl: str, tmp_path:
     built = {each["kind"]: each for each in yaml.safe_load_all(done.stdout)}
     assert re.fullmatch(r"blue-key-\w{10}", built["Secret"]["metadata"]["name"])
     assert re.fullmatch(r"blue-text-\w{10}", built["ConfigMap"]["metadata"]["name"])
-    named = {(kind, path): at(built[kind], path) for kind, path, _ in places}
-    assert named == {(kind, path): built[target]["metadata"]["name"] for kind, path, target in places}
+    named = {(where, path): at(built[where], path) for where, path, _ in places}
+    assert named == {(where, path): built[target]["metadata"]["name"] for where, path, target in places}
     assert {target for _, _, target in places} >= {"Secret", "ConfigMap", "Agent", "ModelProvider", "ToolProvider"}

@@ -360,11 +360,10 @@ def test_an_end_whose_spec_is_changed_is_to_be_said_of_the_new_generation(cache:
     ended = {"phase": "Succeeded", "observedGeneration": 1, "completionTime": "2026-01-02T03:00:00Z"}
     cache.observe_run(EXECUTION, None, raw(INPUT, 1, status=ended))
     assert not cache.unobserved
-    cache.finished_changed.clear()
-    cache.observe_run(EXECUTION, "MODIFIED", raw({**INPUT, "ttlSecondsAfterFinished": 9}, 2, 2, status=ended))
-    assert cache.unobserved == cache.finished_changed == {"u"}
+    cache.observe_run(EXECUTION, "MODIFIED", raw({**INPUT, "priority": 9}, 2, 2, status=ended))
+    assert cache.unobserved == {"u"}
     done = cache.finished["u"]
-    assert (done.generation, done.observed, done.ttl_seconds) == (2, 1, 9)
+    assert (done.generation, done.observed) == (2, 1)
     cache.unobserved.clear()
     again = raw(INPUT, 3, 2, status={**ended, "observedGeneration": 2})
     cache.observe_run(EXECUTION, "MODIFIED", again)
