@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -312,4 +313,53 @@ def test_deleting_and_creating_anew_from_its_manifest_is_a_new_order_and_the_boo
     assert attempt["number"] == 1
     assert started(simulated, cluster) == 2
     cluster.wait(lambda: not open_allotments(stack), "all money to be given back")
+    verify_ledger(stack)
+
+
+def copy_books(source: Path, target: Path) -> None:
+    for old in target.glob("ledger.db*"):
+        old.unlink()
+    for file in source.glob("ledger.db*"):
+        shutil.copy(file, target)
+
+
+def held(cluster: Cluster) -> str:
+    """What the quota's status says is held of its budget."""
+    limits = cluster.get("ResourceQuota", "money")["status"]["limits"]
+    return next(str(each.get("reserved", "0")) for each in limits if each["name"] == "budget")
+
+
+def test_with_an_older_ledger_nothing_runs_twice_and_the_next_runs(
+    cluster: Cluster, stack: Stack, simulated: SimulatedNode, tmp_path: Path
+) -> None:
+    """The ledger is restored from a backup, and the cluster is not."""
+    cluster.world()
+    cluster.agent("forever")
+    cluster.wait_ready("Agent", "forever")
+    cluster.quota("money", budget={"amount": "100.00", "period": "Total"})
+    nothing = held(cluster)
+    stack.kill_ledger()
+    copy_books(stack.directory, tmp_path)
+    stack.start_ledger()
+    names = ("one", "two", "three")
+    for name in names:
+        cluster.execution(name)
+    before = [cluster.wait_phase(name, "Succeeded") for name in names]
+    cluster.execution("run", agent="forever")
+    cluster.wait_phase("run", "Running")
+    cluster.wait(lambda: held(cluster) != nothing, "what is held to be told")
+    stack.kill_ledger()
+    copy_books(tmp_path, stack.directory)
+    stack.start_ledger()
+    cluster.execution("next", agent="forever")
+    cluster.wait_phase("next", "Running")
+    for name in ("run", "next"):
+        cluster.patch("Execution", name, {"cancel": True})
+        (attempt,) = cluster.wait_phase(name, "Cancelled")["attempts"]
+        assert attempt["number"] == 1
+    assert [cluster.status(name) for name in names] == before
+    assert started(simulated, cluster) == 5
+    # The operator was ahead of these books, and hears of them all the same.
+    cluster.wait(lambda: held(cluster) == nothing, "that nothing is held any more to be told")
+    assert not open_allotments(stack)
     verify_ledger(stack)

@@ -229,6 +229,19 @@ def test_the_feed_gives_everything_that_changed_in_pages(books: Books) -> None:
     assert [(each.spent, each.reserved) for each in page.accounts] == [(5, 55)]
 
 
+def test_a_cursor_of_newer_books_is_told_everything(books: Books) -> None:
+    """The ledger was restored from a backup, and the operator that went on is ahead of it."""
+    books.limits(limits={USD: DOLLAR})
+    uid = new_id()
+    books.active(uid=uid, need={USD: 10})
+    newest = books.changes().after
+    told = books.changes(newest + 1000)
+    assert [each.uid for each in told.executions] == [uid]
+    assert [each.reserved for each in told.accounts] == [10]
+    assert (told.after, told.more) == (newest, False)
+    assert not books.changes(told.after).executions
+
+
 def test_change_numbers_are_taken_last_and_held_until_commit(books: Books) -> None:
     """What commits late is not skipped: numbers become visible in their order."""
     if not books.database.is_postgresql:

@@ -152,7 +152,13 @@ def last_change(connection: Connection) -> int:
 
 
 def changes(connection: Connection, now_ms: int, after: int, limit: int) -> Changes:
-    """What changed after the cursor, at most `limit` things, and the next cursor."""
+    """What changed after the cursor, at most `limit` things, and the next cursor.
+
+    A cursor beyond the newest change is of newer books than these, which a backup brought back: everything is told.
+    """
+    newest = last_change(connection)
+    if after > newest:
+        after = 0
     feed, allotments = schema.feed, schema.allotments
     still_open = (
         sa.select(sa.literal(1))
@@ -172,7 +178,6 @@ def changes(connection: Connection, now_ms: int, after: int, limit: int) -> Chan
         .order_by(feed.c.changed)
         .limit(limit + 1)
     )
-    newest = last_change(connection)
     rows = connection.execute(query).all()
     more, rows = len(rows) > limit, rows[:limit]
     keys: dict[str, list[str]] = defaultdict(list)
