@@ -27,6 +27,7 @@ from almoner_operator.context import Context, now, run_target
 from almoner_operator.errors import (
     ApiError,
     ConflictError,
+    InvalidError,
     LeadershipLostError,
     LedgerError,
     LedgerUnavailableError,
@@ -47,6 +48,8 @@ FEED_RETRY_SECONDS: Final = 1.0
 CLOSE_RETRY_SECONDS: Final = 2.0
 LEASED_RETRY_SECONDS: Final = 5.0
 WRITE_RETRY_SECONDS: Final = 2.0
+REFUSED_RETRY_SECONDS_MAX: Final = 300.0
+"""An object that the API server will not have, such as one older than its schema, is tried ever less often."""
 FAULT_RETRY_SECONDS: Final = 5.0
 LATCHES_MAX: Final = 5
 """So often the end of one run is written again over what others write."""
@@ -204,13 +207,16 @@ class Settler:
         """Write the status of a run that has ended, until that is done, and keep little of it."""
         context = self._context
         failpoints.hit(failpoints.BEFORE_STATUS_FINAL)
+        pause = WRITE_RETRY_SECONDS
         while True:
             try:
                 written = await context.writer.flush(run_target(run), Rank.END)
                 break
             except ApiError as error:
                 log.warning("the end of %s/%s is not written yet: %s", run.key.namespace, run.key.name, error)
-                await asyncio.sleep(WRITE_RETRY_SECONDS)
+                # Hundreds that are refused every time would keep all others from being written.
+                pause = min(pause * 2, REFUSED_RETRY_SECONDS_MAX) if isinstance(error, InvalidError) else pause
+                await asyncio.sleep(pause)
         failpoints.hit(failpoints.AFTER_STATUS_FINAL)
         milestones.ended(context.events, run)
         if written:

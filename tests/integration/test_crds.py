@@ -161,11 +161,11 @@ def test_every_kind_but_its_status_is_written_apart(objects: Any, namespace: str
         "status": {"phase": "Succeeded"},
     }
     created = create(objects, namespace, manifest)
-    assert "status" not in created
+    assert created["status"] == {"observedGeneration": -1}, "nobody has looked at it"
     written = objects.patch_namespaced_custom_object_status(
         GROUP, VERSION, namespace, "executions", "it", {"status": {"phase": "Queued"}, "spec": {"priority": 9}}
     )
-    assert written["status"] == {"phase": "Queued"}
+    assert written["status"] == {"observedGeneration": -1, "phase": "Queued"}
     assert written["spec"]["priority"] == 5
     assert written["metadata"]["generation"] == 1
 
