@@ -15,7 +15,7 @@ PYTEST_FLAGS ?=
 # Tests wait more than they work: three workers keep two cores busy. Benchmarks run alone, after them.
 JOBS ?= 3
 
-.PHONY: help setup demo demo-down demo-env test test-unit e2e verify generate lint types layers bench clean
+.PHONY: help setup demo demo-down demo-env test test-unit e2e verify generate locks lint types layers bench clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ test-unit: $(STAMP) ## Run the unit tests: seconds, no network
 e2e: $(STAMP) ## Run the tests in a cluster: a real node of this machine (root), KUBECONFIG=FILE, or KIND=1
 	@exec $(PY) -m almoner_dev e2e $(if $(filter-out 0 no false,$(KIND)),--kind) \
 	  $(if $(filter command,$(firstword $(origin KUBECONFIG))),--kubeconfig "$(KUBECONFIG)") -- $(TESTS) $(PYTEST_FLAGS)
+
+locks: $(STAMP) ## Resolve the packages of the images anew and write locks/ (uv)
+	@$(PY) -m almoner_dev.locks
 
 generate: $(STAMP) ## Regenerate crds/, docs/reference/ and the chart's copies
 	@$(PY) -m almoner_dev.generate
