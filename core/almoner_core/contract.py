@@ -112,6 +112,9 @@ class MeterConfig(ContractModel):
     owner: str
     allotment: str
     ledger_url: str
+    # Certificates in PEM by which the ledger is known; None: those of the runner image. Left out where there are none:
+    # an older runner then takes the configuration.
+    ledger_ca: str | None = None
     # The agent's own provider and model come first; fallbacks follow in order.
     providers: tuple[MeterProvider, ...] = Field(max_length=9)
     # Tools that cost something; others are free, and counted all the same.

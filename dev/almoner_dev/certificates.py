@@ -72,10 +72,12 @@ class Authority:
         *,
         organizations: Sequence[str] = (),
         names: Sequence[str] = (),
+        valid: dt.timedelta = dt.timedelta(days=VALID_DAYS),
     ) -> tuple[Path, Path]:
         """Issues a certificate for servers and clients; returns the paths of certificate and key.
 
-        `names` are DNS names and IP addresses. The key of an earlier certificate with the same stem is
+        `names` are DNS names and IP addresses. It is good from an hour ago until `valid` from now.
+        The key of an earlier certificate with the same stem is
         kept, so that a server that reloads its files never sees a pair that does not match.
         """
         certificate_path, key_path = self.directory / f"{file_stem}.crt", self.directory / f"{file_stem}.key"
@@ -85,7 +87,13 @@ class Authority:
         authority_key = _load(self.key_path)
         authority = x509.load_pem_x509_certificate(self.certificate_path.read_bytes())
         builder = (
-            _builder(_name(common_name, organizations), authority.subject, key.public_key(), authority_key.public_key())
+            _builder(
+                _name(common_name, organizations),
+                authority.subject,
+                key.public_key(),
+                authority_key.public_key(),
+                valid,
+            )
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(
                 x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
@@ -127,6 +135,7 @@ def _builder(
     issuer: x509.Name,
     public_key: ec.EllipticCurvePublicKey,
     issuer_key: ec.EllipticCurvePublicKey,
+    valid: dt.timedelta = dt.timedelta(days=VALID_DAYS),
 ) -> x509.CertificateBuilder:
     now = dt.datetime.now(dt.UTC)
     return (
@@ -137,7 +146,7 @@ def _builder(
         .serial_number(x509.random_serial_number())
         # An hour ago: clocks of containers and virtual machines may lag a little.
         .not_valid_before(now - dt.timedelta(hours=1))
-        .not_valid_after(now + dt.timedelta(days=VALID_DAYS))
+        .not_valid_after(now + valid)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False)
     )

@@ -50,6 +50,13 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="serve /metrics there, and no longer beside the API, where every pod that may reach the ledger could read "
         "who spends what (default: beside the API)",
     )
+    parser.add_argument(
+        "--tls-dir",
+        type=Path,
+        metavar="DIR",
+        help="serve HTTPS with the files tls.crt and tls.key there, which are read again when they change "
+        "(default: HTTP)",
+    )
     parser.add_argument("--kubeconfig", type=Path, help="how to reach the API server; in a pod: its service account")
     parser.add_argument(
         "--operator-user",
@@ -161,6 +168,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         patience_seconds=arguments.database_patience,
         lease=LeasePolicy(arguments.lease_seconds, arguments.silence_seconds),
         clock_ahead_file=arguments.clock_ahead_file,
+        tls_dir=arguments.tls_dir,
         metrics_at=serving.split_address(arguments.metrics_listen, "--metrics-listen")
         if arguments.metrics_listen
         else None,

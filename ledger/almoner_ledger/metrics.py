@@ -31,4 +31,8 @@ SEALED = Counter("almoner_ledger_sealed_entries_total", "Entries that this repli
 MAINTENANCE_FAILURES = Counter(
     "almoner_ledger_maintenance_failures_total", "Turns of sealing or tidying that failed.", ["task"]
 )
+CERTIFICATE_EXPIRES = Gauge(
+    "almoner_ledger_certificate_expires_seconds",
+    "When the served certificate expires, in Unix seconds; 0: plain HTTP.",
+)
 EXPIRED = Counter("almoner_ledger_expired_total", "Attempts given up because nothing was heard of their meter.")

@@ -23,6 +23,7 @@ from almoner_ledger.leasing import LeasePolicy
 from almoner_ledger.maintenance import SEAL_SECONDS, Maintenance
 from almoner_ledger.service import Service
 from almoner_ledger.store import Store
+from almoner_ledger.tls import Pair, Site
 
 log = logging.getLogger(__name__)
 
@@ -57,28 +58,31 @@ async def serve(
     *,
     seal_seconds: float = SEAL_SECONDS,
     metrics_at: tuple[str, int] | None = None,
+    pair: Pair | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; then refuse new requests, finish those that run, and return.
 
-    `metrics_at`: host and port of /metrics, which are then not served beside the API.
+    `metrics_at`: host and port of /metrics, which are then not served beside the API. `pair`: serve HTTPS with it.
     """
     service = Service(store, judge, version=version("almoner"), with_metrics=metrics_at is None)
     machines = await _serve_metrics(service, *metrics_at) if metrics_at is not None else None
     application = service.application()
     application.cleanup_ctx.append(Maintenance(store, seal_seconds=seal_seconds).running)
+    if pair is not None:
+        application.cleanup_ctx.append(pair.watching)
     doors = Doors()
     application.middlewares.append(doors.middleware)
     runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=SHUTDOWN_SECONDS)
     await runner.setup()
     assert runner.server is not None
     doors.guard(runner.server)
-    site = web.TCPSite(runner, host, port, backlog=1024, reuse_address=True)
-    await site.start()
+    tls = pair.context if pair is not None else None
+    await Site(runner, host, port, backlog=1024, reuse_address=True, ssl_context=tls).start()
     # What was made until now stays: the collector need not walk it again and again.
     gc.collect()
     gc.freeze()
     addresses = ", ".join(f"{address[0]}:{address[1]}" for address in runner.addresses)
-    log.info("ledger listens on %s", addresses)
+    log.info("ledger listens on %s, %s", addresses, "HTTP, unencrypted" if tls is None else "HTTPS")
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -116,11 +120,13 @@ def run(
     clock_ahead_file: Path | None = None,
     seal_seconds: float = SEAL_SECONDS,
     metrics_at: tuple[str, int] | None = None,
+    tls_dir: Path | None = None,
 ) -> None:
-    """Open the database, migrate it unless told not to, and serve.
+    """Open the database, migrate it unless told not to, and serve; HTTPS where `tls_dir` has a pair.
 
     `clock_ahead_file` is for tests: the clock is then this machine's, ahead by the seconds in the file.
     """
+    pair = Pair(tls_dir) if tls_dir is not None else None
     database = Database(database_url, patience_seconds=patience_seconds)
     clock = functools.partial(_ahead_ms, clock_ahead_file) if clock_ahead_file is not None else None
     store = Store(database, clock=clock, lease=lease)
@@ -131,7 +137,7 @@ def run(
         # would wait that long each time for the thread that serves requests to let go of the interpreter.
         sys.setswitchinterval(SWITCH_SECONDS)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(serve(store, judge, host, port, seal_seconds=seal_seconds, metrics_at=metrics_at))
+            runner.run(serve(store, judge, host, port, seal_seconds=seal_seconds, metrics_at=metrics_at, pair=pair))
     finally:
         database.dispose()
 

@@ -46,6 +46,12 @@ def parser() -> argparse.ArgumentParser:
     option("--ledger-url", "ALMONER_LEDGER_URL", "address of the ledger service")
     option("--ledger-token-file", "ALMONER_OPERATOR_TOKEN_FILE", "file with the token that the ledger knows us by")
     option(
+        "--ledger-ca-file",
+        "ALMONER_LEDGER_CA_FILE",
+        "file with the certificates, in PEM, by which operator and meters know the ledger; read again when it changes; "
+        "those of the images where empty",
+    )
+    option(
         "--runner-ledger-url", "ALMONER_RUNNER_LEDGER_URL", "address of the ledger as runner pods see it, if another"
     )
     option("--runner-image", "ALMONER_RUNNER_IMAGE", "image that holds the meter and the agent loop")
@@ -181,6 +187,7 @@ def settings_of(arguments: argparse.Namespace) -> OperatorSettings:
         scheduling=SchedulingSettings(require_budget=RequireBudget(arguments.require_budget)),
         kubeconfig=Path(arguments.kubeconfig) if arguments.kubeconfig else None,
         ledger_token_file=Path(arguments.ledger_token_file) if arguments.ledger_token_file else None,
+        ledger_ca_file=Path(arguments.ledger_ca_file) if arguments.ledger_ca_file else None,
         namespaces=_list(arguments.namespaces),
         own_namespace=arguments.own_namespace,
         lease_seconds=max(3, arguments.lease_seconds),

@@ -390,6 +390,7 @@ class Admitter:
                 prestop_token=secrets.token_hex(16),
                 nonce=_nonce(run, number),
                 paid=self._paid_probe(run, agent),
+                ledger_ca=self._context.trust.pem(),
             ),
             self._context.settings.runner,
         )

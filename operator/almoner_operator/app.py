@@ -34,6 +34,7 @@ from almoner_operator.health import Health, HealthServer
 from almoner_operator.kubernetes import KubernetesClient
 from almoner_operator.leader import Leader
 from almoner_operator.ledger_client import LedgerClient
+from almoner_operator.ledger_trust import LedgerTrust
 from almoner_operator.lifecycle import Lifecycle
 from almoner_operator.loop import Loop
 from almoner_operator.observe import Observer
@@ -58,6 +59,7 @@ class Operator:
     def __init__(self, settings: OperatorSettings) -> None:
         self._settings = settings
         self._health = Health()
+        self._trust = LedgerTrust(settings.ledger_ca_file)
         self._stop = asyncio.Event()
 
     async def run(self) -> None:
@@ -72,7 +74,7 @@ class Operator:
         try:
             async with (
                 KubernetesClient(access, concurrent_max=settings.api_concurrent, rate=settings.api_rate) as client,
-                LedgerClient(settings.ledger_url, token_file=settings.ledger_token_file) as ledger,
+                LedgerClient(settings.ledger_url, token_file=settings.ledger_token_file, trust=self._trust) as ledger,
             ):
                 identity = settings.identity or f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:6]}"
                 leader = Leader(
@@ -184,6 +186,7 @@ class Operator:
             events=EventRecorder(client, instance=leader.identity),
             pins=Pins(client),
             secrets=Secrets(client),
+            trust=self._trust,
             fatal=asyncio.get_running_loop().create_future(),
         )
         parts = _Parts(context)

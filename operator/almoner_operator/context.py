@@ -19,6 +19,7 @@ from almoner_operator.errors import LeadershipLostError
 from almoner_operator.events import EventRecorder
 from almoner_operator.kubernetes import BY_KIND, KubernetesClient
 from almoner_operator.ledger_client import LedgerClient
+from almoner_operator.ledger_trust import LedgerTrust
 from almoner_operator.log_tails import LogTails
 from almoner_operator.machines import ComputeSettings
 from almoner_operator.pins import Pins
@@ -43,6 +44,8 @@ class OperatorSettings:
     compute: ComputeSettings = field(default_factory=ComputeSettings)
     kubeconfig: Path | None = None
     ledger_token_file: Path | None = None
+    ledger_ca_file: Path | None = None
+    """Certificates by which the ledger is known; the image's where None."""
     namespaces: tuple[str, ...] = ()
     """Namespaces to serve; all where empty."""
     own_namespace: str = "almoner-system"
@@ -78,6 +81,7 @@ class Context:
     secrets: Secrets
     fatal: asyncio.Future[BaseException]
     """Set by whatever must end the process."""
+    trust: LedgerTrust = field(default_factory=LedgerTrust)
     rates: RateBook = field(default_factory=RateBook)
     log_tails: LogTails = field(init=False)
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)

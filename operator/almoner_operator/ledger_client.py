@@ -26,6 +26,7 @@ from almoner_core import wire
 from almoner_operator import metrics
 from almoner_operator.credentials import CredentialsError, TokenFile
 from almoner_operator.errors import LeadershipLostError, LedgerError, LedgerUnavailableError
+from almoner_operator.ledger_trust import LedgerTrust
 
 REQUEST_SECONDS: Final = 15.0
 TRIES_MAX: Final = 5
@@ -44,8 +45,9 @@ Message = TypeVar("Message", bound=BaseModel)
 class LedgerClient:
     """A client of one ledger service. Use as a context manager; take an epoch before anything else."""
 
-    def __init__(self, url: str, *, token_file: Path | None) -> None:
+    def __init__(self, url: str, *, token_file: Path | None, trust: LedgerTrust | None = None) -> None:
         self._url = url.rstrip("/")
+        self._trust = trust or LedgerTrust()
         self._token = TokenFile(token_file) if token_file else None
         self._session: aiohttp.ClientSession | None = None
         self._random = random.Random()  # noqa: S311 - jitter
@@ -237,6 +239,7 @@ class LedgerClient:
             data=data,
             params=query,
             headers=headers,
+            ssl=self._trust.context(),
             timeout=aiohttp.ClientTimeout(total=seconds),
         ) as response:
             content = await response.content.read(ANSWER_BYTES_MAX + 1)

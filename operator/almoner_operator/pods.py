@@ -122,7 +122,7 @@ class PodRequest:
     `remaining_seconds` is what is left of the timeout over all attempts; None without one. `extra` reaches the meter
     as it is. `prestop_token` is a secret that the kubelet shows the meter so that nobody else can make it drain. By its
     `nonce` the operator knows the pod for its own while it does not know its uid. `paid` is given where machine
-    time costs something.
+    time costs something. `ledger_ca`: by which certificates the meter knows the ledger, in PEM; None: its image's.
     """
 
     kind: str
@@ -144,6 +144,7 @@ class PodRequest:
     prestop_token: str | None = None
     nonce: str = ""
     paid: PaidProbe | None = None
+    ledger_ca: str | None = None
 
 
 def build_pod(request: PodRequest, settings: RunnerSettings) -> Json:
@@ -477,6 +478,7 @@ def _meter_config(request: PodRequest, settings: RunnerSettings) -> str:
         owner=request.owner,
         allotment=allotment_id(request.uid, request.attempt),
         ledger_url=settings.ledger_url,
+        ledger_ca=request.ledger_ca,
         providers=tuple(_meter_provider(provider) for provider in request.providers),
         tools=request.tools,
         default_model=agent.model.name if agent else None,
@@ -491,7 +493,7 @@ def _meter_config(request: PodRequest, settings: RunnerSettings) -> str:
             **request.extra,
         },
     )
-    text = _json(config.model_dump(mode="json"))
+    text = _json(config.model_dump(mode="json", exclude={"ledger_ca"} if config.ledger_ca is None else None))
     size = len(text.encode())
     if size > contract.METER_CONFIG_BYTES_MAX:
         given = len((request.input or "").encode())

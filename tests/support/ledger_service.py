@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,10 @@ def meter_token(pod_uid: str) -> str:
 
 
 class LedgerService:
-    """One replica. `pods` get a static token each, unless tokens are judged by the API server of `kubeconfig`."""
+    """One replica. `pods` get a static token each, unless tokens are judged by the API server of `kubeconfig`.
+
+    HTTPS where `tls_dir` has a pair, which the client knows by `trusted`.
+    """
 
     def __init__(
         self,
@@ -35,11 +39,13 @@ class LedgerService:
         kubeconfig: Path | None = None,
         port: int | None = None,
         name: str = "ledger",
+        tls_dir: Path | None = None,
+        trusted: ssl.SSLContext | None = None,
     ) -> None:
         self.directory, self.database, self.name = directory, database, name
         self.port = port or processes.free_port("127.0.0.1")
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.arguments: list[str | Path] = []
+        self.url = f"http://127.0.0.1:{self.port}" if tls_dir is None else f"https://localhost:{self.port}"
+        self.arguments: list[str | Path] = [] if tls_dir is None else ["--tls-dir", tls_dir]
         if kubeconfig is not None:
             self.arguments += ["--kubeconfig", kubeconfig]
         else:
@@ -49,7 +55,7 @@ class LedgerService:
             path.write_text(json.dumps(tokens))
             self.arguments += ["--static-tokens", path]
         self.child: Child | None = None
-        self.client = httpx.Client(base_url=self.url, timeout=60)
+        self.client = httpx.Client(base_url=self.url, timeout=60, verify=trusted or True)
 
     def launch(self) -> None:
         argv = [sys.executable, "-m", "almoner_ledger", "serve", "--listen", f"127.0.0.1:{self.port}"]

@@ -37,10 +37,10 @@ REFUSALS = (openai.APIStatusError, anthropic.APIStatusError, httpx.HTTPStatusErr
 class Metered:
     """One ledger service, shared by a module's tests: each has quotas and pods of its own."""
 
-    def __init__(self, folder: Path, database: str) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, database: str, *, ledger_ca: str | None = None, **service: Any) -> None:
+        self.folder, self.ledger_ca = folder, ledger_ca
         self.pods = [f"pod-{number}" for number in range(PODS_MAX)]
-        self.service = LedgerService(folder, database, pods=self.pods).start()
+        self.service = LedgerService(folder, database, pods=self.pods, **service).start()
         self.database = Database(database)
         self.epoch = self.service.epoch()
         self.generation = 0
@@ -112,6 +112,7 @@ class Team:
             provider_config(self.provider.base_url, **({"models": tuple(models)} if models else {})),
             allotment=item["allotment"],
             execution_uid=item["execution"]["uid"],
+            ledger_ca=metered.ledger_ca,
         )
         meter = Meter(folder, config)
         (folder / "token").write_text(meter_token(pod))

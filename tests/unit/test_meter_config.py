@@ -33,6 +33,7 @@ FULL = MeterConfig(
     owner="alice",
     allotment="allotment-id",
     ledger_url="http://ledger:8080",
+    ledger_ca="-----BEGIN CERTIFICATE-----",
     providers=(
         MeterProvider(
             name="one",

@@ -114,6 +114,7 @@ class Config:
     ledger_url: str
     providers: tuple[Provider, ...]
     kind: str = "Execution"
+    ledger_ca: str | None = None
     tools: tuple[Tool, ...] = ()
     default_model: str | None = None
     max_output_tokens: int | None = None
@@ -149,6 +150,7 @@ def parse(text: str) -> Config:
         owner=_text(given, "config", "owner"),
         allotment=_text(given, "config", "allotment"),
         ledger_url=_text(given, "config", "ledger_url"),
+        ledger_ca=_optional_text(given, "config", "ledger_ca"),
         providers=tuple(_provider(p, path) for p, path in _list(given, "config", "providers", PROVIDERS_MAX)),
         tools=tuple(_tool(t, path) for t, path in _list(given, "config", "tools", TOOLS_MAX))
         if "tools" in given

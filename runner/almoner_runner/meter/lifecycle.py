@@ -12,6 +12,7 @@ import contextlib
 import gc
 import logging
 import signal
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,7 +151,11 @@ class Meter:
             recovered = spool.open()
         except SpoolError as error:
             return self._fail(str(error))
-        async with _session() as ledger_session, _session() as provider_session:
+        try:
+            ledger_tls = _trusting(self.config.ledger_ca)
+        except (ssl.SSLError, ValueError) as error:
+            return self._fail(f"config.ledger_ca: no certificates in PEM: {error}")
+        async with _session(ledger_tls) as ledger_session, _session() as provider_session:
             client = LedgerClient(
                 self.config.ledger_url, self.config.allotment, Secret(self.settings.token_file), ledger_session
             )
@@ -320,8 +325,15 @@ class Meter:
         return EXIT_CLOSED
 
 
-def _session() -> aiohttp.ClientSession:
-    connector = aiohttp.TCPConnector(limit=IN_FLIGHT_MAX, keepalive_timeout=KEEPALIVE_SECONDS, ttl_dns_cache=30)
+def _trusting(certificates: str | None) -> ssl.SSLContext | bool:
+    """Trust these alone; None: what the image trusts. Raises ssl.SSLError, ValueError."""
+    return True if certificates is None else ssl.create_default_context(cadata=certificates or "none")
+
+
+def _session(tls: ssl.SSLContext | bool = True) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(
+        limit=IN_FLIGHT_MAX, keepalive_timeout=KEEPALIVE_SECONDS, ttl_dns_cache=30, ssl=tls
+    )
     # No cookies, no proxies of the environment: what leaves the pod is what the configuration says.
     return aiohttp.ClientSession(
         connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False, auto_decompress=True
