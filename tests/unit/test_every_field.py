@@ -39,6 +39,7 @@ from almoner_operator.agents import (
     provider_verdict,
 )
 from almoner_operator.cache import Cache
+from almoner_operator.ledger_trust import LedgerTrust
 from almoner_operator.machines import ComputeSettings
 from almoner_operator.records import Run, finished_of, runner_of
 from almoner_operator.secret_facts import secrets_of
@@ -241,7 +242,7 @@ def runs_observed(cache: Cache, run: Run) -> Iterator[str]:
     yield repr((asked, demand.limits_of(run, agent), demand.grace_seconds(run, agent, SETTINGS)))
     yield repr((finished_of(run).ttl_seconds, secrets_of(runner_of(run, agent)), outcome.planned_steps(run.spec)))
     settings = SimpleNamespace(runner=SETTINGS, compute=ComputeSettings())
-    admitter = Admitter(SimpleNamespace(cache=cache, settings=settings), None)  # type: ignore[arg-type]
+    admitter = Admitter(SimpleNamespace(cache=cache, settings=settings, trust=LedgerTrust()), None)  # type: ignore[arg-type]
     try:
         pod = admitter._pod(run, agent, 1, {})
     except ValueError as error:

@@ -19,7 +19,7 @@ async def test_a_user_without_a_name_may_watch(monkeypatch: pytest.MonkeyPatch) 
     for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(os, "getuid", lambda: NOBODY)
-    operator = Operator(cast("Any", SimpleNamespace(namespaces=())))
+    operator = Operator(cast("Any", SimpleNamespace(namespaces=(), ledger_ca_file=None)))
     watching, _ = await operator._watch(cast("Any", None), cast("Any", None), "this-process")
     assert not watching.done()
     watching.cancel()
