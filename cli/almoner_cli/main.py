@@ -11,6 +11,7 @@ from typing import Final
 # Part -> (module, function that takes the rest of the arguments and gives the exit code, help).
 PARTS: Final = {
     "ledger": ("almoner_ledger.cli", "main", "the books: what was spent, audits, corrections, the service"),
+    "certificates": ("almoner_operator.certificates_command", "main", "the ledger's self-signed certificate"),
     "operator": ("almoner_operator.__main__", "main", "run the operator"),
 }
 

@@ -37,6 +37,7 @@ OPERATORS_OWN: Final = frozenset(
         "ledger-url",
         "ledger-token-file",
         "ledger-ca-file",
+        "ledger-certificate-secret",
         "runner-ledger-url",
         "runner-image",
         "image-pull-policy",
@@ -180,6 +181,11 @@ def schema() -> dict[str, Any]:
             storage=_object(size=_AMOUNT, storageClassName=_text(), existingClaim=_text()),
             autoscaling=_object(enabled=_FLAG, maxReplicas=_whole(1, 32), targetCPUPercent=_whole(1, 100)),
             **placement,
+        ),
+        tls=_object(
+            mode={"enum": ["selfSigned", "certManager", "existingSecret", "none"]},
+            existingSecret=_text(),
+            issuerRef=_object(name=_text(), kind=_text(1), group=_text(1)),
         ),
         networkPolicy=_object(
             enabled=_FLAG, metricsFrom=_objects(), runnerNamespaces=_names(), dns=_objects(), providers=_objects()

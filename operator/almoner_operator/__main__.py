@@ -43,17 +43,7 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument(flag, default=value, help=f"{help_}{shown} [{variable}]", **more)  # type: ignore[arg-type]
 
     option("--kubeconfig", "ALMONER_KUBECONFIG", "kubeconfig file; in a cluster, the pod's own service account")
-    option("--ledger-url", "ALMONER_LEDGER_URL", "address of the ledger service")
-    option("--ledger-token-file", "ALMONER_OPERATOR_TOKEN_FILE", "file with the token that the ledger knows us by")
-    option(
-        "--ledger-ca-file",
-        "ALMONER_LEDGER_CA_FILE",
-        "file with the certificates, in PEM, by which operator and meters know the ledger; read again when it changes; "
-        "those of the images where empty",
-    )
-    option(
-        "--runner-ledger-url", "ALMONER_RUNNER_LEDGER_URL", "address of the ledger as runner pods see it, if another"
-    )
+    _ledger_options(option)
     option("--runner-image", "ALMONER_RUNNER_IMAGE", "image that holds the meter and the agent loop")
     option("--runner-service-account", "ALMONER_RUNNER_SERVICE_ACCOUNT", "service account of runner pods", "default")
     option("--image-pull-policy", "ALMONER_IMAGE_PULL_POLICY", "of runner pods", "IfNotPresent")
@@ -86,6 +76,28 @@ def parser() -> argparse.ArgumentParser:
     option("--log-level", "ALMONER_LOG_LEVEL", "debug, info, warning or error", "info")
     option("--log-format", "ALMONER_LOG_FORMAT", "of log lines", "json", choices=log_lines.STYLES)
     return made
+
+
+def _ledger_options(option: Callable[..., None]) -> None:
+    """Add where the ledger is, and how it is known."""
+    option("--ledger-url", "ALMONER_LEDGER_URL", "address of the ledger service")
+    option("--ledger-token-file", "ALMONER_OPERATOR_TOKEN_FILE", "file with the token that the ledger knows us by")
+    option(
+        "--ledger-ca-file",
+        "ALMONER_LEDGER_CA_FILE",
+        "file with the certificates, in PEM, by which operator and meters know the ledger; read again when it changes; "
+        "those of the images where empty",
+    )
+    option(
+        "--ledger-certificate-secret",
+        "ALMONER_LEDGER_CERTIFICATE_SECRET",
+        "Secret of the own namespace in which the operator makes and renews a self-signed certificate for the ledger, "
+        "whose ca.crt is trusted; none where empty",
+        "",
+    )
+    option(
+        "--runner-ledger-url", "ALMONER_RUNNER_LEDGER_URL", "address of the ledger as runner pods see it, if another"
+    )
 
 
 def _pod_options(option: Callable[..., None]) -> None:
@@ -154,6 +166,8 @@ def settings_of(arguments: argparse.Namespace) -> OperatorSettings:
     missing = [f"{flag} (ALMONER_{flag[2:].replace('-', '_').upper()})" for flag, value in needed.items() if not value]
     if missing:
         parser().error(f"{' and '.join(missing)} must be given")
+    if arguments.ledger_ca_file and arguments.ledger_certificate_secret:
+        parser().error("--ledger-ca-file and --ledger-certificate-secret: give one of them; both say whom to trust")
     try:
         prices = ComputePrices.parse(
             arguments.compute_price_cpu_hour,
@@ -188,6 +202,7 @@ def settings_of(arguments: argparse.Namespace) -> OperatorSettings:
         kubeconfig=Path(arguments.kubeconfig) if arguments.kubeconfig else None,
         ledger_token_file=Path(arguments.ledger_token_file) if arguments.ledger_token_file else None,
         ledger_ca_file=Path(arguments.ledger_ca_file) if arguments.ledger_ca_file else None,
+        ledger_certificate_secret=arguments.ledger_certificate_secret,
         namespaces=_list(arguments.namespaces),
         own_namespace=arguments.own_namespace,
         lease_seconds=max(3, arguments.lease_seconds),

@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final, NoReturn, cast
 from uuid import uuid4
 
@@ -25,6 +25,7 @@ from almoner_operator import credentials, deep_json, demand, live_metrics, metri
 from almoner_operator.accounts import Accounts
 from almoner_operator.admit import Admitter
 from almoner_operator.cache import Cache
+from almoner_operator.certificate_keeper import CertificateKeeper
 from almoner_operator.compute import MachineTime
 from almoner_operator.context import Context, OperatorSettings
 from almoner_operator.errors import ApiError, LeadershipLostError, LedgerError
@@ -85,15 +86,38 @@ class Operator:
                     seconds=settings.lease_seconds,
                 )
                 self._health.heard = leader.unheard
-                if not await self._unless_stopped(leader.acquire()):
-                    return
-                try:
-                    await self._lead(access, client, ledger, leader)
-                finally:
-                    self._health.leader = False
-                    metrics.LEADER.set(0)
+                async with self._certificate(client) as there:
+                    if not there or not await self._unless_stopped(leader.acquire()):
+                        return
+                    try:
+                        await self._lead(access, client, ledger, leader)
+                    finally:
+                        self._health.leader = False
+                        metrics.LEADER.set(0)
         finally:
             await server.stop()
+
+    @contextlib.asynccontextmanager
+    async def _certificate(self, client: KubernetesClient) -> AsyncIterator[bool]:
+        """Keep the ledger's certificate meanwhile, where that is ours to do; False: stopped before it was there.
+
+        Every process does, whether it leads or not: a ledger that nobody can verify is worth no leader.
+        """
+        secret = self._settings.ledger_certificate_secret
+        if not secret:
+            yield True
+            return
+        keeper = CertificateKeeper(client, self._settings.own_namespace, secret)
+        if not await self._unless_stopped(keeper.first(self._trust)):
+            yield False
+            return
+        keeping = asyncio.create_task(keeper.keep(self._trust), name="the ledger's certificate")
+        try:
+            yield True
+        finally:
+            keeping.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await keeping
 
     async def _unless_stopped(self, work: Any) -> bool:
         """Wait for some work, or for the order to stop; say whether the work was done."""

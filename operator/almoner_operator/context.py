@@ -46,6 +46,8 @@ class OperatorSettings:
     ledger_token_file: Path | None = None
     ledger_ca_file: Path | None = None
     """Certificates by which the ledger is known; the image's where None."""
+    ledger_certificate_secret: str = ""
+    """Secret of the own namespace in which to keep the ledger's self-signed certificate; empty: do not."""
     namespaces: tuple[str, ...] = ()
     """Namespaces to serve; all where empty."""
     own_namespace: str = "almoner-system"

@@ -2,8 +2,8 @@
 
 Role: few and small writes decide how many executions a second an operator can run. So: plain aiohttp on kept-alive
 connections, bounded concurrency and pace (limiter.py), merge patches on /status of only what changed, answers cut to
-the metadata, retries where a retry is safe. A Secret is only ever read as metadata: the operator sees no provider
-key.
+the metadata, retries where a retry is safe. Of Secrets only the metadata is read, so the operator sees no provider key;
+the one with the ledger's certificate, which it makes, is read whole.
 
 Boundary: speaks Kubernetes' REST, knows nothing of quotas or executions.
 """

@@ -30,7 +30,7 @@ def test_its_own_test_passes(almoner: Installation) -> None:
 
 def test_a_stranger_does_not_reach_the_ledger(almoner: Installation, pods: Pods) -> None:
     """Runner pods and the operator do, other pods do not, whatever their namespace."""
-    url = f"http://almoner-ledger.{SYSTEM}.svc:8780/readyz"
+    url = f"--no-check-certificate https://almoner-ledger.{SYSTEM}.svc:8780/readyz"
     # Whoever enforces policies takes a moment to know of a new pod: runners' meters try again, and so does this one.
     runner = {"app.kubernetes.io/component": "runner", "app.kubernetes.io/managed-by": "almoner"}
     reached = pods.start(f"until /bin/wget -T 2 -qO- {url}; do sleep 0.2; done", labels=runner)

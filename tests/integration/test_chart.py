@@ -17,6 +17,7 @@ from almoner_dev import binaries, chart, gotools
 from almoner_dev.controlplane import ControlPlane
 from almoner_ledger import cli as ledger
 from almoner_operator.__main__ import parser as operator_parser
+from almoner_operator.certificate_keeper import dns_names
 from tests.conftest import missing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,6 +40,7 @@ PRODUCTION = (
     "operator.nodeSelector.pool=system",
     "ledger.tolerations[0].operator=Exists",
 )
+MOUNTED_CA = {"ledger_certificate_secret": "", "ledger_ca_file": "/etc/almoner/tls/ca.crt"}
 POSTGRES = "ledger.database.existingSecret=books"
 PROMETHEUS = ("monitoring.serviceMonitor.enabled=true", "monitoring.rules.enabled=true")
 Json = dict[str, Any]
@@ -111,6 +113,12 @@ def test_it_has_nothing_to_object_to(helm: Path, values: tuple[str, ...]) -> Non
             "ledger.autoscaling.maxReplicas: it is 2, below ledger.replicas (3)",
         ),
         ("networkPolicy.runnerNamespaces=team", "/networkPolicy/runnerNamespaces"),
+        ("tls.mode=sometimes", "/tls/mode"),
+        ("tls.mode=certManager", "tls.issuerRef.name"),
+        ("tls.mode=existingSecret", "tls.existingSecret: name the Secret"),
+        ("tls.existingSecret=mine", "tls.existingSecret: it is used with tls.mode=existingSecret alone"),
+        ("operator.settings.ledger-ca-file=/x", "additional properties 'ledger-ca-file' not allowed"),
+        ("ledger.settings.tls-dir=/x", "additional properties 'tls-dir' not allowed"),
         ("monitoring.rules.enable=true", "additional properties 'enable' not allowed"),
     ],
 )
@@ -135,6 +143,44 @@ def test_every_option_in_the_pods_is_one_of_the_programs(helm: Path) -> None:
     assert parsed.no_migrate
     assert parsed.operator_user == [f"system:serviceaccount:{chart.SYSTEM}:almoner-operator"]
     assert ledger_arguments(migrating["command"][1:]).grant_to == "almoner_ledger"
+
+
+@pytest.mark.parametrize(
+    ("values", "secret", "trusts"),
+    [
+        ((), "almoner-ledger-tls", {"ledger_certificate_secret": "almoner-ledger-tls", "ledger_ca_file": None}),
+        (("tls.mode=existingSecret", "tls.existingSecret=mine"), "mine", MOUNTED_CA),
+        (("tls.mode=certManager", "tls.issuerRef.name=authority"), "almoner-ledger-tls", MOUNTED_CA),
+        (("tls.mode=none",), None, {"ledger_certificate_secret": "", "ledger_ca_file": None}),
+    ],
+    ids=["selfSigned", "existingSecret", "certManager", "none"],
+)
+def test_who_serves_the_certificate_and_who_trusts_it(
+    helm: Path, values: tuple[str, ...], secret: str | None, trusts: Json
+) -> None:
+    documents = rendered(helm, *values)
+    operator = find(documents, "Deployment", "almoner-operator")["spec"]["template"]["spec"]
+    ledger_pod = find(documents, "Deployment", "almoner-ledger")["spec"]["template"]["spec"]
+    asking = operator_parser().parse_args(operator["containers"][0]["args"])
+    scheme = "https" if secret else "http"
+    assert asking.ledger_url == f"{scheme}://almoner-ledger.{chart.SYSTEM}.svc:8780"
+    assert {name: getattr(asking, name) for name in trusts} == trusts
+    (served,) = ledger_pod["containers"]
+    serving = ledger_arguments([*served["command"][1:], *served["args"]])
+    assert serving.tls_dir == (Path("/etc/almoner/tls") if secret else None)
+    for probe in ("livenessProbe", "readinessProbe"):
+        assert served[probe]["httpGet"].get("scheme", "HTTP") == scheme.upper()
+    if secret is None:
+        return
+    (volume,) = [each["secret"] for each in ledger_pod["volumes"] if "secret" in each]
+    # The authority's key stays out of the pod that every agent can speak to.
+    assert (volume["secretName"], {item["key"] for item in volume["items"]}) == (secret, {"tls.crt", "tls.key"})
+    mounted = {each["secret"]["secretName"] for each in operator["volumes"] if "secret" in each}
+    assert mounted == ({secret} if trusts["ledger_ca_file"] else set())
+    if "tls.mode=certManager" in values:
+        made = find(documents, "Certificate", "almoner-ledger")["spec"]
+        assert made["dnsNames"] == dns_names(chart.SYSTEM)
+        assert (made["secretName"], made["issuerRef"]["name"]) == (secret, "authority")
 
 
 def test_where_runners_find_dns_and_providers_is_a_setting(helm: Path) -> None:

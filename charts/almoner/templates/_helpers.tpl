@@ -14,7 +14,18 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end }}
 
 {{- define "almoner.ledgerUrl" -}}
-http://almoner-ledger.{{ .Release.Namespace }}.svc:8780
+{{ ternary "http" "https" (eq .Values.tls.mode "none") }}://almoner-ledger.{{ .Release.Namespace }}.svc:8780
+{{- end }}
+
+{{- define "almoner.tlsSecret" -}}
+{{- if eq .Values.tls.mode "existingSecret" }}
+{{- required "tls.existingSecret: name the Secret with tls.crt, tls.key and ca.crt, or set another tls.mode" .Values.tls.existingSecret }}
+{{- else }}
+{{- if .Values.tls.existingSecret }}
+{{- fail "tls.existingSecret: it is used with tls.mode=existingSecret alone: set that mode, or leave the name out" }}
+{{- end }}
+{{- print "almoner-ledger-tls" }}
+{{- end }}
 {{- end }}
 
 {{- define "almoner.podSecurity" -}}
