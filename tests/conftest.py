@@ -39,6 +39,13 @@ def missing(reason: object) -> NoReturn:
     pytest.fail(f"{text}\n(ALMONER_TEST_SKIP_MISSING=1 skips the tests that need it)", pytrace=False)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Has failures told at once, not at the end alone."""
+    from tests.support.at_once import register
+
+    register(config)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
     """Shares the suite out among workers (`-n 3`) by what the tests start."""

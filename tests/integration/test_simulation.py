@@ -230,26 +230,28 @@ def takes_a_full_disk_for_an_answer(patch: pytest.MonkeyPatch) -> None:
     often(patch, database_full_every_s=20.0)
 
 
-MUTANTS: list[Callable[[pytest.MonkeyPatch], None]] = [
-    grants_one_too_many,
-    forgets_operations,
-    drops_a_record,
-    counts_a_duplicate,
-    releases_what_vanished,
-    forgets_calls_in_flight,
-    spends_what_calls_in_flight_hold,
-    forgets_what_came_from_a_full_disk,
-    lets_an_old_leader_act,
-    hears_no_last_word,
-    lets_pods_run_on_unpaid,
-    refuses_a_batch_for_one_item,
-    takes_a_full_disk_for_an_answer,
+# Each with the seed that last showed it, which is tried first; a change of the code makes other histories of all seeds.
+MUTANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], int]] = [
+    (grants_one_too_many, 3),
+    (forgets_operations, 5),
+    (drops_a_record, 2),
+    (counts_a_duplicate, 3),
+    (releases_what_vanished, 6),
+    (forgets_calls_in_flight, 2),
+    (spends_what_calls_in_flight_hold, 2),
+    (forgets_what_came_from_a_full_disk, 5),
+    (lets_an_old_leader_act, 7),
+    (hears_no_last_word, 3),
+    (lets_pods_run_on_unpaid, 21),
+    (refuses_a_batch_for_one_item, 1),
+    (takes_a_full_disk_for_an_answer, 1),
 ]
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+@pytest.mark.parametrize(("mutant", "shows_at"), MUTANTS, ids=[mutant.__name__ for mutant, _ in MUTANTS])
 def test_a_planted_bug_is_found(
-    mutant: Callable[[pytest.MonkeyPatch], None], sqlite: Source, monkeypatch: pytest.MonkeyPatch
+    mutant: Callable[[pytest.MonkeyPatch], None], shows_at: int, sqlite: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mutant(monkeypatch)
-    assert any(not schedule.run(seed, sqlite).ok for seed in MUTANTS_SEEDS), "the simulation cannot see it"
+    seeds = (shows_at, *(seed for seed in MUTANTS_SEEDS if seed != shows_at))
+    assert any(not schedule.run(seed, sqlite).ok for seed in seeds), "the simulation cannot see it"
