@@ -12,8 +12,8 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 TESTS ?=
 PYTEST_FLAGS ?=
-# Tests wait more than they work: three workers keep two cores busy. Benchmarks run alone, after them.
-JOBS ?= 3
+# Tests wait more than they work: four workers keep two cores busy. Benchmarks run alone, after them.
+JOBS ?= 4
 
 .PHONY: help setup demo demo-down demo-env test test-unit e2e verify generate locks lint types layers bench clean
 

@@ -1,7 +1,7 @@
 """How the suite is shared out among pytest-xdist's workers: by what a test starts, not by the test.
 
-Role: a file's tests stay together, since they share a service or a database; the end-to-end tests stay together, since
-they share a node. What takes longest begins first, so that nobody waits for it at the end.
+Role: a file's tests stay together, since they share a service or a database; the end-to-end tests make two shares, since
+those of a share have a node in common. What takes longest begins first, so that nobody waits for it at the end.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from xdist.scheduler import LoadScopeScheduling
 
 ALONE = frozenset({"tests/e2e/test_demo.py"})
 """Files of the end-to-end tests that use nothing of the common site."""
+FAULTS = frozenset(f"tests/e2e/test_{name}.py" for name in ("compute", "faults", "last_words", "logs"))
+"""Those that take half of their time, on a site of their own: so no worker has all of them."""
 LONG = (
     "tests/e2e",
     "tests/integration/test_operator",
@@ -29,7 +31,7 @@ def share_of(nodeid: str) -> str:
     """Give the name of the share that a test belongs to."""
     path = nodeid.split("::", 1)[0]
     if PurePosixPath(path).is_relative_to("tests/e2e") and path not in ALONE:
-        return "tests/e2e"
+        return "tests/e2e of faults" if path in FAULTS else "tests/e2e"
     return path
 
 
