@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 SLOW_SECONDS = 90.0
@@ -20,7 +22,7 @@ class AtOnce:
             told.append(f"slow: {report.nodeid} ({report.when}: {report.duration:.0f} s)")
         if report.failed:
             told.append(f"FAILED AT ONCE: {report.nodeid} ({report.when})\n{report.longreprtext}")
-        reporter = self._config.pluginmanager.get_plugin("terminalreporter")
+        reporter: Any = self._config.pluginmanager.get_plugin("terminalreporter")
         for text in told if reporter is not None else ():
             reporter.write_line(f"\n{text}")
 

@@ -1,7 +1,7 @@
 """How the suite is shared out among pytest-xdist's workers: by what a test starts, not by the test.
 
-Role: a file's tests stay together, since they share a service or a database; the end-to-end tests make two shares, since
-those of a share have a node in common. What takes longest begins first, so that nobody waits for it at the end.
+Role: a file's tests stay together, since they share a service or a database; the end-to-end tests make two shares,
+since those of a share have a node in common. What takes longest begins first, so that nobody waits for it at the end.
 """
 
 from __future__ import annotations

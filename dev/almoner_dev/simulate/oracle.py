@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -115,6 +116,7 @@ class Oracle:
         self.attempts: dict[str, Attempt] = {}
         self.periodic: set[str] = set()
         self.problems: list[str] = []
+        self._untold: dict[str, set[str | int]] = {}
         self.execution_caps: dict[str, dict[str, int]] = defaultdict(dict)
         self._caps: dict[tuple[str, str], Cap] = defaultdict(Cap)
         self._highest: dict[tuple[str, str], int] = {}
@@ -145,9 +147,30 @@ class Oracle:
             ]
         else:
             errors = [answer.get("error") or {"code": f"HTTP {exchange.status}"}]
+        self._note_records(exchange)
         for error in errors:
+            if error["code"] == "record_conflict" and self._came_late(exchange):
+                continue
             if error["code"] in ("invalid", "operation_conflict", "record_conflict", "too_large", "unauthenticated"):
                 self.problem(f"{path}: {error['code']}: {error.get('message')}")
+
+    def _note_records(self, exchange: Exchange) -> None:
+        """Note which records came after the meter was last told what the ledger has."""
+        allotment, _, verb = exchange.path.removeprefix("/v1/allotments/").partition("/")
+        if exchange.status == HTTPStatus.OK and verb == "activate":
+            self._untold[allotment] = set()
+        elif exchange.status == HTTPStatus.OK and verb == "records":
+            for record in exchange.body["records"]:
+                self._untold.setdefault(allotment, set()).update((record["id"], record["sequence"]))
+
+    def _came_late(self, exchange: Exchange) -> bool:
+        """Whether a conflict is with what an earlier life of the meter had posted, and the present one was not told of.
+
+        It learns of it by that conflict alone, and asks at once: another one without news in between is a fault.
+        """
+        allotment = exchange.path.removeprefix("/v1/allotments/").partition("/")[0]
+        untold = self._untold.get(allotment, set())
+        return any(untold & {record["id"], record["sequence"]} for record in exchange.body.get("records", ()))
 
     def _limits_changed(self, updates: list[Any], states: list[Any]) -> None:
         used = {

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 from almoner_core.allotment import Allotment, Hold
@@ -27,6 +28,8 @@ from almoner_runner.meter.spool import Recovered, Spool, Totals
 logger = logging.getLogger(__name__)
 
 POST_RECORDS_MAX: Final = 200
+# How many records an activation asks about, as the ledger takes them.
+UNSETTLED_MAX: Final = 512
 # Long enough for a busy run's records to go in one exchange, short enough for status within a second.
 POST_DELAY_S: Final = 0.2
 IDLE_SECONDS: Final = 1.0
@@ -42,6 +45,10 @@ PASSING_CODES: Final = ("unauthenticated", "unavailable", "not_bound")
 # At the end no wait between two tries is longer: every one may be the last.
 LAST_RETRY_SECONDS: Final = 0.5
 MUTE_CODES: Final = ("not_found", "forbidden")
+
+
+_Call = Callable[[], Awaitable[dict[str, Any]]]
+_Insist = Callable[[_Call], Awaitable[tuple[float, dict[str, Any]]]]
 
 
 class BooksClosedError(RuntimeError):
@@ -110,28 +117,15 @@ class Books:
 
     async def activate(self, recovered: Recovered) -> None:
         """Take the allotment, trying until the operator has bound this pod. Raises BooksClosedError."""
-        unsettled = [record["id"] for record in recovered.unsettled]
-        # A fresh id for every try: a meter wants to learn what is left and to renew its lease, not to hear what was.
-        sent, answer = await self._insist(
-            lambda: self.client.exchange("POST", "activate", {"operation_id": uuid7(), "unsettled": unsettled}),
-            "activate",
+        sent, answer, known = await self._take(
+            [record["id"] for record in recovered.unsettled], lambda call: self._insist(call, "activate")
         )
-        settled = answer.get("settled", {})
-        before = Totals(
-            cost_nanos=settled.get("usd", 0),
-            input_tokens=settled.get("tokens", 0),
-            requests=settled.get("requests", 0),
-            tool_calls=settled.get("tool_calls", 0),
-        )
-        self.spool.begin(answer["next_sequence"], before)
-        known = set(answer.get("known", ()))
         for record in recovered.unsettled:
-            if record["id"] in known:
+            if record["id"] in (known or ()):
                 # It was settled and posted while the disk was full: only the spool does not know.
                 self.spool.drop(record["id"])
             else:
                 self.spool.settle(record)
-        self._activation = answer.get("activation", 0)
         self._lease_seconds = answer["lease_seconds"]
         self.max_per_request = answer.get("max_per_request", {})
         self.remaining = answer.get("remaining", {})
@@ -146,7 +140,43 @@ class Books:
         if self.spool.pending:
             self._to_post.set()
 
-    async def _insist(self, call: Callable[[], Awaitable[dict[str, Any]]], what: str) -> tuple[float, dict[str, Any]]:
+    async def _take(self, unsettled: list[str], insist: _Insist) -> tuple[float, dict[str, Any], set[str] | None]:
+        """Activate, and go on where the ledger is; gives when it was asked, its answer, and what it has of ours.
+
+        It is asked again about records that stand where it has records: what an earlier life of this meter posted may
+        have come late, and in another order.
+        """
+        asked, told = list(unsettled), set[str]()
+        known: set[str] | None = None
+        while True:
+            # A fresh id for every try: a meter wants to learn what is left and to renew its lease, not what was.
+            sent, answer = await insist(partial(self._activate, asked))
+            if "known" in answer:
+                known = (known or set()) | set(answer["known"])
+            told |= set(asked)
+            doubtful = [each for each in self.spool.doubtful(answer["next_sequence"]) if each not in told]
+            if not doubtful or known is None:
+                break
+            asked = doubtful[:UNSETTLED_MAX]
+        settled = answer.get("settled", {})
+        before = Totals(
+            cost_nanos=settled.get("usd", 0),
+            input_tokens=settled.get("tokens", 0),
+            requests=settled.get("requests", 0),
+            tool_calls=settled.get("tool_calls", 0),
+        )
+        self.spool.begin(answer["next_sequence"], before, known)
+        self._activation = answer.get("activation", 0)
+        return sent, answer, known
+
+    async def _once(self, call: _Call) -> tuple[float, dict[str, Any]]:
+        sent = self.now
+        return sent, await call()
+
+    async def _activate(self, unsettled: list[str]) -> dict[str, Any]:
+        return await self.client.exchange("POST", "activate", {"operation_id": uuid7(), "unsettled": unsettled})
+
+    async def _insist(self, call: _Call, what: str) -> tuple[float, dict[str, Any]]:
         """Repeat an exchange until it is answered for good; gives when it was sent, and the answer."""
         for wait in waits.backoff():
             sent = self.now
@@ -369,22 +399,26 @@ class Books:
                     self.rates.keep(body.get("refunds", {}))
                     if error.code not in ("invalid", "record_conflict", "too_large"):
                         raise
-                    most = self._isolate(batch, error)
+                    most = await self._isolate(batch, error)
                     continue
                 except LedgerUnreachableError:
                     # It may have been done: asked again as it is, a refund is not given twice.
                     self._unanswered = body
                     raise
                 self._unanswered = None
-                self.spool.mark_posted(min(answer["last_sequence"], self.spool.sequence))
+                here = batch[-1]["sequence"]
+                self.spool.mark_posted(min(answer["last_sequence"], here))
                 if not again:
                     # It may have been done before later exchanges: its lease runs from then, its `held` was so then.
                     self._renew(sent, answer)
                     self._believe(answer)
                 if answer.get("frozen"):
                     self.allotment.frozen = True
-                if answer["last_sequence"] < batch[-1]["sequence"]:
+                if answer["last_sequence"] < here:
                     raise LedgerUnreachableError("the ledger took the records and does not have them all yet")
+                if answer["last_sequence"] > here:
+                    # What an earlier life of this meter posted has come late: what has it of what is still here?
+                    await self._go_on()
 
     def _post_body(self, most: int) -> dict[str, Any]:
         if self._unanswered is not None:
@@ -397,26 +431,40 @@ class Books:
             body["refunds"] = self.rates.due()
         return body
 
-    def _isolate(self, batch: list[dict[str, Any]], error: LedgerError) -> int:
+    async def _isolate(self, batch: list[dict[str, Any]], error: LedgerError) -> int:
         """Halve a batch that was refused; a single record that is refused is set aside, and said.
 
         What an earlier life of this meter posted may arrive after the present one was told what the ledger has. What
-        came first stands: the same record is not posted again, and another one gets another sequence.
+        came first stands: the ledger is asked anew what it has, and this meter goes on from there.
         """
         if len(batch) > 1:
             return len(batch) // 2
         record = batch[0]
         if error.code == "record_conflict" and error.field.endswith((".id", ".sequence")):
             logger.warning("record %s (sequence %d): %s", record["id"], record["sequence"], error)
-            taken = error.field.endswith(".sequence")
-            self.spool.withdraw(record["sequence"], free=not taken)
-            if taken:
-                self.spool.settle(record)
+            sequence = record["sequence"]
+            if not await self._go_on(record) or self.spool.pending.get(sequence) is record:
+                taken = error.field.endswith(".sequence")
+                self.spool.withdraw(sequence, free=not taken)
+                if taken:
+                    self.spool.settle(record)
             return POST_RECORDS_MAX
         self.rejected += 1
         logger.error("the ledger refused record %s (sequence %d): %s", record["id"], record["sequence"], error)
         self.spool.mark_posted(record["sequence"])
         return POST_RECORDS_MAX
+
+    async def _go_on(self, *refused: dict[str, Any]) -> bool:
+        """Ask anew what the ledger has, and go on behind that. Gives whether it could be asked: not of what is over."""
+        try:
+            sent, answer, _ = await self._take([record["id"] for record in refused], self._once)
+        except LedgerError as error:
+            if error.code not in FATAL_CODES:
+                raise
+            return False
+        self._renew(sent, answer)
+        self._believe(answer)
+        return True
 
     async def _return_idle(self) -> None:
         while True:

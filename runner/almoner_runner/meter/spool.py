@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
@@ -218,8 +218,20 @@ class Spool:
         if self._size > COMPACT_BYTES and not self.pending:
             self._compact()
 
-    def begin(self, next_sequence: int, settled: Totals | None = None) -> None:
-        """Go on where the ledger is: it has all records below `next_sequence`, and they sum to `settled`."""
+    def doubtful(self, next_sequence: int) -> list[str]:
+        """Give the ids of records that stand where the ledger has records: these, or others that came late."""
+        return [record["id"] for number, record in sorted(self.pending.items()) if number < next_sequence]
+
+    def begin(self, next_sequence: int, settled: Totals | None = None, known: Collection[str] | None = None) -> None:
+        """Go on where the ledger is: it has nothing from `next_sequence` on, and what it has sums to `settled`.
+
+        known: of the records here, those that the ledger has, whatever it has them as; None: it was not asked. What an
+        earlier meter of this pod posted may have come to it in another order than here: whoever has lost its place is
+        given another.
+        """
+        if settled is not None and known is not None and self._displaced(next_sequence, known):
+            self._renumber(next_sequence, settled, known)
+            return
         # More than is here, where an earlier meter's spool is gone, or could not be written.
         self.sequence = max(self.sequence, next_sequence - 1)
         self._gaps = [number for number in self._gaps if number >= next_sequence]
@@ -233,6 +245,25 @@ class Spool:
             for record in self.pending.values():
                 settled.add(record)
             self.totals = settled
+
+    def _displaced(self, next_sequence: int, known: Collection[str]) -> bool:
+        """Say whether a record that the ledger lacks stands where it has another, or one that it has stands above."""
+        return any((record["id"] in known) != (number < next_sequence) for number, record in self.pending.items())
+
+    def _renumber(self, next_sequence: int, settled: Totals, known: Collection[str]) -> None:
+        lacking = [record for _, record in sorted(self.pending.items()) if record["id"] not in known]
+        self.pending, self._gaps, self._unposted = {}, [], Totals()
+        self.totals = settled
+        self.posted = self.sequence = next_sequence - 1
+        for record in lacking:
+            record["sequence"] = self.sequence + 1
+            self._keep(record)
+        try:
+            self._rewrite()
+        except OSError as error:
+            # Until it can be written no further call is made; a meter that starts meanwhile asks again.
+            self.broken = True
+            logger.warning("spool: could not be rewritten: %s", error.strerror)
 
     @property
     def unposted(self) -> dict[str, int]:
