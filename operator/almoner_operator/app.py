@@ -108,9 +108,11 @@ class Operator:
             yield True
             return
         keeper = CertificateKeeper(client, self._settings.own_namespace, secret)
+        heard, self._health.heard = self._health.heard, lambda: keeper.problem
         if not await self._unless_stopped(keeper.first(self._trust)):
             yield False
             return
+        self._health.heard = heard
         keeping = asyncio.create_task(keeper.keep(self._trust), name="the ledger's certificate")
         try:
             yield True

@@ -51,6 +51,8 @@ class CertificateKeeper:
         clock: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
     ) -> None:
         self._client, self._namespace, self._name, self._clock = client, namespace, name, clock
+        self.problem = "the ledger's certificate is not there yet"
+        """Why it is not in order; empty where it is."""
 
     async def ensure(self) -> str:
         """Make or renew the Secret where that is due; gives the certificates to trust, in PEM.
@@ -119,20 +121,26 @@ class CertificateKeeper:
         """Ensure again and again, without end, and tell what is to be trusted."""
         while True:
             await asyncio.sleep(CHECK_SECONDS)
-            try:
-                trust.trust(await self.ensure())
-            except (ApiError, CredentialsError) as error:
-                log.warning("the ledger's certificate was not looked at: %s", error)
+            await self._look(trust)
 
     async def first(self, trust: LedgerTrust) -> None:
         """Ensure once, for as long as that takes: without it there is no ledger."""
         while True:
-            try:
-                trust.trust(await self.ensure())
+            if await self._look(trust):
                 return
-            except (ApiError, CredentialsError) as error:
-                log.warning("waiting for the ledger's certificate: %s", error)
             await asyncio.sleep(RETRY_SECONDS)
+
+    async def _look(self, trust: LedgerTrust) -> bool:
+        try:
+            trust.trust(await self.ensure())
+        except (ApiError, CredentialsError) as error:
+            problem = f"the ledger's certificate is not in order: {error}"
+            if problem != self.problem:  # Told once, not every two seconds.
+                log.error("%s", problem)  # noqa: TRY400
+            self.problem = problem
+            return False
+        self.problem = ""
+        return True
 
 
 def _decoded(secret: Mapping[str, Any]) -> dict[str, str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from kubernetes import client, config
+
 from almoner_dev.stack import Stack
 from tests.support.polling import until
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from almoner_dev.simnode import SimulatedNode
 
 SECONDS = 60.0
+SYSTEM, SECRET = "almoner-system", "almoner-ledger-tls"
 
 
 def test_an_operator_that_waits_for_the_ledger_is_not_ready_and_says_so(
@@ -38,3 +41,32 @@ def test_an_operator_that_waits_for_the_ledger_is_not_ready_and_says_so(
             "synced": True,
             "ledger": True,
         }
+
+
+def test_an_operator_that_cannot_make_the_ledgers_certificate_says_so(
+    bare_plane: ControlPlane, simulated: SimulatedNode
+) -> None:
+    core = client.CoreV1Api(config.new_client_from_config(str(bare_plane.kubeconfig)))
+    with Stack(bare_plane, with_operator=False, operator_args=["--ledger-certificate-secret", SECRET]) as stack:
+        theirs = {"tls.crt": "theirs", "tls.key": "theirs"}
+        core.create_namespaced_secret(
+            SYSTEM, {"metadata": {"name": SECRET}, "type": "kubernetes.io/tls", "stringData": theirs}
+        )
+        try:
+            stack.start_operator(wait=False)
+
+            def look() -> dict[str, Any] | None:
+                state = stack.operator_state()
+                return state if "has no ca.crt" in state.get("problem", "") else None
+
+            waiting = until(look, SECONDS, "it to say what is wrong with the Secret")
+            assert waiting is not None
+            assert (waiting["ok"], waiting["leader"]) == (False, False)
+            core.delete_namespaced_secret(SECRET, SYSTEM)
+            stack.wait_operator()
+            # Made with the rights of the operator's own service account.
+            assert (
+                core.read_namespaced_secret(SECRET, SYSTEM).metadata.labels["app.kubernetes.io/managed-by"] == "almoner"
+            )
+        finally:
+            core.delete_collection_namespaced_secret(SYSTEM, field_selector=f"metadata.name={SECRET}")
