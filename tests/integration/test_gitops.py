@@ -270,6 +270,28 @@ def test_what_has_run_and_comes_back_from_a_copy_waits_until_somebody_says_that_
     assert cluster.condition(kind, "one", "Admitted")["reason"] == "Restored"
 
 
+def test_without_the_right_to_mark_it_nothing_runs_and_the_message_says_so(
+    cluster: Cluster, simulated: SimulatedNode
+) -> None:
+    cluster.world()
+    rbac = client.RbacAuthorizationV1Api(cluster.api)
+    role = rbac.read_cluster_role("almoner-operator")
+    lesser = cluster.api.sanitize_for_serialization(role)
+    for rule in lesser["rules"]:
+        if rule["resources"] == ["executions", "trainingjobs"]:
+            rule["verbs"].remove("patch")
+    try:
+        rbac.patch_cluster_role("almoner-operator", {"rules": lesser["rules"]})
+        cluster.execution("one")
+        cluster.wait(lambda: "cannot patch" in (cluster.status("one").get("message") or ""), "what it lacks to be said")
+        assert not started(simulated, cluster)
+    finally:
+        rbac.patch_cluster_role("almoner-operator", {"rules": cluster.api.sanitize_for_serialization(role)["rules"]})
+    cluster.wait_phase("one", "Succeeded")
+    made = cluster.get("Execution", "one")["metadata"]
+    assert made["annotations"] == {"almoner.dev/uid": made["uid"]}
+
+
 def test_what_waited_when_it_was_copied_and_has_run_since_waits_as_a_copy(
     cluster: Cluster, simulated: SimulatedNode
 ) -> None:
