@@ -76,6 +76,9 @@ def files(root: Path) -> dict[Path, str]:
         CHART / "templates" / "crds.yaml": crds(),
         DEPLOY / "crds.yaml": "".join(definitions().values()),
         CHART / "templates" / "rbac.yaml": roles((root / "deploy" / "rbac.yaml").read_text(encoding="utf-8")),
+        CHART / "templates" / "policies.yaml": policies(
+            (root / "deploy" / "policies.yaml").read_text(encoding="utf-8")
+        ),
         CHART / "values.schema.json": json.dumps(schema(), indent=2) + "\n",
         CHART / "README.md": readme(values),
         CHART / "files" / "dashboard.json": dashboard(),
@@ -107,6 +110,12 @@ def roles(text: str) -> str:
     kept = [each for each in documents if not re.search(r"^kind: Namespace$", each, flags=re.MULTILINE)]
     moved = _escaped("\n---\n".join(kept)).replace(f"namespace: {SYSTEM}", "namespace: {{ .Release.Namespace }}")
     return HEADER + moved + "\n"
+
+
+def policies(text: str) -> str:
+    """Give the template of the policies: those of deploy/policies.yaml, for the operator of the release's namespace."""
+    moved = _escaped(text).replace(f":{SYSTEM}:", ":{{ .Release.Namespace }}:")
+    return HEADER + "{{- if .Values.policies.enabled }}\n" + moved + "{{- end }}\n"
 
 
 # -- what is applied without Helm ------------------------------------------------------------------------------------
@@ -187,6 +196,7 @@ def schema() -> dict[str, Any]:
             existingSecret=_text(),
             issuerRef=_object(name=_text(), kind=_text(1), group=_text(1)),
         ),
+        policies=_object(enabled=_FLAG),
         networkPolicy=_object(
             enabled=_FLAG, metricsFrom=_objects(), runnerNamespaces=_names(), dns=_objects(), providers=_objects()
         ),

@@ -61,12 +61,17 @@ class Pods:
         self.namespace = namespace
         self.image = image
 
-    def start(self, script: str, labels: dict[str, str] | None = None, **spec: Any) -> str:
-        """Create a pod that runs a script; returns its name."""
-        return self.create(pod(container(self.image, script), labels=labels, **spec))
+    def start(self, script: str, labels: dict[str, str] | None = None, user: str = "", **spec: Any) -> str:
+        """Create a pod that runs a script, as the administrator or as another user; returns its name."""
+        return self.create(pod(container(self.image, script), labels=labels, **spec), user)
 
-    def create(self, body: Json) -> str:
-        self.core.create_namespaced_pod(self.namespace, body)
+    def create(self, body: Json, user: str = "") -> str:
+        core = self.core
+        if user:
+            api = client.ApiClient(self.core.api_client.configuration)
+            api.set_default_header("Impersonate-User", user)
+            core = client.CoreV1Api(api)
+        core.create_namespaced_pod(self.namespace, body)
         return str(body["metadata"]["name"])
 
     def get(self, name: str) -> client.V1Pod:
