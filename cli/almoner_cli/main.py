@@ -13,6 +13,11 @@ PARTS: Final = {
     "ledger": ("almoner_ledger.cli", "main", "the books: what was spent, audits, corrections, the service"),
     "certificates": ("almoner_operator.certificates_command", "main", "the ledger's self-signed certificate"),
     "operator": ("almoner_operator.__main__", "main", "run the operator"),
+    "check": (
+        "almoner_cli.check.command",
+        "main",
+        "is everything installed and in order, and how to correct what is not",
+    ),
 }
 
 

@@ -8,15 +8,18 @@ the templates of the parts themselves are written by hand.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
+from almoner_cli.check import rights
 from almoner_dev import gotools
 from almoner_dev.dashboard import dashboard
 from almoner_dev.definitions import definitions, to_yaml
@@ -83,6 +86,9 @@ def files(root: Path) -> dict[Path, str]:
         CHART / "README.md": readme(values),
         CHART / "files" / "dashboard.json": dashboard(),
         Path("docs/reference/metrics.md"): metrics_page(),
+        Path("cli/almoner_cli/check") / rights.FILE: rights_of(
+            (root / "deploy" / "rbac.yaml").read_text(encoding="utf-8")
+        ),
     }
 
 
@@ -116,6 +122,34 @@ def policies(text: str) -> str:
     """Give the template of the policies: those of deploy/policies.yaml, for the operator of the release's namespace."""
     moved = _escaped(text).replace(f":{SYSTEM}:", ":{{ .Release.Namespace }}:")
     return HEADER + "{{- if .Values.policies.enabled }}\n" + moved + "{{- end }}\n"
+
+
+def rights_of(text: str) -> str:
+    """Give what `almoner check` asks of: each right of the service accounts in deploy/rbac.yaml, as JSON."""
+    documents = [each for each in yaml.safe_load_all(text) if each]
+    roles = {(each["kind"], each["metadata"]["name"]): each for each in documents}
+    found = []
+    for binding in documents:
+        if binding["kind"] not in {"ClusterRoleBinding", "RoleBinding"}:
+            continue
+        role = roles[binding["roleRef"]["kind"], binding["roleRef"]["name"]]
+        scope = "cluster" if binding["kind"] == "ClusterRoleBinding" else "namespace"
+        accounts = [each["name"] for each in binding["subjects"] if each["kind"] == "ServiceAccount"]
+        found += [
+            {"account": account, "scope": scope, **right}
+            for account in accounts
+            for rule in role["rules"]
+            for right in _rights(rule)
+        ]
+    return json.dumps(found, indent=1) + "\n"
+
+
+def _rights(rule: dict[str, Any]) -> Iterator[dict[str, str]]:
+    for group, resource, verb, name in itertools.product(
+        rule.get("apiGroups") or [], rule.get("resources") or [], rule["verbs"], rule.get("resourceNames") or [""]
+    ):
+        whole, _, part = resource.partition("/")
+        yield {"group": group, "resource": whole, "subresource": part, "verb": verb, "name": name}
 
 
 # -- what is applied without Helm ------------------------------------------------------------------------------------

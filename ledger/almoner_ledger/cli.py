@@ -7,10 +7,16 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from almoner_core import log_lines
 from almoner_core.environment import LEASE_SECONDS, SILENCE_SECONDS
 from almoner_ledger import commands
+
+if TYPE_CHECKING:
+    from almoner_ledger.auth import Authenticator
+
+log = logging.getLogger("almoner_ledger")
 
 ENV_DATABASE = "ALMONER_LEDGER_DATABASE"
 DEFAULT_LISTEN = "127.0.0.1:8780"
@@ -142,9 +148,10 @@ def _database_url(given: str | None, file: Path | None) -> str:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    from sqlalchemy import exc
+
     from almoner_ledger import auth, quiet, serving
-    from almoner_ledger.database import check_file
-    from almoner_ledger.leasing import LeasePolicy
+    from almoner_ledger.database import DatabaseUnavailableError, check_file
 
     log_lines.configure(arguments.log_level, arguments.log_format)
     for handler in logging.getLogger().handlers:
@@ -158,6 +165,26 @@ def _serve(arguments: argparse.Namespace) -> int:
     judge = serving.authenticator(arguments.kubeconfig, arguments.static_tokens, policy)
     if arguments.no_migrate:
         check_file(arguments.database)
+    try:
+        _run_service(arguments, judge, host, port)
+    except (DatabaseUnavailableError, exc.OperationalError) as error:
+        # Before it listens: afterwards it waits for the database, and /readyz says so.
+        said = str(error.orig if isinstance(error, exc.OperationalError) else error)
+        log.critical(
+            "the database cannot be used: %s; see that the URL in %s (a Secret's key, in a cluster) names the right "
+            "server, database and role, that the server takes connections and writes, and that no NetworkPolicy "
+            "stands between",
+            said.splitlines()[0],
+            ENV_DATABASE,
+        )
+        return 2
+    return 0
+
+
+def _run_service(arguments: argparse.Namespace, judge: Authenticator, host: str, port: int) -> None:
+    from almoner_ledger import serving
+    from almoner_ledger.leasing import LeasePolicy
+
     serving.run(
         arguments.database,
         host,
@@ -173,7 +200,6 @@ def _serve(arguments: argparse.Namespace) -> int:
         if arguments.metrics_listen
         else None,
     )
-    return 0
 
 
 def _on_database(arguments: argparse.Namespace) -> int:

@@ -28,7 +28,7 @@ from almoner_operator.cache import Cache
 from almoner_operator.certificate_keeper import CertificateKeeper
 from almoner_operator.compute import MachineTime
 from almoner_operator.context import Context, OperatorSettings
-from almoner_operator.errors import ApiError, LeadershipLostError, LedgerError
+from almoner_operator.errors import ApiError, LeadershipLostError, LedgerError, fix_of
 from almoner_operator.events import EventRecorder
 from almoner_operator.handlers import register_all
 from almoner_operator.health import Health, HealthServer
@@ -241,8 +241,9 @@ class Operator:
                 await work()
                 return
             except (ApiError, LedgerError) as error:
-                self._health.waiting_for = f"{what}: {error}"
-                (log.debug if said else log.warning)("%s: %s; trying again", what, error)
+                told = f"{what}: {error}{fix_of(error)}"
+                self._health.waiting_for = told
+                (log.debug if said else log.warning)("%s; trying again", told)
                 said = True
                 await asyncio.sleep(RETRY_SECONDS)
 

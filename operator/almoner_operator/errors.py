@@ -66,3 +66,12 @@ class LedgerUnavailableError(LedgerError):
 
 class LeadershipLostError(Exception):
     """Another operator leads: end this process at once, without another write."""
+
+
+def fix_of(error: ApiError | LedgerError) -> str:
+    """Give what a person can do about an error at the start, to follow its message; empty where that says it."""
+    if isinstance(error, ForbiddenError):
+        return ": apply the roles of this version (deploy/rbac.yaml); `almoner check` names every right that is missing"
+    if isinstance(error, LedgerUnavailableError):
+        return ": see that the ledger's pods are ready, and that no NetworkPolicy stands between"
+    return ""

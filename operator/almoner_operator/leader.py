@@ -20,6 +20,7 @@ from almoner_operator.errors import (
     ConflictError,
     LeadershipLostError,
     NotFoundError,
+    fix_of,
 )
 from almoner_operator.kubernetes import LEASES, KubernetesClient
 from almoner_operator.limiter import Rank
@@ -71,8 +72,8 @@ class Leader:
                     log.info("this process leads", extra={"identity": self.identity})
                     return
             except ApiError as error:
-                self._trouble = str(error)
-                log.warning("cannot take part in the election: %s", error)
+                self._trouble = f"{error}{fix_of(error)}"
+                log.warning("cannot take part in the election: %s", self._trouble)
                 await asyncio.sleep(RETRY_SECONDS * 4)
             if not waiting_said:
                 waiting_said = True

@@ -128,6 +128,12 @@ def test_a_wrong_value_is_refused_by_name(helm: Path, value: str, says: str) -> 
     assert says in done.stderr
 
 
+def test_a_too_old_kubernetes_is_refused_before_anything_is_installed(helm: Path) -> None:
+    done = run(helm, "template", CHART, "--kube-version", "v1.29.9")
+    assert done.returncode != 0
+    assert "requires kubeVersion: >=1.30.0-0 which is incompatible with Kubernetes v1.29.9" in done.stderr
+
+
 def test_every_option_in_the_pods_is_one_of_the_programs(helm: Path) -> None:
     documents = rendered(helm, *PRODUCTION)
     (operator,) = find(documents, "Deployment", "almoner-operator")["spec"]["template"]["spec"]["containers"]

@@ -70,3 +70,33 @@ def test_an_operator_that_cannot_make_the_ledgers_certificate_says_so(
             )
         finally:
             core.delete_collection_namespaced_secret(SYSTEM, field_selector=f"metadata.name={SECRET}")
+
+
+def test_an_operator_without_a_right_says_which_one_and_what_to_apply(
+    bare_plane: ControlPlane, simulated: SimulatedNode
+) -> None:
+    api = config.new_client_from_config(str(bare_plane.kubeconfig))
+    roles = client.RbacAuthorizationV1Api(api)
+    with Stack(bare_plane, with_operator=False) as stack:
+        role = roles.read_cluster_role("almoner-operator")
+        less = api.sanitize_for_serialization(role)
+        own = less["rules"][0]
+        assert own["resources"][1] == "executions"
+        own["resources"].remove("executions")
+        try:
+            roles.patch_cluster_role("almoner-operator", {"rules": less["rules"]})
+            stack.start_operator(wait=False)
+
+            def look() -> str | None:
+                problem = str(stack.operator_state().get("problem", ""))
+                return problem if "forbidden" in problem else None
+
+            said = until(look, SECONDS, "it to say what it may not do")
+            assert said is not None
+            assert 'cannot list resource "executions" in API group "almoner.dev"' in said
+            assert "apply the roles of this version (deploy/rbac.yaml)" in said
+            assert "apply the roles of this version (deploy/rbac.yaml)" in stack.operator_log.read_text()
+        finally:
+            roles.patch_cluster_role("almoner-operator", {"rules": api.sanitize_for_serialization(role)["rules"]})
+        stack.wait_operator()
+    api.close()
