@@ -1,4 +1,4 @@
-"""A ledger that cannot begin says in its log, in words, what is wrong and what to look at; nothing hides in a traceback."""
+"""A ledger that cannot begin says in its log, in words, what is wrong and what to look at: no traceback."""
 
 from __future__ import annotations
 
