@@ -18,7 +18,7 @@ from almoner_core.api.tool_provider import ToolProviderReason
 from almoner_core.environment import OutputProblem
 from almoner_core.wire import ErrorCode
 from almoner_dev.reference import REASONS
-from almoner_operator.accounts import BUDGET_ALERT
+from almoner_operator.conditions import BUDGET_ALERT
 from almoner_operator.scheduling.model import StopCause
 
 ROOT = Path(__file__).resolve().parents[2]
