@@ -18,6 +18,7 @@ import yaml
 from kubernetes import client, config
 
 from almoner_cli.main import main
+from almoner_core.api.registry import KINDS
 from almoner_dev import binaries, chart, gotools
 from almoner_dev.controlplane import ControlPlane
 from tests.conftest import missing
@@ -434,3 +435,11 @@ def test_a_cluster_that_does_not_answer_is_said_at_once(
     said = capsys.readouterr().err
     assert said.startswith("almoner check: the API server http://127.0.0.1:1 does not answer: ")
     assert "Traceback" not in said
+
+
+def test_what_belongs_to_almoner_is_found_by_its_label(place: Place) -> None:
+    """The definitions are removed by it: docs/install.md."""
+    label = "app.kubernetes.io/part-of=almoner"
+    said = place.kubectl("delete", "crd", "-l", label, "--dry-run=server", "-o", "name").split()
+    assert len(said) == len(KINDS)
+    assert "customresourcedefinition.apiextensions.k8s.io/agents.almoner.dev" in said

@@ -44,6 +44,26 @@ def blocks_of(page: str) -> list[Block]:
     return found
 
 
+def sections_of(page: str) -> dict[str, str]:
+    """Give the text below each heading of the second level; what stands before the first belongs to ``""``."""
+    parts = re.split(r"^## (.+)$", page, flags=re.MULTILINE)
+    return {"": parts[0], **dict(zip((title.strip() for title in parts[1::2]), parts[2::2], strict=True))}
+
+
+def judged(blocks: Sequence[Block], typed: Sequence[Typed]) -> None:
+    """Demand that every line worked and that what the page shows was shown. Raises AssertionError with the output."""
+    rest = list(typed)
+    for block in blocks:
+        ran, rest = rest[: len(block.lines)], rest[len(block.lines) :]
+        assert [each.line for each in ran] == list(block.lines), "a line ended the shell"
+        for each in ran:
+            assert each.code == 0, f"{each.line}\n{each.output}"
+        output = "".join(each.output for each in ran)
+        lacks = shown(block.shows, output)
+        assert lacks is None, f"{lacks!r} is not shown:\n{output}"
+        assert block.shows, f"the page does not say what {block.lines} shows"
+
+
 def type_in(lines: Sequence[str], *, before: str, cwd: Path, env: Mapping[str, str], seconds: float) -> list[Typed]:
     """Type lines into one bash, after `before`; nothing is there to answer a question."""
     script = [before]
