@@ -13,6 +13,7 @@ PARTS: Final = {
     "ledger": ("almoner_ledger.cli", "main", "the books: what was spent, audits, corrections, the service"),
     "certificates": ("almoner_operator.certificates_command", "main", "the ledger's self-signed certificate"),
     "operator": ("almoner_operator.__main__", "main", "run the operator"),
+    "status": ("almoner_cli.check.status", "main", "what is installed, and what goes on"),
     "check": (
         "almoner_cli.check.command",
         "main",

@@ -20,6 +20,7 @@ from kubernetes import client, config
 from almoner_cli.main import main
 from almoner_core.api.registry import KINDS
 from almoner_dev import binaries, chart, gotools
+from almoner_dev.cache import KUBERNETES_VERSION
 from almoner_dev.controlplane import ControlPlane
 from tests.conftest import missing
 
@@ -408,6 +409,8 @@ def test_who_may_not_look_is_told_what_was_not_looked_at(
     assert {each["level"] for each in found.findings} == {"ok", "unknown"}
     assert main(["check", "--kubeconfig", str(kubeconfig)]) == 3
     assert capsys.readouterr().out.splitlines()[-1].endswith("could not be looked at")
+    assert main(["status", "--kubeconfig", str(kubeconfig)]) == 0
+    assert capsys.readouterr().out.count("may not be looked at") == 8
     (rights,) = found.of("rights", "unknown")
     assert rights["says"] == "not looked at: this kubeconfig may not create subjectaccessreviews"
     assert "administrator" in rights["fix"]
@@ -443,3 +446,43 @@ def test_what_belongs_to_almoner_is_found_by_its_label(place: Place) -> None:
     said = place.kubectl("delete", "crd", "-l", label, "--dry-run=server", "-o", "name").split()
     assert len(said) == len(KINDS)
     assert "customresourcedefinition.apiextensions.k8s.io/agents.almoner.dev" in said
+
+
+def test_status_counts_what_there_is(well: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    def said() -> list[str]:
+        assert main(["status", "--kubeconfig", str(well.plane.kubeconfig)]) == 0
+        return [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+
+    assert said() == [
+        f"Kubernetes {KUBERNETES_VERSION}",
+        "almoner-operator 0.1.0, 2 of 2 ready",
+        "almoner-ledger 0.1.0, 1 of 1 ready",
+        "executions none",
+        "training jobs none",
+        "agents 0, 0 of them not Ready",
+        "quotas 0, 0 of them not Ready",
+        "model providers 0, 0 of them not Ready",
+        "tool providers 0, 0 of them not Ready",
+    ]
+    runs = [
+        {
+            "apiVersion": "almoner.dev/v1alpha1",
+            "kind": "Execution",
+            "metadata": {"name": name, "namespace": "team"},
+            "spec": {"agentRef": {"name": "agent"}, "input": {"text": "hi"}},
+        }
+        for name in ("one", "two", "three")
+    ]
+    well.apply(*runs)
+    try:
+        for name in ("one", "two"):
+            well.objects.patch_namespaced_custom_object_status(
+                "almoner.dev", "v1alpha1", "team", "executions", name, {"status": {"phase": "Queued"}}
+            )
+        assert "executions 1 New, 2 Queued" in said()
+        assert main(["status", "--kubeconfig", str(well.plane.kubeconfig), "-n", "team", "-o", "json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["parts"] == {"almoner-operator": "not installed", "almoner-ledger": "not installed"}
+        assert found["runs"]["executions"] == {"New": 1, "Queued": 2}
+    finally:
+        well.kubectl("delete", "executions", "--all", "-n", "team")

@@ -44,6 +44,7 @@ MISTYPED = {
     (
         "operator",
     ): "almoner operator: error: --ledger-url (ALMONER_LEDGER_URL) and --runner-image (ALMONER_RUNNER_IMAGE)",
+    ("status", "--kubeconfig=nowhere"): "almoner status: no kubeconfig that can be used: Invalid kube-config file",
     ("check", "--output=yaml"): "argument -o/--output: invalid choice: 'yaml' (choose from",
     ("check", "--kubeconfig=nowhere"): "almoner check: no kubeconfig that can be used: Invalid kube-config file",
     ("operator", "--lease-seconds=x"): "almoner operator: error: argument --lease-seconds: invalid int value: 'x'",

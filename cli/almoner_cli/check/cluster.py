@@ -7,6 +7,7 @@ nothing. Every answer is bounded: so many objects of a kind, so much of a log, s
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -49,6 +50,8 @@ class Cluster:
 
         Raises ClusterError where there is none that can be used.
         """
+        # What is tried again is no news for a person: the error at the end says it.
+        logging.getLogger("urllib3").setLevel(logging.ERROR)
         try:
             if kubeconfig is None and context is None:
                 config.load_config()
