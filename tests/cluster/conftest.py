@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,42 @@ def almoner(site: Site, kubernetes_api: Any) -> Iterator[Installation]:
     load_image(site.node)
     yield install(site.kubeconfig, kubernetes_api)
     kubectl(site.kubeconfig, "delete", "namespace", SYSTEM, MODELS, "--wait=false")
+
+
+@pytest.fixture(scope="session")
+def production_node() -> Iterator[Cluster]:
+    """A node of its own, since a cluster has one Almoner: with PostgreSQL, two ledgers and two operators."""
+    from almoner_dev.binaries import BinariesMissing
+    from almoner_dev.cluster import Cluster, NodeImpossible, checkout
+    from almoner_dev.gotools import ToolMissing
+    from almoner_dev.postgres import PostgresMissing
+    from tests.support import production
+    from tests.support.installed import IMAGE
+
+    if os.environ.get("ALMONER_E2E_KUBECONFIG"):
+        pytest.skip("the image of this checkout can only be loaded into the node that `make e2e` starts by itself")
+    logs = os.environ.get("ALMONER_E2E_LOGS")
+    cluster = Cluster(logs=Path(logs) / "production" if logs else None)
+    try:
+        cluster.start()
+        with cluster:
+            with tempfile.TemporaryDirectory(prefix="almoner-image-") as folder:
+                cluster.load(checkout.write_image(Path(folder) / "checkout.tar", IMAGE))
+                cluster.load(production.postgres_image(Path(folder) / "postgres.tar"))
+            production.install(cluster)
+            yield cluster
+    except (BinariesMissing, NodeImpossible, ToolMissing, PostgresMissing) as error:
+        missing(error)
+
+
+@pytest.fixture(scope="session")
+def production_api(production_node: Cluster) -> Iterator[Any]:
+    """The official client's ApiClient for that node, as an administrator."""
+    from kubernetes import config
+
+    api = config.new_client_from_config(str(production_node.kubeconfig))
+    yield api
+    api.close()
 
 
 @pytest.fixture
