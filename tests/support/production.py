@@ -133,6 +133,14 @@ def manifest(namespace: str, kind: str, name: str, spec: dict[str, Any]) -> dict
     return {"apiVersion": "almoner.dev/v1alpha1", "kind": kind, "metadata": about, "spec": spec}
 
 
+def ledger_url(kubeconfig: Path) -> str:
+    """Where the operator finds the ledger, as its Deployment says."""
+    said = kubectl(kubeconfig, "get", "deployment", "almoner-operator", "-n", SYSTEM, "-o", "json")
+    arguments = json.loads(said)["spec"]["template"]["spec"]["containers"][0]["args"]
+    (url,) = [each.partition("=")[2] for each in arguments if each.startswith("--ledger-url=")]
+    return str(url)
+
+
 def kill_container(cluster: Cluster, pod: Any, container: str) -> None:
     """Kill every process of a pod's container at once (SIGKILL); the kubelet starts it anew."""
     statuses = [*(pod.status.init_container_statuses or []), *(pod.status.container_statuses or [])]
