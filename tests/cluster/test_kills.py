@@ -23,6 +23,8 @@ from tests.support.restricted import RESTRICTED
 RUNS = 40
 CALLS = 5
 AT_ONCE = 6
+METERS = 3
+"""So many are killed, so that one at least is in mid-call."""
 NAMESPACE = "killing"
 SECONDS = 600.0
 KILL_SECONDS = 180.0
@@ -123,20 +125,24 @@ class Batch:
     def postgres(self) -> None:
         production.kill_container(self.node, self.core.read_namespaced_pod("postgres-0", SYSTEM), "postgres")
 
-    def runner(self) -> None:
-        """Kill a meter while its agent waits for an answer: what the call may have cost is charged."""
+    def runners(self) -> None:
+        """Kill meters while their agents wait for an answer: what the calls may have cost is charged."""
+        seen = set(production.provider_requests(self.node.kubeconfig))
 
         def calling() -> Any:
-            # It has calls enough before it that it is still at them when it is killed.
-            texts = production.provider_requests(self.node.kubeconfig)
-            asked, late = {text.split()[0] for text in texts}, {text.split()[0] for text in texts if " 2 " in text}
+            # A call that was not there a moment ago is still under way, and its run has calls enough before it.
+            texts = set(production.provider_requests(self.node.kubeconfig))
+            words = [text.split() for text in texts - seen if text.startswith(f"{NAMESPACE}/")]
+            seen.update(texts)
+            asked = {run for run, number, _ in words if int(number) < CALLS - 2}
             about = [each["metadata"] for each in self.executions()]
-            uids = {each["uid"] for each in about if f"{NAMESPACE}/{each['name']}" in asked - late}
+            uids = {each["uid"] for each in about if f"{NAMESPACE}/{each['name']}" in asked}
             pods = self.core.list_namespaced_pod(NAMESPACE, field_selector="status.phase=Running").items
             return next((pod for pod in pods if pod.metadata.labels[LABEL_EXECUTION_UID] in uids), None)
 
-        pod = until(calling, KILL_SECONDS, "a runner in mid-call", retry_on=UNREACHED)
-        production.kill_container(self.node, pod, pod.spec.init_containers[0].name)
+        for _ in range(METERS):
+            pod = until(calling, KILL_SECONDS, "a runner in mid-call", retry_on=UNREACHED)
+            production.kill_container(self.node, pod, pod.spec.init_containers[0].name)
 
 
 def test_forty_runs_while_everything_is_killed_in_turn(production_node: Cluster, production_api: Any) -> None:
@@ -147,7 +153,7 @@ def test_forty_runs_while_everything_is_killed_in_turn(production_node: Cluster,
         ("kubelet", lambda: batch.component("kubelet")),
         ("the operator that leads", batch.leader),
         ("a ledger", batch.ledger),
-        ("a runner in mid-call", batch.runner),
+        ("meters in mid-call", batch.runners),
         ("PostgreSQL", batch.postgres),
         ("containerd", lambda: batch.component("containerd")),
         ("the API server", lambda: batch.component("kube-apiserver")),
@@ -177,9 +183,9 @@ def judge(batch: Batch) -> None:
     entries = production.records(kubeconfig, NAMESPACE)
     calls = [each for each in entries if each["resource_type"] != "compute"]
     outcomes = Counter(each["outcome"] for each in calls)
-    # The provider's own count. What the killed meter had sent is charged as what it may have cost.
+    # The provider's own count. What a killed meter had sent is charged as what it may have cost.
     assert sum(outcomes.values()) == len(asked)
-    assert outcomes["estimated"] == 1
+    assert 1 <= outcomes["estimated"] <= METERS, outcomes
     assert outcomes["ok"] == len(asked) - outcomes["estimated"] >= RUNS * CALLS
     assert all(Decimal(each["cost_usd"]) == ONE for each in calls if each["outcome"] == "ok")
     assert all(Decimal(each["cost_usd"]) >= ONE for each in calls)
