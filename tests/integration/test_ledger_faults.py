@@ -7,12 +7,14 @@ import os
 import random
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import httpx
+import psycopg2
 import pytest
 import sqlalchemy as sa
 
@@ -280,34 +282,43 @@ def test_a_killed_postgresql_loses_and_doubles_nothing(tmp_path: Path, seed: int
         check_reported(url, reporters)
 
 
-def test_deadlocks_and_lost_connections_are_retried_not_surfaced(postgres_url: str) -> None:
+@contextmanager
+def severing(engine: sa.Engine, postgres_url: str, chance: random.Random) -> Iterator[list[str]]:
+    """End the database's side of a connection just before one statement in ten, and say before which.
+
+    Asked of the connection itself, inside its transaction: so it is that one, behind PgBouncer too.
+    """
+    severed: list[str] = []
+    killer = psycopg2.connect(postgres_url.replace("+psycopg2", ""))
+    killer.autocommit = True
+
+    def sever(_connection: Any, cursor: Any, statement: str, *_rest: Any) -> None:
+        if chance.random() >= 0.1:
+            return
+        with cursor.connection.cursor() as own, killer.cursor() as other:
+            own.execute("SELECT pg_backend_pid()")
+            other.execute("SELECT pg_terminate_backend(%s, 10000)", own.fetchone())
+        severed.append(statement)
+
+    sa.event.listen(engine, "before_cursor_execute", sever)
+    try:
+        yield severed
+    finally:
+        sa.event.remove(engine, "before_cursor_execute", sever)
+        killer.close()
+
+
+def test_lost_connections_are_retried_not_surfaced(postgres_url: str, seed: int) -> None:
     """Peer failure: a PostgreSQL deadlock dropped spend updates (BerriAI/litellm 6895)."""
     books = Books(postgres_url)
     books.limits(limits={USD: DOLLAR})
     allotment = books.active(need={USD: 1000})
-    killed = threading.Event()
-
-    def kill_backends() -> None:
-        import psycopg2
-
-        with psycopg2.connect(postgres_url.replace("+psycopg2", "")) as connection, connection.cursor() as cursor:
-            connection.autocommit = True
-            while not killed.is_set():
-                cursor.execute(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
-                    "AND application_name = 'almoner-ledger' AND pid <> pg_backend_pid()"
-                )
-                killed.wait(0.02)
-
-    killer = threading.Thread(target=kill_backends)
-    killer.start()
-    try:
+    before = books.database.retries
+    with severing(books.database.engine, postgres_url, random.Random(seed)) as severed:
         for sequence in range(1, 31):
             assert books.post(allotment, [record(sequence, 3)]).last_sequence == sequence
-    finally:
-        killed.set()
-        killer.join(10)
-    assert books.database.retries > 0
+    assert severed
+    assert books.database.retries - before == len(severed)
     assert books.state().spent == 90
     assert books.violations() == []
     books.close()

@@ -45,7 +45,7 @@ for _module in (store, migrations, retention):
 seed, replicas = faults.seed, faults.replicas
 test_200_concurrent_spenders_never_pass_the_budget = faults.test_200_concurrent_spenders_never_pass_the_budget
 test_threads_on_one_database_never_pass_the_budget = faults.test_threads_on_one_database_never_pass_the_budget
-test_deadlocks_and_lost_connections_are_retried = faults.test_deadlocks_and_lost_connections_are_retried_not_surfaced
+test_lost_connections_are_retried_not_surfaced = faults.test_lost_connections_are_retried_not_surfaced
 
 
 def _shown(connection: Connection) -> dict[str, str]:
