@@ -73,6 +73,10 @@ def test_there_is_one_line_of_revisions(books: Books) -> None:
     assert script.get_base() == FIRST
     line = [each.revision for each in script.walk_revisions()][::-1]
     assert line[: len(KEPT)] == list(KEPT)
+    # They are compared as numbers where a release is rolled back; before this one, two stand in another order.
+    later = [int(revision) for revision in line[line.index("0013") :]]
+    assert later == sorted(later)
+    assert later[-1] == max(map(int, line))
 
 
 def test_data_of_the_first_revision_moves_to_the_newest_and_back(full: Books, clock: Clock) -> None:
@@ -119,3 +123,50 @@ def test_every_month_that_has_entries_gets_its_partition(postgres_url: str, cloc
         assert books.violations() == []
     finally:
         books.close()
+
+
+def leave(books: Books, revision: str, floor: str | None) -> None:
+    """Leave the database as a newer version would: at a revision that is not known here."""
+
+    def work(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("CREATE TABLE of_a_newer_version (id INTEGER PRIMARY KEY)")
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision})
+        named = schema.counters.c.name == migrations.FLOOR
+        if floor is None:
+            connection.execute(sa.delete(schema.counters).where(named))
+        else:
+            connection.execute(sa.update(schema.counters).where(named).values(value=int(floor)))
+
+    books.database.migrate(work)
+
+
+def head(books: Books) -> str:
+    return str(ScriptDirectory.from_config(books.store.read(migrations.config)).get_current_head())
+
+
+def test_a_version_goes_on_with_the_schema_of_a_newer_one(full: Books) -> None:
+    """A rollback of the release leaves the newer version's migrations where they are."""
+    leave(full, "9999", head(full))
+    entries = rows(full, "records", ["id", "number"])
+    full.store.migrate()
+    assert rows(full, "alembic_version", ["version_num"]) == [("9999",)]
+    assert rows(full, "records", ["id", "number"]) == entries
+    full.end(full.active(need={USD: 5}, uid=new_id()))
+    assert full.violations() == []
+
+
+@pytest.mark.parametrize("floor", ["9000", None])
+def test_a_version_refuses_a_schema_that_it_cannot_work_with(full: Books, floor: str | None) -> None:
+    leave(full, "9999", floor)
+    with pytest.raises(migrations.SchemaTooNewError, match=r"revision 9999.*restore a backup"):
+        full.store.migrate()
+    assert rows(full, "alembic_version", ["version_num"]) == [("9999",)]
+
+
+def test_every_database_says_which_versions_can_go_on_with_it(full: Books) -> None:
+    floor = int(migrations.OLDEST_VERSION_S_HEAD)
+    assert (migrations.FLOOR, floor) in rows(full, "counters", ["name", "value"])
+    move(full, FIRST)
+    full.store.migrate()
+    assert (migrations.FLOOR, floor) in rows(full, "counters", ["name", "value"])
+    assert floor <= int(head(full))
