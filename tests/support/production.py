@@ -16,6 +16,7 @@ from tests.support.installed import FOLDER, IMAGE, ROLLOUT, ROOT, SYSTEM, kubect
 from tests.support.restricted import RESTRICTED
 
 POSTGRES_IMAGE = "localhost/almoner-postgres:1"
+CHART = ROOT / "charts" / "almoner"
 APPLETS = ("sh", "test", "rm")
 TIME_ZONES = ("UTC", "Etc/UTC", "GMT")
 PROVIDER = "deployment/provider"
@@ -60,8 +61,11 @@ def _libraries(programs: list[Path]) -> set[Path]:
     return {Path(word) for word in words if word.startswith("/") and not word.endswith(":")}
 
 
-def install(cluster: Cluster) -> None:
-    """Start PostgreSQL and the provider, and install the chart for production; returns when all of it is ready."""
+def install(cluster: Cluster, *, chart: Path = CHART, image: str = IMAGE) -> None:
+    """Start PostgreSQL and the provider, and install the chart for production; returns when all of it is ready.
+
+    `image` is that of Almoner's parts.
+    """
     kubeconfig, password = cluster.kubeconfig, secrets.token_hex(16)
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM, "labels": RESTRICTED}}
     url = f"postgresql://almoner:{password}@postgres.{SYSTEM}.svc/almoner"
@@ -78,13 +82,13 @@ def install(cluster: Cluster) -> None:
         kubeconfig, "apply", "-f", "-", given=text.replace("${POSTGRES}", POSTGRES_IMAGE).replace("${IMAGE}", IMAGE)
     )
     kubectl(kubeconfig, "rollout", "status", "-n", SYSTEM, "statefulset/postgres", f"--timeout={ROLLOUT}")
-    helm(kubeconfig, "install", "almoner", str(ROOT / "charts" / "almoner"), "--wait", "--timeout", ROLLOUT, *values())
+    helm(kubeconfig, "install", "almoner", str(chart), "--wait", "--timeout", ROLLOUT, *values(image))
     kubectl(kubeconfig, "rollout", "status", "-n", SYSTEM, PROVIDER, f"--timeout={ROLLOUT}")
 
 
-def values() -> list[str]:
-    """Helm's words for an installation for production with the image of this checkout."""
-    name, _, tag = IMAGE.removeprefix("localhost/").partition(":")
+def values(image: str = IMAGE) -> list[str]:
+    """Helm's words for an installation for production with an image that has all of Almoner."""
+    name, _, tag = image.removeprefix("localhost/").partition(":")
     chosen = {"image.registry": "localhost/", "ledger.database.existingSecret": "database"}
     for part in ("operator", "runner"):
         chosen |= {f"image.{part}.repository": name, f"image.{part}.tag": tag}

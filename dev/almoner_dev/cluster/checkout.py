@@ -28,13 +28,17 @@ LEFT_OUT = frozenset(
 """Folders that no part of Almoner imports in a pod, and that are large."""
 APPLETS = ("sh", "sleep", "cat", "echo", "ln", "mkdir", "ls", "test", "env")
 HOME = "/tmp"
+ROOT = Path(__file__).resolve().parents[3]
 
 
-def write_image(target: Path, reference: str, *, more: Iterable[Path] = ()) -> Path:
-    """Writes the image to `target` and returns it; `more` are further files of this machine, at the same path in it."""
+def write_image(target: Path, reference: str, *, more: Iterable[Path] = (), sources: Path = ROOT) -> Path:
+    """Writes the image to `target` and returns it; `more` are further files of this machine, at the same path in it.
+
+    `sources` is another tree of the project, such as an older version: its folders stand where this checkout's would.
+    """
     files = {str(path).lstrip("/"): path for path in more}
     links = {f"bin/{applet}": "busybox" for applet in APPLETS}
-    for path, name in _packages():
+    for path, name in _packages(sources):
         if path.is_symlink():
             links[name] = str(path.readlink())
         else:
@@ -57,11 +61,12 @@ def write_image(target: Path, reference: str, *, more: Iterable[Path] = ()) -> P
     )
 
 
-def _packages() -> Iterator[tuple[Path, str]]:
+def _packages(sources: Path) -> Iterator[tuple[Path, str]]:
     """Every file and link of this Python's folders, with its name in the image."""
     base = Path(sys.base_prefix)
     for folder in map(Path, exposed_folders()):
-        for where, folders, names in os.walk(folder):
+        origin = sources / folder.relative_to(ROOT) if folder.parent == ROOT and str(folder) != sys.prefix else folder
+        for where, folders, names in os.walk(origin):
             directory = Path(where)
             # The base interpreter's own packages are not those of the virtual environment.
             unwanted = LEFT_OUT | ({"site-packages"} if base in (directory, *directory.parents) else set())
@@ -71,7 +76,7 @@ def _packages() -> Iterator[tuple[Path, str]]:
                 path = directory / name
                 unneeded = path.suffix in {".a", ".pyi"} or name == "ruff" or "__mypyc" in name
                 if not unneeded and (path.is_file() or path.is_symlink()):
-                    yield path, str(path).lstrip("/")
+                    yield path, str(folder / path.relative_to(origin)).lstrip("/")
 
 
 def _libraries(extensions: list[Path]) -> set[Path]:
