@@ -22,6 +22,7 @@ from almoner_core.api.registry import KINDS
 from almoner_dev import binaries, chart, gotools
 from almoner_dev.cache import KUBERNETES_VERSION
 from almoner_dev.controlplane import ControlPlane
+from almoner_operator import certificates
 from tests.conftest import missing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,8 +77,15 @@ class Place:
         for name in ("almoner-operator", "almoner-ledger"):
             self.ready(name)
         self.lease(datetime.now(UTC))
+        self.certificate()
         bound = {"status": {"phase": "Bound"}}
         self.core.patch_namespaced_persistent_volume_claim_status("almoner-ledger", SYSTEM, bound)
+
+    def certificate(self) -> None:
+        """The Secret that the operator makes."""
+        content = certificates.renewed({}, [f"almoner-ledger.{SYSTEM}.svc"], datetime.now(UTC))
+        about = {"name": "almoner-ledger-tls", "namespace": SYSTEM}
+        self.apply({"apiVersion": "v1", "kind": "Secret", "metadata": about, "stringData": content})
 
     def pod(self, part: str, status: Json) -> str:
         """A pod of a part, whose kubelet says this of it; gives its name."""
@@ -165,6 +173,7 @@ def test_where_all_is_well_it_says_so(well: Place, capsys: pytest.CaptureFixture
         "operator",
         "ledger",
         "database",
+        "certificate",
         "versions",
         "rights",
         "providers",
@@ -335,6 +344,23 @@ def test_the_databases_secret_must_have_the_key(well: Place, check: Any) -> None
         assert check().code == 0
     finally:
         url({"value": "sqlite:////data/ledger.db", "valueFrom": None})
+
+
+def test_the_ledgers_certificate_must_be_there_and_good(well: Place, check: Any) -> None:
+    """The contents are judged in tests/unit/test_check_certificate.py; no value of a key is shown."""
+    name = "almoner-ledger-tls"
+    well.kubectl("delete", "secret", name, "-n", SYSTEM)
+    try:
+        said = check().only()
+        assert said["says"] == f"there is no Secret {SYSTEM}/{name}, which should hold the ledger's certificate"
+        assert said["fix"].startswith("the operator makes it within minutes of its start")
+        well.kubectl("create", "secret", "generic", name, "-n", SYSTEM, "--from-literal=tls.key=hidden")
+        found = check()
+        assert found.only()["says"] == f"Secret {SYSTEM}/{name} has no tls.crt and no ca.crt"
+        assert "hidden" not in json.dumps(found.findings)
+    finally:
+        well.certificate()
+    assert check().code == 0
 
 
 def provider(name: str, **spec: Any) -> Json:

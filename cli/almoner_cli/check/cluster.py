@@ -6,6 +6,8 @@ nothing. Every answer is bounded: so many objects of a kind, so much of a log, s
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -26,6 +28,8 @@ OBJECTS_MAX: Final = 5000
 """Objects of one kind that are looked at."""
 LOG_LINES: Final = 40
 LOG_BYTES: Final = 32_768
+CERTIFICATES: Final = ("tls.crt", "ca.crt")
+"""What is public of a Secret with a certificate."""
 Json = dict[str, Any]
 
 
@@ -114,6 +118,14 @@ class Cluster:
         found = self._ask(f"get secrets in {namespace}", self._core.read_namespaced_secret, name, namespace)
         return None if found is None else frozenset(found.get("data") or {})
 
+    def certificates(self, namespace: str, name: str) -> dict[str, str] | None:
+        """A Secret's certificates by file, and the names of its other keys without their values, which are dropped."""
+        found = self._ask(f"get secrets in {namespace}", self._core.read_namespaced_secret, name, namespace)
+        if found is None:
+            return None
+        data = found.get("data") or {}
+        return {key: _text(value) if key in CERTIFICATES else "" for key, value in data.items()}
+
     def claim(self, namespace: str, name: str) -> Json | None:
         """A PersistentVolumeClaim."""
         read = self._core.read_namespaced_persistent_volume_claim
@@ -196,3 +208,10 @@ class Cluster:
             raise ClusterError(f"the API server {self.server} answers {status} to {what}: {said}")
         found: Json = json.loads(data)
         return found
+
+
+def _text(value: str) -> str:
+    try:
+        return base64.b64decode(value).decode("utf-8", "replace")
+    except binascii.Error:
+        return ""

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-from almoner_cli.check import installation, objects, rights
+from almoner_cli.check import certificate, installation, objects, rights
 from almoner_cli.check.cluster import Cluster, ClusterError
 from almoner_cli.check.findings import Finding, Level, Look, Place, look_at
 
@@ -20,6 +20,7 @@ LOOKS: Final[Sequence[tuple[str, Look]]] = (
     ("operator", installation.operator),
     ("ledger", installation.ledger),
     ("database", installation.database),
+    (certificate.ABOUT, certificate.certificate),
     ("versions", installation.versions),
     ("rights", rights.rights),
     ("providers", objects.provider_secrets),
