@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import secrets
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -258,6 +259,58 @@ def test_only_the_operator_makes_pods_with_a_runners_labels(
     refusal = message_of(lambda: person.core.patch_namespaced_pod("plain", namespace, {"metadata": {"labels": labels}}))
     assert "the labels and the marks of a runner pod stay" in refusal
     person.core.patch_namespaced_pod("plain", namespace, {"metadata": {"labels": {"app": "yours"}}})
+
+
+@pytest.mark.parametrize("road", ["generateName", "apply", "apply over", "merge", "JSON patch", "replace", "status"])
+def test_a_runners_labels_cannot_be_faked_by_any_road(plane: ControlPlane, namespace: str, road: str) -> None:
+    core = Person(plane).core
+    plain = pod("plain", {"app": "mine"})
+    plain |= {"apiVersion": "v1", "kind": "Pod"}
+    stored = core.create_namespaced_pod(namespace, plain)
+    stored.metadata.labels = {"app": "mine", **RUNNER_LABELS}
+    false = copy.deepcopy(plain)
+    false["metadata"]["labels"] |= RUNNER_LABELS
+    path = "/metadata/labels/" + "almoner.dev/attempt".replace("/", "~1")
+    apply = {"field_manager": "faker", "force": True, "_content_type": "application/apply-patch+yaml"}
+    roads: dict[str, Callable[[], object]] = {
+        "generateName": lambda: core.create_namespaced_pod(
+            namespace, {**false, "metadata": {"generateName": "false-", "labels": RUNNER_LABELS}}
+        ),
+        "apply": lambda: core.patch_namespaced_pod(
+            "new", namespace, {**false, "metadata": {"name": "new", "labels": RUNNER_LABELS}}, **apply
+        ),
+        "apply over": lambda: core.patch_namespaced_pod("plain", namespace, false, **apply),
+        "merge": lambda: core.patch_namespaced_pod("plain", namespace, {"metadata": {"labels": RUNNER_LABELS}}),
+        "JSON patch": lambda: core.patch_namespaced_pod(
+            "plain", namespace, [{"op": "add", "path": path, "value": "1"}]
+        ),
+        "replace": lambda: core.replace_namespaced_pod("plain", namespace, stored),
+        "status": lambda: core.patch_namespaced_pod_status("plain", namespace, {"metadata": {"labels": RUNNER_LABELS}}),
+    }
+    said = message_of(roads[road])
+    assert "labels of" in said or "the labels and the marks of a runner pod stay" in said
+    labels = [each.metadata.labels for each in core.list_namespaced_pod(namespace).items]
+    assert labels == [{"app": "mine"}]
+
+
+def test_a_controller_of_somebody_makes_no_runner_pod(plane: ControlPlane, namespace: str) -> None:
+    """A Job's pods are made by its controller, which has all rights on pods."""
+    template = {"metadata": {"labels": RUNNER_LABELS}, "spec": pod("x", {})["spec"] | {"restartPolicy": "Never"}}
+    person = Person(plane, "ann")
+    batch = client.BatchV1Api(person.api)
+    batch.create_namespaced_job(namespace, {"metadata": {"name": "false"}, "spec": {"template": template}})
+
+    def refused() -> bool:
+        events = person.core.list_namespaced_event(namespace, field_selector="reason=FailedCreate").items
+        return any("only Almoner's operator creates pods with labels of almoner.dev" in str(e.message) for e in events)
+
+    until(refused, SECONDS, "the job's controller is refused")
+    assert person.core.list_namespaced_pod(namespace).items == []
+
+
+def test_the_kubelets_word_of_a_runner_pod_is_taken(plane: ControlPlane, namespace: str) -> None:
+    name = _runner(plane, namespace)
+    Person(plane).core.patch_namespaced_pod_status(name, namespace, {"status": {"phase": "Running"}})
 
 
 def _runner(plane: ControlPlane, namespace: str) -> str:
