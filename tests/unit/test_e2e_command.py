@@ -16,7 +16,7 @@ from almoner_dev.processes import ProcessError
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, str]]]:
+def started(monkeypatch: pytest.MonkeyPatch, prepared: list[bool]) -> list[tuple[list[str], dict[str, str]]]:
     """The commands that were run, with their environments, instead of running them."""
     seen: list[tuple[list[str], dict[str, str]]] = []
 
@@ -25,7 +25,14 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, 
         return subprocess.CompletedProcess(command, 3)
 
     monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(e2e, "prepare", lambda *, real_node: prepared.append(real_node))
     return seen
+
+
+@pytest.fixture
+def prepared() -> list[bool]:
+    """How often the cache was filled, and whether for a real node."""
+    return []
 
 
 def options(*arguments: str) -> argparse.Namespace:
@@ -33,7 +40,7 @@ def options(*arguments: str) -> argparse.Namespace:
 
 
 def test_a_node_of_this_machine_is_what_it_runs_on(
-    started: list[tuple[list[str], dict[str, str]]], monkeypatch: pytest.MonkeyPatch
+    started: list[tuple[list[str], dict[str, str]]], prepared: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(requirements, "refusals", list)
     monkeypatch.setenv(e2e.KUBECONFIG_VARIABLE, "/somebody's")
@@ -41,6 +48,8 @@ def test_a_node_of_this_machine_is_what_it_runs_on(
     ((command, environment),) = started
     assert command[1:] == ["-m", "pytest", "tests/cluster", "-k", "token"]
     assert e2e.KUBECONFIG_VARIABLE not in environment
+    # Builds of minutes would otherwise count as a test's own time.
+    assert prepared == [True]
 
 
 def test_what_the_machine_lacks_is_said_first(
@@ -53,7 +62,7 @@ def test_what_the_machine_lacks_is_said_first(
 
 
 def test_another_cluster_is_named_by_its_kubeconfig(
-    started: list[tuple[list[str], dict[str, str]]], tmp_path: Path
+    started: list[tuple[list[str], dict[str, str]]], prepared: list[bool], tmp_path: Path
 ) -> None:
     kubeconfig = tmp_path / "kubeconfig"
     with pytest.raises(ProcessError, match="there is no file"):
@@ -63,6 +72,7 @@ def test_another_cluster_is_named_by_its_kubeconfig(
     ((command, environment),) = started
     assert command[1:] == ["-m", "pytest", "tests/cluster/test_node.py"]
     assert environment[e2e.KUBECONFIG_VARIABLE] == str(kubeconfig)
+    assert prepared == [False]
 
 
 def test_without_docker_kind_is_refused_in_one_line(

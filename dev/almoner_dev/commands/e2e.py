@@ -63,9 +63,24 @@ def run(options: argparse.Namespace) -> int:
             environment[KUBECONFIG_VARIABLE] = str(options.kubeconfig.resolve())
         else:
             requirements.demand()
+        prepare(real_node=KUBECONFIG_VARIABLE not in environment)
         files = [] if any(part.startswith(TESTS) for part in options.pytest) else [TESTS]
         command = [sys.executable, "-m", "pytest", *files, *options.pytest]
         return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+
+
+def prepare(*, real_node: bool) -> None:
+    """Fills the cache with what the tests need, before any test's time runs.
+
+    Raises what names what is missing and what to do: binaries.BinariesMissing, gotools.ToolMissing, or
+    model.ModelUnavailableError.
+    """
+    from almoner_dev import binaries, cluster, gotools, model  # noqa: PLC0415 - --help does not need it
+
+    binaries.find()
+    for name in (*(cluster.TOOLS if real_node else ()), "helm"):
+        gotools.path(name)
+    model.weights()
 
 
 @contextlib.contextmanager
