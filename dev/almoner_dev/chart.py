@@ -232,7 +232,12 @@ def schema() -> dict[str, Any]:
         ),
         policies=_object(enabled=_FLAG),
         networkPolicy=_object(
-            enabled=_FLAG, metricsFrom=_objects(), runnerNamespaces=_names(), dns=_objects(), providers=_objects()
+            enabled=_FLAG,
+            metricsFrom=_objects(),
+            readersFrom=_objects(),
+            runnerNamespaces=_names(),
+            dns=_objects(),
+            providers=_objects(),
         ),
         monitoring=_object(
             serviceMonitor=_object(enabled=_FLAG, labels=labels),

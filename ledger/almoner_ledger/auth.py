@@ -1,8 +1,10 @@
 """Who calls: bearer tokens to callers with roles.
 
-Role: judges tokens by TokenReview (audience almoner-ledger), cached. A pod-bound token makes a meter, whose pod uid the
-store compares with the one that the operator bound; a configured user makes the operator; configured users and groups
-may read. Static tokens serve a laptop without Kubernetes, and tests: whoever holds the file is whom it says.
+Role: judges tokens by TokenReview, cached. Of the audience almoner-ledger, a pod-bound token makes a meter, whose pod
+uid the store compares with the one that the operator bound, and a configured user makes the operator. On the roads of
+people, and there alone, tokens of the API server's own audience are known as well: they make a reader and nothing else.
+Static tokens serve a laptop without Kubernetes, and tests: whoever holds the file is whom it says. Boundary: what a
+reader may read is readers.py's.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import json
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -23,12 +25,11 @@ from almoner_core.contract import LEDGER_AUDIENCE
 from almoner_core.wire import ErrorCode
 from almoner_ledger import metrics
 from almoner_ledger.errors import LedgerError
-from almoner_ledger.kubernetes import Access, KubernetesUnavailableError, Review, TokenReviewer
+from almoner_ledger.kubernetes import Access, KubernetesUnavailableError, Review, Subject, TokenReviewer
 
 log = logging.getLogger(__name__)
 
 OPERATOR_USER: Final = "system:serviceaccount:almoner-system:almoner-operator"
-READER_GROUP: Final = "almoner:readers"
 TOKEN_BYTES_MAX: Final = 16_384
 CACHE_MAX: Final = 10_000
 FRESH_SECONDS: Final = 60.0
@@ -36,6 +37,8 @@ REFUSED_SECONDS: Final = 10.0
 STALE_SECONDS: Final = 300.0
 """How long a caller that was known is still known while the API server does not answer."""
 REVIEWS_AT_ONCE: Final = 32
+PEOPLES_REVIEWS_AT_ONCE: Final = 8
+"""Of tokens that are shown on the roads of people: whatever is shown there, meters do not wait for it."""
 
 
 class Role(StrEnum):
@@ -48,31 +51,34 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """An authenticated caller."""
+    """An authenticated caller. A reader reads what the API server lets its `subject`; one that `reads_all`, all."""
 
     name: str
     roles: frozenset[Role]
     pod_uid: str | None = None
+    subject: Subject | None = None
+    reads_all: bool = False
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Which users are the operator, and who may read."""
+    """Which users are the operator."""
 
     operators: frozenset[str] = frozenset({OPERATOR_USER})
-    reader_users: frozenset[str] = frozenset()
-    reader_groups: frozenset[str] = frozenset({READER_GROUP, "system:masters"})
 
     def caller(self, review: Review) -> Caller:
-        """Give the caller that a review describes."""
-        roles = set()
+        """Give the caller that a review for the ledger's audience describes."""
         if review.username in self.operators:
-            roles |= {Role.OPERATOR, Role.READER}
-        elif review.pod_uid:
-            roles.add(Role.METER)
-        if review.username in self.reader_users or review.groups & self.reader_groups:
-            roles.add(Role.READER)
-        return Caller(review.username, frozenset(roles), review.pod_uid)
+            roles = frozenset({Role.OPERATOR, Role.READER})
+            return Caller(review.username, roles, review.pod_uid, review.subject, reads_all=True)
+        # A meter's token is for its own allotment, and reads nothing, whatever the pod's service account may.
+        role = Role.METER if review.pod_uid else Role.READER
+        return Caller(review.username, frozenset({role}), review.pod_uid, review.subject)
+
+
+def person(review: Review) -> Caller:
+    """Give the caller that a review for the API server's own audience describes: a reader, whoever it is."""
+    return Caller(review.username, frozenset({Role.READER}), subject=review.subject)
 
 
 def load_static_tokens(path: Path) -> dict[str, Caller]:
@@ -96,7 +102,9 @@ def load_static_tokens(path: Path) -> dict[str, Caller]:
         if role is Role.METER and not pod_uid:
             raise ValueError(f"{path}: entry {index}: a meter needs the pod_uid that it speaks for")
         roles = {role, Role.READER} if role is Role.OPERATOR else {role}
-        callers[_fingerprint(token)] = Caller(str(entry.get("name", role)), frozenset(roles), pod_uid)
+        callers[_fingerprint(token)] = Caller(
+            str(entry.get("name", role)), frozenset(roles), pod_uid, reads_all=Role.READER in roles
+        )
     return callers
 
 
@@ -112,51 +120,28 @@ class _Known:
     judged: float
 
 
-@dataclass
-class Authenticator:
-    """Judges bearer tokens. Bounded: the cache, the token's length, and the reviews that run at once."""
+class _Judge:
+    """Judges tokens for one audience. Bounded: the cache, and the reviews that run at once."""
 
-    access: Access | None
-    policy: Policy = field(default_factory=Policy)
-    static: Mapping[str, Caller] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._reviewer = TokenReviewer(self.access, LEDGER_AUDIENCE) if self.access is not None else None
+    def __init__(self, reviewer: TokenReviewer, made: Callable[[Review], Caller]) -> None:
+        self._reviewer = reviewer
+        self._made = made
         self._cache: OrderedDict[str, _Known] = OrderedDict()
         self._under_way: dict[str, asyncio.Task[_Known]] = {}
-        self._slots = asyncio.Semaphore(REVIEWS_AT_ONCE)
 
     async def close(self) -> None:
-        """Close what it holds open."""
-        if self._reviewer is not None:
-            await self._reviewer.close()
+        await self._reviewer.close()
 
-    async def caller(self, authorization: str | None) -> Caller:
-        """Give the caller of an Authorization header. Raises LedgerError `unauthenticated` or `unavailable`."""
-        scheme, _, token = (authorization or "").partition(" ")
-        token = token.strip()
-        if scheme.lower() != "bearer" or not token:
-            raise _unauthenticated("send Authorization: Bearer <token>", "missing")
-        if len(token) > TOKEN_BYTES_MAX or not token.isascii():
-            raise _unauthenticated("the token is not one of Kubernetes", "malformed")
+    async def known(self, token: str, slots: asyncio.Semaphore) -> _Known:
+        """Judge a token. Raises LedgerError `unavailable`."""
         key = _fingerprint(token)
-        if (static := self.static.get(key)) is not None:
-            return static
         known = self._cache.get(key)
-        if known is None or not _fresh(known):
-            known = await self._judge(key, token, known)
-        if known.caller is None:
-            raise _unauthenticated(known.error or "the token is not valid", "refused")
-        metrics.AUTHENTICATION.labels("accepted").inc()
-        return known.caller
-
-    async def _judge(self, key: str, token: str, known: _Known | None) -> _Known:
-        if self._reviewer is None:
-            raise _unauthenticated("no such token, and no API server to ask", "refused")
+        if known is not None and _fresh(known):
+            return known
         # Many requests of one caller at once are one review; it goes on if the first of them hangs up.
         task = self._under_way.get(key)
         if task is None:
-            task = self._under_way[key] = asyncio.create_task(self._review(key, token))
+            task = self._under_way[key] = asyncio.create_task(self._review(key, token, slots))
             task.add_done_callback(lambda _: self._under_way.pop(key, None))
         try:
             return await asyncio.shield(task)
@@ -166,17 +151,63 @@ class Authenticator:
             metrics.AUTHENTICATION.labels("unavailable").inc()
             raise LedgerError(ErrorCode.UNAVAILABLE, f"the token could not be checked: {error}") from error
 
-    async def _review(self, key: str, token: str) -> _Known:
-        assert self._reviewer is not None
-        async with self._slots:
+    async def _review(self, key: str, token: str, slots: asyncio.Semaphore) -> _Known:
+        async with slots:
             review = await self._reviewer.review(token)
-        caller = self.policy.caller(review) if review.authenticated else None
+        caller = self._made(review) if review.authenticated else None
         known = _Known(caller, review.error, time.monotonic())
         self._cache[key] = known
         self._cache.move_to_end(key)
         while len(self._cache) > CACHE_MAX:
             self._cache.popitem(last=False)
         return known
+
+
+@dataclass
+class Authenticator:
+    """Judges bearer tokens. Bounded: the caches, the token's length, and the reviews that run at once."""
+
+    access: Access | None
+    policy: Policy = field(default_factory=Policy)
+    static: Mapping[str, Caller] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._machines = self._people = None
+        if self.access is not None:
+            self._machines = _Judge(TokenReviewer(self.access, LEDGER_AUDIENCE), self.policy.caller)
+            self._people = _Judge(TokenReviewer(self.access, None), person)
+        self._slots = asyncio.Semaphore(REVIEWS_AT_ONCE)
+        self._peoples_slots = asyncio.Semaphore(PEOPLES_REVIEWS_AT_ONCE)
+
+    async def close(self) -> None:
+        """Close what it holds open."""
+        for judge in (self._machines, self._people):
+            if judge is not None:
+                await judge.close()
+
+    async def caller(self, authorization: str | None, *, reading: bool = False) -> Caller:
+        """Give the caller of an Authorization header. Raises LedgerError `unauthenticated` or `unavailable`.
+
+        `reading`: it is shown on a road of people, where a token of the API server's own audience will do.
+        """
+        scheme, _, token = (authorization or "").partition(" ")
+        token = token.strip()
+        if scheme.lower() != "bearer" or not token:
+            raise _unauthenticated("send Authorization: Bearer <token>", "missing")
+        if len(token) > TOKEN_BYTES_MAX or not token.isascii():
+            raise _unauthenticated("the token is not one of Kubernetes", "malformed")
+        if (static := self.static.get(_fingerprint(token))) is not None:
+            return static
+        if self._machines is None or self._people is None:
+            raise _unauthenticated("no such token, and no API server to ask", "refused")
+        slots = self._peoples_slots if reading else self._slots
+        known = await self._people.known(token, slots) if reading else None
+        if known is None or known.caller is None:
+            known = await self._machines.known(token, slots)
+        if known.caller is None:
+            raise _unauthenticated(known.error or "the token is not valid", "refused")
+        metrics.AUTHENTICATION.labels("accepted").inc()
+        return known.caller
 
 
 def _fresh(known: _Known) -> bool:

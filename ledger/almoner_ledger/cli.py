@@ -20,6 +20,7 @@ log = logging.getLogger("almoner_ledger")
 
 ENV_DATABASE = "ALMONER_LEDGER_DATABASE"
 DEFAULT_LISTEN = "127.0.0.1:8780"
+READING_SECONDS_MAX = 300
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,21 +64,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="serve HTTPS with the files tls.crt and tls.key there, which are read again when they change "
         "(default: HTTP)",
     )
-    parser.add_argument("--kubeconfig", type=Path, help="how to reach the API server; in a pod: its service account")
-    parser.add_argument(
-        "--operator-user",
-        action="append",
-        metavar="USER",
-        help="user that is the operator (default: the service account almoner-operator in almoner-system)",
-    )
-    parser.add_argument("--reader-user", action="append", default=[], metavar="USER", help="user that may read")
-    parser.add_argument("--reader-group", action="append", default=[], metavar="GROUP", help="group that may read")
-    parser.add_argument(
-        "--static-tokens",
-        type=Path,
-        metavar="FILE",
-        help='for local use without Kubernetes: a JSON list of {"token", "role", "name", "pod_uid"}',
-    )
+    _add_access(parser)
     parser.add_argument(
         "--seal-seconds", type=float, default=60.0, metavar="SECONDS", help="seal new entries so often (default: 60)"
     )
@@ -105,6 +92,29 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     parser.add_argument(
         "--log-format", choices=log_lines.STYLES, default="json", help="of log lines, on standard error (default: json)"
+    )
+
+
+def _add_access(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--kubeconfig", type=Path, help="how to reach the API server; in a pod: its service account")
+    parser.add_argument(
+        "--operator-user",
+        action="append",
+        metavar="USER",
+        help="user that is the operator (default: the service account almoner-operator in almoner-system)",
+    )
+    parser.add_argument(
+        "--reading-seconds",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="for so long the API server's answer holds whether somebody may read a namespace (default: 10)",
+    )
+    parser.add_argument(
+        "--static-tokens",
+        type=Path,
+        metavar="FILE",
+        help='for local use without Kubernetes: a JSON list of {"token", "role", "name", "pod_uid"}',
     )
 
 
@@ -156,11 +166,9 @@ def _serve(arguments: argparse.Namespace) -> int:
     log_lines.configure(arguments.log_level, arguments.log_format)
     for handler in logging.getLogger().handlers:
         handler.addFilter(quiet.Quiet())
-    policy = auth.Policy(
-        operators=frozenset(arguments.operator_user or [auth.OPERATOR_USER]),
-        reader_users=frozenset(arguments.reader_user),
-        reader_groups=auth.Policy().reader_groups | set(arguments.reader_group),
-    )
+    policy = auth.Policy(frozenset(arguments.operator_user or [auth.OPERATOR_USER]))
+    if not 0 <= arguments.reading_seconds <= READING_SECONDS_MAX:
+        raise ValueError(f"--reading-seconds: give 0 to {READING_SECONDS_MAX}")
     host, port = serving.split_address(arguments.listen)
     judge = serving.authenticator(arguments.kubeconfig, arguments.static_tokens, policy)
     if arguments.no_migrate:
@@ -196,6 +204,7 @@ def _run_service(arguments: argparse.Namespace, judge: Authenticator, host: str,
         lease=LeasePolicy(arguments.lease_seconds, arguments.silence_seconds),
         clock_ahead_file=arguments.clock_ahead_file,
         tls_dir=arguments.tls_dir,
+        reading_seconds=arguments.reading_seconds,
         metrics_at=serving.split_address(arguments.metrics_listen, "--metrics-listen")
         if arguments.metrics_listen
         else None,

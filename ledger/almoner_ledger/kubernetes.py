@@ -1,4 +1,4 @@
-"""The one call to the Kubernetes API: TokenReview, with a kubeconfig or as a pod."""
+"""The two calls to the Kubernetes API: TokenReview and SubjectAccessReview, with a kubeconfig or as a pod."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import yaml
 
 IN_CLUSTER: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 REVIEW_PATH: Final = "/apis/authentication.k8s.io/v1/tokenreviews"
+ACCESS_PATH: Final = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
 REVIEW_SECONDS: Final = 5
 
 
@@ -23,15 +24,28 @@ class KubernetesUnavailableError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Subject:
+    """A user as the API server told of it in a TokenReview, and wants it back in a SubjectAccessReview."""
+
+    username: str
+    uid: str = ""
+    groups: tuple[str, ...] = ()
+    extra: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Review:
     """What the API server says of a token."""
 
     authenticated: bool
-    username: str = ""
-    groups: frozenset[str] = frozenset()
+    subject: Subject = Subject("")
     pod_uid: str | None = None
-    pod_name: str | None = None
     error: str = ""
+
+    @property
+    def username(self) -> str:
+        """The user's name."""
+        return self.subject.username
 
 
 @dataclass(frozen=True)
@@ -105,12 +119,11 @@ def _pem(part: dict[str, Any], name: str, path: Path) -> str | None:
     return None
 
 
-class TokenReviewer:
-    """Asks the API server whose token it is, for one audience."""
+class _ApiServer:
+    """Posts reviews to the API server, over connections that are kept."""
 
-    def __init__(self, access: Access, audience: str) -> None:
+    def __init__(self, access: Access) -> None:
         self._access = access
-        self._audience = audience
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -118,40 +131,81 @@ class TokenReviewer:
         if self._session is not None:
             await self._session.close()
 
-    async def review(self, token: str) -> Review:
-        """Judge a token. Raises KubernetesUnavailableError where the API server cannot be asked."""
+    async def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Post a review; gives its status. Raises KubernetesUnavailableError where there is none."""
+        what = body["kind"]
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=REVIEW_SECONDS))
-        body = {
-            "apiVersion": "authentication.k8s.io/v1",
-            "kind": "TokenReview",
-            "spec": {"token": token, "audiences": [self._audience]},
-        }
         try:
             # Reading the token file blocks for microseconds; it is a mounted file of a kilobyte.
             headers = self._access.authorization()
             tls = self._access.tls if self._access.tls is not None else True
-            url = self._access.server + REVIEW_PATH
-            async with self._session.post(url, json=body, headers=headers, ssl=tls) as answer:
+            async with self._session.post(self._access.server + path, json=body, headers=headers, ssl=tls) as answer:
+                if answer.status == 403:
+                    raise KubernetesUnavailableError(
+                        f"the ledger may not ask for a {what}: apply the installation's roles"
+                    )
                 if answer.status not in (200, 201):
-                    raise KubernetesUnavailableError(f"TokenReview answered {answer.status}")
+                    raise KubernetesUnavailableError(f"{what} answered {answer.status}")
                 document = await answer.json()
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            raise KubernetesUnavailableError(f"TokenReview failed: {type(error).__name__}") from error
-        return self._judge(document.get("status") or {})
+            raise KubernetesUnavailableError(f"{what} failed: {type(error).__name__}") from error
+        status = document.get("status") if isinstance(document, dict) else None
+        if not isinstance(status, dict):
+            raise KubernetesUnavailableError(f"{what} was answered without a status")
+        return status
+
+
+class TokenReviewer(_ApiServer):
+    """Asks the API server whose token it is, for one audience. `audience` None: for the API server's own."""
+
+    def __init__(self, access: Access, audience: str | None) -> None:
+        super().__init__(access)
+        self._audience = audience
+
+    async def review(self, token: str) -> Review:
+        """Judge a token. Raises KubernetesUnavailableError where the API server cannot be asked."""
+        spec: dict[str, Any] = {"token": token}
+        if self._audience is not None:
+            spec["audiences"] = [self._audience]
+        body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": spec}
+        return self._judge(await self.post(REVIEW_PATH, body))
 
     def _judge(self, status: dict[str, Any]) -> Review:
-        if not status.get("authenticated"):
+        if status.get("authenticated") is not True:
             return Review(authenticated=False, error=str(status.get("error", ""))[:200])
         # An authenticator that knows no audiences would leave them out: then it is a token for the API server itself.
-        if self._audience not in status.get("audiences", []):
+        if self._audience is not None and self._audience not in status.get("audiences", []):
             return Review(authenticated=False, error=f"the token is not for the audience {self._audience}")
         user = status.get("user") or {}
         extra = user.get("extra") or {}
         return Review(
             authenticated=True,
-            username=str(user.get("username", "")),
-            groups=frozenset(user.get("groups") or []),
+            subject=Subject(
+                username=str(user.get("username", "")),
+                uid=str(user.get("uid", "")),
+                groups=tuple(sorted(user.get("groups") or [])),
+                extra=tuple(sorted((str(key), tuple(values)) for key, values in extra.items())),
+            ),
             pod_uid=next(iter(extra.get("authentication.kubernetes.io/pod-uid") or []), None),
-            pod_name=next(iter(extra.get("authentication.kubernetes.io/pod-name") or []), None),
         )
+
+
+class AccessReviewer(_ApiServer):
+    """Asks the API server whether a user may get a resource."""
+
+    async def may_get(self, subject: Subject, group: str, resource: str, namespace: str) -> bool:
+        """Ask; `namespace` empty: in all of them. Raises KubernetesUnavailableError where there is no answer."""
+        wanted = {"verb": "get", "group": group, "resource": resource}
+        spec = {
+            "user": subject.username,
+            "uid": subject.uid,
+            "groups": [*subject.groups],
+            "extra": {key: [*values] for key, values in subject.extra},
+            "resourceAttributes": {**wanted, "namespace": namespace} if namespace else wanted,
+        }
+        status = await self.post(
+            ACCESS_PATH,
+            {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec},
+        )
+        return status.get("allowed") is True and status.get("denied") is not True

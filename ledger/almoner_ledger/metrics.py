@@ -27,6 +27,11 @@ QUEUE = Gauge("almoner_ledger_queue", "Commands waiting for a transaction.")
 AUTHENTICATION = Counter(
     "almoner_ledger_authentication_total", "Tokens presented, by how they were judged.", ["result"]
 )
+AUTHORIZATION = Counter(
+    "almoner_ledger_authorization_total",
+    "Questions to the API server whether somebody may read, by its answer.",
+    ["result"],
+)
 SEALED = Counter("almoner_ledger_sealed_entries_total", "Entries that this replica sealed.")
 MAINTENANCE_FAILURES = Counter(
     "almoner_ledger_maintenance_failures_total", "Turns of sealing or tidying that failed.", ["task"]

@@ -19,6 +19,7 @@ from almoner_ledger.errors import LedgerError, invalid
 from almoner_ledger.history import asking, entries, executions, reading, usage
 from almoner_ledger.history.asking import By, Question
 from almoner_ledger.parsing import integer
+from almoner_ledger.readers import Reading, Resource
 from almoner_ledger.store import Store
 
 T = TypeVar("T")
@@ -35,16 +36,16 @@ class People:
         self._store = store
         self._turn = asyncio.Semaphore(AT_ONCE)
         self._waiting = 0
-        self._answers: Mapping[str, Callable[[MultiMapping[str]], Awaitable[WireModel]]] = {
+        self._answers: Mapping[str, Callable[[MultiMapping[str], Reading], Awaitable[WireModel]]] = {
             "/v1/usage": self._usage,
             "/v1/executions": self._executions,
             "/v1/records": self._records,
             "/v1/costs": self._costs,
         }
 
-    async def answer(self, path: str, request: web.Request) -> WireModel:
+    async def answer(self, path: str, request: web.Request, reading: Reading) -> WireModel:
         """Answer a call of a route whose parameters are known ones. Raises LedgerError."""
-        return await self._answers[path](request.query)
+        return await self._answers[path](request.query, reading)
 
     async def _read(self, query: Callable[[Connection], T]) -> T:
         if self._waiting >= WAITING_MAX:
@@ -56,8 +57,8 @@ class People:
         finally:
             self._waiting -= 1
 
-    async def _usage(self, query: MultiMapping[str]) -> WireModel:
-        question = _question(query, asking.OF_USAGE)
+    async def _usage(self, query: MultiMapping[str], reading: Reading) -> WireModel:
+        question = await _permitted(query, asking.OF_USAGE, reading)
         limit = _limit(query)
         grouping = usage.Grouping(
             by=asking.read_by(_once(query, "by") or "agent"),
@@ -67,24 +68,33 @@ class People:
         )
         return await self._read(lambda connection: usage.usage(connection, question, grouping))
 
-    async def _executions(self, query: MultiMapping[str]) -> WireModel:
-        question, limit, after = _question(query, asking.OF_EXECUTIONS), _limit(query), _once(query, "after")
+    async def _executions(self, query: MultiMapping[str], reading: Reading) -> WireModel:
+        question = await _permitted(query, asking.OF_EXECUTIONS, reading)
+        limit, after = _limit(query), _once(query, "after")
         return await self._read(lambda connection: executions.executions(connection, question, limit, after))
 
-    async def _records(self, query: MultiMapping[str]) -> WireModel:
-        question, limit, after = _question(query, asking.OF_USAGE), _limit(query), _once(query, "after")
+    async def _records(self, query: MultiMapping[str], reading: Reading) -> WireModel:
+        question = await _permitted(query, asking.OF_USAGE, reading)
+        limit, after = _limit(query), _once(query, "after")
         return await self._read(lambda connection: entries.page(connection, question, limit, after))
 
-    async def _costs(self, query: MultiMapping[str]) -> WireModel:
+    async def _costs(self, query: MultiMapping[str], reading: Reading) -> WireModel:
         by = _once(query, "by") or "agent"
         if by not in COSTS_BY:
             raise invalid("by", f"write one of {', '.join(COSTS_BY)}")
-        question = _question(query, ())
+        question = await _permitted(query, (), reading)
         grouping = usage.Grouping(by=(UsageBy(by),), limit=_limit(query))
         found = await self._read(lambda connection: usage.usage(connection, question, grouping))
         return Costs(
             by=by, columns=found.columns, rows=found.rows, totals=found.totals, truncated=found.next is not None
         )
+
+
+async def _permitted(query: MultiMapping[str], filters: tuple[By, ...], reading: Reading) -> Question:
+    """Read a question that its asker may ask. Raises LedgerError."""
+    question = _question(query, filters)
+    await reading.demand(Resource.EXECUTIONS, question.namespaces())
+    return question
 
 
 def _question(query: MultiMapping[str], filters: tuple[By, ...]) -> Question:

@@ -20,6 +20,12 @@ OUTPUT_BODY_BYTES_MAX: Final = 7 * 1024 * 1024
 """A mebibyte of characters may take six bytes each as JSON escapes."""
 
 
+FOR_PEOPLE: Final = (
+    "For whoever may `get executions.almoner.dev` in the namespaces that are asked about: those of `namespace`, or of "
+    "agents and executions that are written with their namespace; else all. Any token of the API server will do."
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Parameter:
     """One query parameter."""
@@ -245,7 +251,16 @@ ROUTES: Final[tuple[Route, ...]] = (
             _LIMIT,
         ),
     ),
-    Route("GET", "/v1/executions/{uid}/output", "output", "An execution's output", Role.READER),
+    Route(
+        "GET",
+        "/v1/executions/{uid}/output",
+        "output",
+        "An execution's output",
+        Role.READER,
+        parameters=(
+            Parameter("namespace", {"type": "string", "maxLength": 253}, "The namespace that it has to be in."),
+        ),
+    ),
     Route("GET", "/healthz", "healthz", "Whether the process lives"),
     Route("GET", "/readyz", "readyz", "Whether the database answers and takes writes"),
     Route("GET", "/metrics", "metrics", "Metrics for Prometheus"),
@@ -291,7 +306,7 @@ def _operation(route: Route) -> dict[str, Any]:
         "security": [{"token": []}] if route.role is not None else [],
     }
     if route.role is not None:
-        operation["description"] = f"For the role {route.role.value}."
+        operation["description"] = FOR_PEOPLE if route.role is Role.READER else f"For the role {route.role.value}."
     if route.body is not None:
         operation["requestBody"] = {
             "required": True,

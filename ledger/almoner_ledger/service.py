@@ -28,6 +28,7 @@ from almoner_ledger.doors import Turns
 from almoner_ledger.errors import LedgerError, invalid
 from almoner_ledger.parsing import Batch, integer, known_only, parse_batch, parse_body, read_body, without_nul
 from almoner_ledger.people import People
+from almoner_ledger.readers import Readers, Reading, Resource
 from almoner_ledger.routes import ROUTES, Route, openapi
 from almoner_ledger.signals import SignalWatch, Sweeper
 from almoner_ledger.store import Answer, Store, Verb, command, queries
@@ -61,15 +62,24 @@ NO_ALLOTMENT: Final = "00000000-0000-0000-0000-000000000000"
 READY_SECONDS: Final = 2.0
 JSON: Final = "application/json"
 METRICS: Final = "/metrics"
+READING: Final = "reading"
+"""Where a request for reading keeps what its caller was permitted."""
 
 
 class Service:
     """The ledger's HTTP application over a store."""
 
     def __init__(
-        self, store: Store, authenticator: Authenticator, *, version: str = "0", with_metrics: bool = True
+        self,
+        store: Store,
+        authenticator: Authenticator,
+        *,
+        version: str = "0",
+        with_metrics: bool = True,
+        readers: Readers | None = None,
     ) -> None:
         self.store = store
+        self.readers = readers if readers is not None else Readers(None)
         self._with_metrics = with_metrics
         self.authenticator = authenticator
         self.version = version
@@ -112,6 +122,7 @@ class Service:
         await self.signals.close()
         await self.watch.close()
         await self.batcher.close()
+        await self.readers.close()
         await self.authenticator.close()
 
     # -- around every call -----------------------------------------------------------------------------
@@ -127,6 +138,7 @@ class Service:
             )
             with self.turns.turn(caller, long_poll=route.long_poll):
                 response = await handler(route, request, caller)
+            _permitted(route, request)
         except LedgerError as error:
             code = error.code.value
             response = _error(error)
@@ -147,9 +159,12 @@ class Service:
     async def _caller(self, route: Route, request: web.Request) -> Caller | None:
         if route.role is None:
             return None
-        caller = await self.authenticator.caller(request.headers.get("Authorization"))
+        reads = route.role is Role.READER
+        caller = await self.authenticator.caller(request.headers.get("Authorization"), reading=reads)
         if route.role not in caller.roles:
             raise LedgerError(ErrorCode.FORBIDDEN, f"{caller.name or 'the caller'} has not the role {route.role.value}")
+        if reads:
+            request[READING] = Reading(self.readers, caller)
         return caller
 
     async def _unknown(self, request: web.Request) -> web.Response:
@@ -252,10 +267,19 @@ class Service:
 
     async def _ask(self, route: Route, request: web.Request, _: Caller | None) -> web.Response:
         _known(route, request)
-        return _answer(await self.people.answer(route.path, request))
+        return _answer(await self.people.answer(route.path, request, request[READING]))
 
-    async def _output(self, _: Route, request: web.Request, __: Caller | None) -> web.Response:
-        uid = request.match_info["uid"][:64]
+    async def _output(self, route: Route, request: web.Request, __: Caller | None) -> web.Response:
+        _known(route, request)
+        uid, reading = request.match_info["uid"][:64], request[READING]
+        namespaces = request.query.getall("namespace", [])
+        if namespaces:
+            await reading.demand(Resource.EXECUTIONS, namespaces)
+        namespace = await self._read(lambda c: queries.namespace_of(c, uid))
+        if not namespaces:
+            await reading.demand_of_object(Resource.EXECUTIONS, namespace)
+        elif namespace not in namespaces:
+            raise LedgerError(ErrorCode.NOT_FOUND, "uid: no output of that execution is known there", field="uid")
         text = await self._read(lambda c: queries.output(c, uid))
         return web.Response(text=text, content_type="text/plain", charset="utf-8")
 
@@ -299,6 +323,12 @@ def _refuse_nul(request: web.Request) -> None:
     for name, value in (*request.match_info.items(), *request.query.items()):
         if "\0" in name or "\0" in value:
             raise invalid(name.replace("\0", "?")[:64], "the character NUL is not allowed")
+
+
+def _permitted(route: Route, request: web.Request) -> None:
+    """Hold back an answer to people where nobody asked whether they may read it: a call that forgets tells nothing."""
+    if route.role is Role.READER and not request[READING].permitted:
+        raise RuntimeError("it was answered without asking whether the caller may read that")
 
 
 def _known(route: Route, request: web.Request) -> None:

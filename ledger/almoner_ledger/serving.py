@@ -19,8 +19,10 @@ from almoner_ledger import kubernetes
 from almoner_ledger.auth import Authenticator, Policy, load_static_tokens
 from almoner_ledger.database import Database
 from almoner_ledger.doors import Doors
+from almoner_ledger.kubernetes import AccessReviewer
 from almoner_ledger.leasing import LeasePolicy
 from almoner_ledger.maintenance import SEAL_SECONDS, Maintenance
+from almoner_ledger.readers import KEPT_SECONDS, Readers
 from almoner_ledger.service import Service
 from almoner_ledger.store import Store
 from almoner_ledger.tls import Pair, Site
@@ -59,12 +61,15 @@ async def serve(
     seal_seconds: float = SEAL_SECONDS,
     metrics_at: tuple[str, int] | None = None,
     pair: Pair | None = None,
+    reading_seconds: float = KEPT_SECONDS,
 ) -> None:
     """Serve until SIGTERM or SIGINT; then refuse new requests, finish those that run, and return.
 
     `metrics_at`: host and port of /metrics, which are then not served beside the API. `pair`: serve HTTPS with it.
+    `reading_seconds`: for so long an answer holds whether somebody may read.
     """
-    service = Service(store, judge, version=version("almoner"), with_metrics=metrics_at is None)
+    readers = Readers(AccessReviewer(judge.access) if judge.access is not None else None, reading_seconds)
+    service = Service(store, judge, version=version("almoner"), with_metrics=metrics_at is None, readers=readers)
     machines = await _serve_metrics(service, *metrics_at) if metrics_at is not None else None
     application = service.application()
     application.cleanup_ctx.append(Maintenance(store, seal_seconds=seal_seconds).running)
@@ -121,6 +126,7 @@ def run(
     seal_seconds: float = SEAL_SECONDS,
     metrics_at: tuple[str, int] | None = None,
     tls_dir: Path | None = None,
+    reading_seconds: float = KEPT_SECONDS,
 ) -> None:
     """Open the database, migrate it unless told not to, and serve; HTTPS where `tls_dir` has a pair.
 
@@ -137,7 +143,17 @@ def run(
         # would wait that long each time for the thread that serves requests to let go of the interpreter.
         sys.setswitchinterval(SWITCH_SECONDS)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(serve(store, judge, host, port, seal_seconds=seal_seconds, metrics_at=metrics_at, pair=pair))
+            serving = serve(
+                store,
+                judge,
+                host,
+                port,
+                seal_seconds=seal_seconds,
+                metrics_at=metrics_at,
+                pair=pair,
+                reading_seconds=reading_seconds,
+            )
+            runner.run(serving)
     finally:
         database.dispose()
 

@@ -35,6 +35,7 @@ PRODUCTION = (
     "image.pullSecrets={pull}",
     "networkPolicy.runnerNamespaces={team-a,team-b}",
     "networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.team=monitoring",
+    "networkPolicy.readersFrom[0].namespaceSelector.matchLabels.team=ingress",
     "monitoring.dashboard.enabled=true",
     "operator.priorityClassName=system-cluster-critical",
     "operator.nodeSelector.pool=system",
@@ -207,6 +208,16 @@ def test_where_runners_find_dns_and_providers_is_a_setting(helm: Path) -> None:
     assert egress(cache) == [{"to": [{"ipBlock": {"cidr": "169.254.20.10/32"}}]}, ledger_, providers]
 
 
+def test_who_else_reaches_the_ledgers_api(helm: Path) -> None:
+    def ports(*values: str) -> dict[int, list[Json]]:
+        policy = find(rendered(helm, *values), "NetworkPolicy", "almoner-ledger")
+        return {rule["ports"][0]["port"]: rule["from"] for rule in policy["spec"]["ingress"][1:]}
+
+    assert ports() == {}
+    ingress = {"namespaceSelector": {"matchLabels": {"team": "ingress"}}}
+    assert ports("networkPolicy.readersFrom[0].namespaceSelector.matchLabels.team=ingress") == {8780: [ingress]}
+
+
 def ledger_arguments(arguments: list[str]) -> Any:
     import argparse
 
@@ -220,7 +231,7 @@ def test_the_settings_in_the_schema_are_the_programs_options() -> None:
     settings = properties["operator"]["properties"]["settings"]["properties"]
     assert {"require-budget", "namespaces", "compute-price-cpu-hour", "log-format"} <= settings.keys()
     assert not settings.keys() & chart.OPERATORS_OWN
-    assert {"reader-user", "lease-seconds", "log-level"} <= properties["ledger"]["properties"]["settings"][
+    assert {"reading-seconds", "lease-seconds", "log-level"} <= properties["ledger"]["properties"]["settings"][
         "properties"
     ].keys()
 

@@ -240,7 +240,7 @@ class World:
     async def live(self) -> None:
         """Live through the schedule with faults, then without, until everything has ended."""
         self._began = asyncio.get_running_loop().time()
-        self.tokens[OPERATOR_TOKEN] = Caller("operator", frozenset({Role.OPERATOR, Role.READER}))
+        self.tokens[OPERATOR_TOKEN] = Caller("operator", frozenset({Role.OPERATOR, Role.READER}), reads_all=True)
         self.network.heard.append(self.oracle.heard)
         self.draw()
         self._lead()

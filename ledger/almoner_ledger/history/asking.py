@@ -94,6 +94,16 @@ class Question:
     filters: Filters = field(default_factory=dict)
     times: Times = EVER
 
+    def namespaces(self) -> frozenset[str] | None:
+        """Give the namespaces that an answer can be of; None: any."""
+        if By.NAMESPACE in self.filters:
+            return frozenset(self.filters[By.NAMESPACE])
+        for by in QUALIFIED:
+            values = self.filters.get(by, ())
+            if values and all("/" in value for value in values):
+                return frozenset(value.partition("/")[0] for value in values)
+        return None
+
 
 def read_by(text: str) -> tuple[UsageBy, ...]:
     """Read dimensions such as `day,agent`, one to three. Raises LedgerError."""

@@ -289,6 +289,13 @@ def _unopened(account: Account, dimension: Dimension, limit: int, now: int) -> W
     return Window(account.id, dimension, account.period, span.starts_at, span.ends_at, account.enforced, limit)
 
 
+def namespace_of(connection: Connection, uid: str) -> str | None:
+    """The namespace of an execution; None of one that the ledger does not know."""
+    table = schema.executions.c
+    found: str | None = connection.execute(sa.select(table.namespace).where(table.uid == uid)).scalar_one_or_none()
+    return found
+
+
 def output(connection: Connection, uid: str) -> str:
     """The output of an execution's newest attempt that has one. Raises LedgerError where there is none."""
     table, outputs = schema.allotments, schema.outputs
