@@ -20,6 +20,7 @@ from almoner_dev import commands
 from almoner_dev.binaries import BinariesMissing
 from almoner_dev.cluster.requirements import NodeImpossible
 from almoner_dev.gotools import ToolMissing
+from almoner_dev.images.machine import ImagesImpossible
 from almoner_dev.model import ModelUnavailableError
 from almoner_dev.processes import ProcessError
 from almoner_dev.state import StateError
@@ -64,7 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(line_buffering=True)  # Whoever reads a pipe sees each line at once, as on a terminal.
     try:
         code: int = options.run(options)
-    except (BinariesMissing, ModelUnavailableError, NodeImpossible, ProcessError, StateError, ToolMissing) as error:
+    except (
+        *(BinariesMissing, ImagesImpossible, ModelUnavailableError, NodeImpossible),
+        *(ProcessError, StateError, ToolMissing),
+    ) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

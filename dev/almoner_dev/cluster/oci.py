@@ -44,17 +44,22 @@ def write_archive(
     links, texts = links or {}, texts or {}
     if len({*files, *links, *texts}) != len(files) + len(links) + len(texts):
         raise ValueError(f"{reference}: a path is given twice")
-    layer = _layer(files, links, texts)
+    settings = {
+        "Entrypoint": list(entrypoint),
+        "Cmd": list(command),
+        "Env": [f"{name}={value}" for name, value in {"PATH": "/bin", **(environment or {})}.items()],
+        "WorkingDir": "/",
+    }
+    return write_layer(target, reference, _layer(files, links, texts), settings)
+
+
+def write_layer(target: Path, reference: str, layer: bytes, settings: Mapping[str, Any]) -> Path:
+    """Writes an image of one layer, an uncompressed tar, to `target` and returns it; `settings` are its `config`."""
     config = {
         "architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine()),
         "os": "linux",
-        "config": {
-            "Entrypoint": list(entrypoint),
-            "Cmd": list(command),
-            "Env": [f"{name}={value}" for name, value in {"PATH": "/bin", **(environment or {})}.items()],
-            "WorkingDir": "/",
-        },
-        "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
+        "config": dict(settings),
+        "rootfs": {"type": "layers", "diff_ids": [digest(layer)]},
         "history": [{"created_by": "almoner_dev.cluster.oci"}],
     }
     blobs = [layer, _json(config)]
@@ -65,21 +70,24 @@ def write_archive(
         "layers": [_descriptor(LAYER, layer)],
     }
     blobs.append(_json(manifest))
-    # containerd names the image by the first annotation, podman and buildah by the second.
-    names = {"io.containerd.image.name": reference, "org.opencontainers.image.ref.name": reference}
     index = {
         "schemaVersion": 2,
         "mediaType": INDEX,
-        "manifests": [{**_descriptor(MANIFEST, blobs[2]), "annotations": names}],
+        "manifests": [{**_descriptor(MANIFEST, blobs[2]), "annotations": names(reference)}],
     }
     fresh = target.with_name(target.name + ".new")
     with tarfile.open(fresh, "w") as archive:
-        _add(archive, "oci-layout", _json({"imageLayoutVersion": "1.0.0"}))
-        _add(archive, "index.json", _json(index))
+        add(archive, "oci-layout", _json({"imageLayoutVersion": "1.0.0"}))
+        add(archive, "index.json", _json(index))
         for blob in blobs:
-            _add(archive, f"blobs/sha256/{hashlib.sha256(blob).hexdigest()}", blob)
+            add(archive, f"blobs/sha256/{hashlib.sha256(blob).hexdigest()}", blob)
     fresh.rename(target)
     return target
+
+
+def names(reference: str) -> dict[str, str]:
+    """The annotations that name an image: containerd reads the first, podman and buildah the second."""
+    return {"io.containerd.image.name": reference, "org.opencontainers.image.ref.name": reference}
 
 
 def _layer(files: Mapping[str, Path], links: Mapping[str, str], texts: Mapping[str, str]) -> bytes:
@@ -93,9 +101,9 @@ def _layer(files: Mapping[str, Path], links: Mapping[str, str], texts: Mapping[s
             entry.type, entry.mode = tarfile.DIRTYPE, 0o1777 if folder == "tmp" else 0o755
             layer.addfile(entry)
         for name, source in sorted(files.items()):
-            _add(layer, name, source.read_bytes(), mode=0o755 if os.access(source, os.X_OK) else 0o644)
+            add(layer, name, source.read_bytes(), mode=0o755 if os.access(source, os.X_OK) else 0o644)
         for name, text in sorted(texts.items()):
-            _add(layer, name, text.encode())
+            add(layer, name, text.encode())
         for name, to in sorted(links.items()):
             entry = tarfile.TarInfo(name)
             entry.type, entry.linkname = tarfile.SYMTYPE, to
@@ -103,17 +111,19 @@ def _layer(files: Mapping[str, Path], links: Mapping[str, str], texts: Mapping[s
     return packed.getvalue()
 
 
-def _add(archive: tarfile.TarFile, name: str, content: bytes, mode: int = 0o644) -> None:
+def add(archive: tarfile.TarFile, name: str, content: bytes, mode: int = 0o644) -> None:
+    """Adds a file of root's, without a time."""
     entry = tarfile.TarInfo(name)
     entry.size, entry.mode = len(content), mode
     archive.addfile(entry, io.BytesIO(content))
 
 
 def _descriptor(media_type: str, blob: bytes) -> dict[str, Any]:
-    return {"mediaType": media_type, "digest": _digest(blob), "size": len(blob)}
+    return {"mediaType": media_type, "digest": digest(blob), "size": len(blob)}
 
 
-def _digest(blob: bytes) -> str:
+def digest(blob: bytes) -> str:
+    """A blob's name in an image."""
     return f"sha256:{hashlib.sha256(blob).hexdigest()}"
 
 
