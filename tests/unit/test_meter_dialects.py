@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 
-from almoner_core.pricing import TokenCounts
 from almoner_runner.meter import anthropic, openai
+from almoner_runner.meter.answers import tier_of
 from almoner_runner.meter.body import Body, read_body
 from almoner_runner.meter.config import Card, Model, Provider, Tier
-from almoner_runner.meter.dialect import Call, Rules, Seen, tier_of
+from almoner_runner.meter.dialect import Call, Rules
 from almoner_runner.meter.refusals import InvalidCallError, RefusedError
-from almoner_runner.meter.sse import EVENT_BYTES_MAX, Splitter
 
 CARD = Card(version="v", tiers=(Tier(input=1, cached_input=1, cache_write=1, output=1),))
 WINDOW = 50_000
@@ -248,134 +247,7 @@ def test_lowering_the_output_and_taking_it_back() -> None:
     assert call.output_max_within("tokens", 1) == -1
 
 
-# --- answers ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("usage", "tokens"),
-    [
-        ({"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}, TokenCounts(input=10, output=5)),
-        (
-            {
-                "prompt_tokens": 100,
-                "completion_tokens": 50,
-                "prompt_tokens_details": {"cached_tokens": 80, "cache_write_tokens": 7},
-                "completion_tokens_details": {"reasoning_tokens": 40},
-            },
-            TokenCounts(input=100, cached_input=80, cache_write=7, output=50, reasoning=40),
-        ),
-        ({"prompt_tokens": 10, "prompt_tokens_details": None}, TokenCounts(input=10)),
-        (
-            {"prompt_tokens": 9, "completion_tokens": 1, "prompt_cache_hit_tokens": 4},
-            TokenCounts(input=9, cached_input=4, output=1),
-        ),
-        ({"prompt_tokens": 10, "completion_tokens": "many"}, TokenCounts(input=10)),
-        (None, None),
-        ({}, None),
-        ([], None),
-        ({"prompt_tokens": -1}, None),
-        ({"prompt_tokens": True}, None),
-        ({"prompt_tokens": 1.5}, None),
-        ({"prompt_tokens": 10**30}, None),
-    ],
-)
-def test_openai_usage(usage: Any, tokens: TokenCounts | None) -> None:
-    assert openai.usage(usage) == tokens
-
-
-@pytest.mark.parametrize(
-    ("usage", "tokens"),
-    [
-        ({"input_tokens": 10, "output_tokens": 5}, TokenCounts(input=10, output=5)),
-        # Anthropic leaves what was cached out of input_tokens.
-        (
-            {
-                "input_tokens": 10,
-                "cache_read_input_tokens": 900,
-                "cache_creation_input_tokens": 90,
-                "output_tokens": 5,
-                "output_tokens_details": {"thinking_tokens": 3},
-            },
-            TokenCounts(input=1000, cached_input=900, cache_write=90, output=5, reasoning=3),
-        ),
-        ({"input_tokens": 10, "cache_read_input_tokens": None, "output_tokens": 5}, TokenCounts(input=10, output=5)),
-        ({"input_tokens": 10}, None),
-        (None, None),
-    ],
-)
-def test_anthropic_usage(usage: Any, tokens: TokenCounts | None) -> None:
-    assert anthropic.usage(usage) == tokens
-
-
-def test_responses_usage() -> None:
-    usage = {
-        "input_tokens": 100,
-        "input_tokens_details": {"cached_tokens": 30},
-        "output_tokens": 20,
-        "output_tokens_details": {"reasoning_tokens": 10},
-    }
-    expected = TokenCounts(input=100, cached_input=30, output=20, reasoning=10)
-    assert openai.responses_usage(usage) == expected
-    seen = Seen()
-    event = {"type": "response.completed", "response": {"usage": usage}}
-    assert openai.watch_responses(b"event: response.completed\ndata: " + json.dumps(event).encode(), seen) is False
-    assert (seen.tokens, seen.complete) == (expected, True)
-
-
-def _event(data: dict[str, Any]) -> bytes:
-    return f"event: {data.get('type', 'x')}\ndata: {json.dumps(data)}\n\n".encode()
-
-
-def test_chat_stream_usage_is_found_and_the_event_that_holds_nothing_else_is_marked() -> None:
-    seen = Seen()
-    assert (
-        openai.watch_chat(_event({"choices": [{"delta": {"content": 'a "usage" of'}}], "usage": None}), seen) is False
-    )
-    assert seen.tokens is None
-    counts = {"prompt_tokens": 10, "completion_tokens": 5}
-    assert openai.watch_chat(_event({"choices": [{"delta": {}}], "usage": counts}), seen) is False
-    assert openai.watch_chat(_event({"choices": [], "usage": counts}), seen) is True
-    assert openai.watch_chat(b"data: [DONE]\n\n", seen) is False
-    assert seen == Seen(tokens=TokenCounts(input=10, output=5), complete=True)
-
-
-def test_message_stream_usage_is_cumulative() -> None:
-    seen = Seen()
-    start = {"input_tokens": 10, "cache_read_input_tokens": 90, "output_tokens": 1}
-    anthropic.watch(_event({"type": "message_start", "message": {"usage": start}}), seen)
-    assert seen.input_tokens == TokenCounts(input=100, cached_input=90, output=1)
-    assert seen.tokens is None
-    anthropic.watch(_event({"type": "content_block_delta", "delta": {"text": "message_stop message_delta"}}), seen)
-    assert seen == Seen(input_tokens=seen.input_tokens), "words in a text are no events"
-    anthropic.watch(_event({"type": "message_delta", "usage": {"output_tokens": 7}}), seen)
-    anthropic.watch(_event({"type": "message_delta", "usage": {"output_tokens": 12}}), seen)
-    anthropic.watch(_event({"type": "message_stop"}), seen)
-    last = TokenCounts(input=100, cached_input=90, output=12)
-    assert seen == Seen(tokens=last, input_tokens=seen.input_tokens, complete=True)
-
-
-def test_an_error_in_a_message_stream_is_noted() -> None:
-    seen = Seen()
-    anthropic.watch(_event({"type": "error", "error": {"type": "overloaded_error"}}), seen)
-    assert seen.error is not None
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
-@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n"])
-def test_events_are_cut_wherever_the_chunks_end(size: int, end: bytes) -> None:
-    events = [b"data: one" + end, b"event: x\ndata: two" + end, b": comment" + end]
-    stream = b"".join(events) + b"data: torn"
-    splitter = Splitter()
-    found = [event for at in range(0, len(stream), size) for event in splitter.feed(stream[at : at + size])]
-    assert found == events
-    assert splitter.rest() == b"data: torn"
-
-
-def test_an_event_without_end_is_not_kept_for_ever() -> None:
-    splitter = Splitter()
-    found = list(splitter.feed(b"x" * (EVENT_BYTES_MAX + 1)))
-    assert found == [b"x" * (EVENT_BYTES_MAX + 1)]
-    assert splitter.rest() == b""
+# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,10 @@ from almoner_core.contract import PriceCard, PriceTier
 from almoner_core.price_data import price_card
 from almoner_core.pricing import TokenCounts, bound_nanos, cost_nanos, output_tokens_within
 from almoner_runner.meter import openai
+from almoner_runner.meter.answers import Seen
 from almoner_runner.meter.body import read_body
 from almoner_runner.meter.config import Card, Model, Provider, Tier
-from almoner_runner.meter.dialect import Rules, Seen
+from almoner_runner.meter.dialect import Rules
 from almoner_runner.meter.refusals import InvalidCallError
 
 DOLLAR = 1_000_000_000
@@ -185,19 +186,17 @@ def test_without_a_batch_price_the_tier_is_refused_under_a_budget() -> None:
 
 
 def test_streams_say_how_they_were_served() -> None:
-    seen = Seen()
+    seen = Seen("openai")
     usage = {"prompt_tokens": 1, "completion_tokens": 1}
     event = b"data: " + json.dumps({"choices": [], "usage": usage, "service_tier": "flex"}).encode()
-    assert openai.watch_chat(event, seen)
+    assert seen.watch(event)
     assert seen.tier == "flex"
-    seen = Seen()
-    response = {"usage": {"input_tokens": 1, "output_tokens": 1}, "service_tier": "default"}
-    data = {"type": "response.completed", "response": response}
-    openai.watch_responses(b"data: " + json.dumps(data).encode(), seen)
-    assert seen.tier == "default"
-    response["service_tier"] = ["flex"]
-    openai.watch_responses(b"data: " + json.dumps(data).encode(), seen)
-    assert seen.tier is None
+    for told, tier in (("default", "default"), (["flex"], None)):
+        seen = Seen("responses")
+        response = {"usage": {"input_tokens": 1, "output_tokens": 1}, "service_tier": told}
+        data = {"type": "response.completed", "response": response}
+        seen.watch(b"data: " + json.dumps(data).encode())
+        assert seen.tier == tier
 
 
 def test_every_price_of_a_manifest_is_bounded() -> None:

@@ -1,8 +1,8 @@
-"""The Anthropic dialect: messages. Requests to bounds, answers and streams to tokens.
+"""The Anthropic dialect: messages. Requests to bounds.
 
-Pure. Fields by Anthropic's API reference. Left out on purpose, because they cost what is not bounded here: server
-tools, MCP servers, containers, context editing (extra sampling), fast mode, data residency, cache entries that live an
-hour.
+Pure; answers are read in answers.py. Fields by Anthropic's API reference. Left out on purpose, because they cost what
+is not bounded here: server tools, MCP servers, containers, context editing (extra sampling), fast mode, data residency,
+cache entries that live an hour.
 """
 
 from __future__ import annotations
@@ -11,17 +11,14 @@ import re
 from collections.abc import Iterable
 from typing import Any, Final
 
-from almoner_core.pricing import TOOLS_OVERHEAD_TOKENS, TokenCounts, input_tokens_bound
+from almoner_core.pricing import TOOLS_OVERHEAD_TOKENS, input_tokens_bound
 from almoner_runner.meter import inline
 from almoner_runner.meter.body import Body, growth
 from almoner_runner.meter.config import Model, Provider
 from almoner_runner.meter.dialect import (
     Call,
     Rules,
-    Seen,
     check_fields,
-    count,
-    details,
     find_model,
     flag,
     input_bound,
@@ -30,7 +27,6 @@ from almoner_runner.meter.dialect import (
     sequence,
     words,
 )
-from almoner_runner.meter.openai import event_data
 from almoner_runner.meter.refusals import InvalidCallError
 
 MESSAGE_FIELDS: Final = words(
@@ -40,7 +36,6 @@ MESSAGE_FIELDS: Final = words(
 SERVICE_TIERS: Final = (None, "auto", "standard_only")
 # Tools that run at the client's; each brings instructions of its own.
 CLIENT_TOOLS: Final = ("bash_", "text_editor_", "memory_", "computer_")
-WATCHED: Final = (b"message_start", b"message_delta", b"message_stop", b'"error"')
 
 
 def messages(provider: Provider, payload: Body, rules: Rules) -> Call:
@@ -138,64 +133,6 @@ def _check_cache(payload: Body) -> None:
                 )
             value = value.values()
         stack.extend(child for child in value if isinstance(child, (dict, list)))
-
-
-def usage(value: Any) -> TokenCounts | None:
-    """Read `usage` of a message; None where it is missing or no usage.
-
-    Documented fields: `input_tokens` leaves out what was read from and written to the cache, so the whole input is the
-    sum of the three.
-    """
-    if not isinstance(value, dict):
-        return None
-    plain, output = count(value, "input_tokens"), count(value, "output_tokens")
-    if plain is None or output is None:
-        return None
-    cached = count(value, "cache_read_input_tokens") or 0
-    write = count(value, "cache_creation_input_tokens") or 0
-    return TokenCounts(
-        input=plain + cached + write,
-        cached_input=cached,
-        cache_write=write,
-        output=output,
-        reasoning=count(details(value, "output_tokens_details"), "thinking_tokens") or 0,
-    )
-
-
-def watch(event: bytes, seen: Seen) -> bool:
-    """Look at one event of a stream: `message_start` has the input, the last `message_delta` the output so far."""
-    if not any(name in event for name in WATCHED):
-        return False
-    data = event_data(event)
-    match data.get("type"):
-        case "message_start":
-            seen.input_tokens = usage({"output_tokens": 0, **details(details(data, "message"), "usage")})
-        case "message_delta":
-            _merge(details(data, "usage"), seen)
-        case "message_stop":
-            seen.complete = True
-        case "error":
-            seen.error = "the provider's stream reported an error"
-    return False
-
-
-def _merge(delta: dict[str, Any], seen: Seen) -> None:
-    """Take the counts of a delta, which are cumulative; what it leaves out is as the start said."""
-    output = count(delta, "output_tokens")
-    if output is None:
-        return
-    start = seen.input_tokens
-    if count(delta, "input_tokens") is not None:
-        start = usage(delta) or start
-    if start is None:
-        return
-    seen.tokens = TokenCounts(
-        input=start.input,
-        cached_input=start.cached_input,
-        cache_write=start.cache_write,
-        output=output,
-        reasoning=count(details(delta, "output_tokens_details"), "thinking_tokens") or 0,
-    )
 
 
 def error_body(code: str, message: str, status: int, param: str | None) -> dict[str, Any]:

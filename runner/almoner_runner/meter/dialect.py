@@ -1,7 +1,7 @@
-"""What the two dialects share: a call as the meter sees it, refusals, and reading token counts with suspicion.
+"""What the two dialects share: a call as the meter sees it, and refusals.
 
-Pure. A dialect turns a request into a `Call` (what to send, and the most that it can use), and an answer or a stream
-into token counts. What it does not know it refuses by name, because an unknown field may cost money.
+Pure. A dialect turns a request into a `Call` (what to send, and the most that it can use). What it does not know it
+refuses by name, because an unknown field may cost money.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ from almoner_core.pricing import (
 from almoner_runner.meter.body import Body
 from almoner_runner.meter.config import Card, Model, Provider
 from almoner_runner.meter.refusals import InvalidCallError, RefusedError
+from almoner_runner.meter.told import TOKENS_MAX
 
-TOKENS_MAX: Final = 10**9
 CHOICES_MAX: Final = 128
 FIELD_NAMES_SHOWN: Final = 5
-TIER_CHARS_MAX: Final = 32
 
-UsageShape = Literal["openai", "anthropic", "responses"]
+UsageShape = Literal["openai", "embeddings", "responses", "anthropic"]
 
 
 @dataclass(slots=True)
@@ -62,6 +61,7 @@ class Call:
     limited_from: int | None = None  # the output maximum before the meter lowered it
     batch: bool = False  # asks for slow processing, which has a price of its own
     served: str | None = None  # the service tier that the answer says; None: it did not say
+    beyond: str | None = None  # what the answer says was used that no price card has a price for
 
     @property
     def price(self) -> Card | None:
@@ -217,36 +217,3 @@ def input_bound(bound: int, *, whole: bool, name: str, provider: Provider, model
             param=name,
         )
     return max(bound, model.context_window or DEFAULT_CONTEXT_WINDOW, rules.window_least)
-
-
-def count(usage: dict[str, Any], *names: str) -> int | None:
-    """Read a token count under the first of the names that is there; None where there is none or it is no count."""
-    for name in names:
-        value = usage.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= TOKENS_MAX:
-            return value
-    return None
-
-
-def details(usage: dict[str, Any], name: str) -> dict[str, Any]:
-    """Read an object of details; empty where there is none."""
-    value = usage.get(name)
-    return value if isinstance(value, dict) else {}
-
-
-def tier_of(data: dict[str, Any]) -> str | None:
-    """Read `service_tier`; None where it is absent or no short word: it goes into the record."""
-    value = data.get("service_tier")
-    good = isinstance(value, str) and value.isascii() and value.isprintable() and len(value) <= TIER_CHARS_MAX
-    return value if good else None
-
-
-@dataclass(slots=True)
-class Seen:
-    """What a stream has said about usage so far."""
-
-    tokens: TokenCounts | None = None
-    input_tokens: TokenCounts | None = None  # input alone, where it is known before the output is
-    complete: bool = False  # the stream said that it is over
-    error: str | None = None
-    tier: str | None = None  # the service tier that the call was served as

@@ -1,8 +1,8 @@
 """One try: send the bounded call to its provider, pass the answer on as it comes, learn what was billed.
 
 What is billed where:
-- an answer with status 400 or above: nothing was generated, nothing is billed; but 502 and 504 are a gateway's word
-  that it gave up on what lies behind, which may bill all the same: the hold is taken (`estimated`);
+- an answer with status 400 or above: nothing was generated, nothing is billed; but some are a gateway's word that it
+  gave up on what lies behind, which may bill all the same: the hold is taken (`estimated`);
 - no connection: nothing was sent;
 - sent, and no whole answer (a broken stream, a timeout, an answer without usage): unknown, so the hold is taken
   (`estimated`); where a stream said its input before it broke, only the output is taken from the hold;
@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,10 +25,10 @@ from aiohttp import web
 
 from almoner_core.environment import CALL_SECONDS_MAX
 from almoner_core.pricing import TokenCounts
-from almoner_runner.meter import anthropic, openai
+from almoner_runner.meter.answers import BOM, Seen
 from almoner_runner.meter.body import Body
 from almoner_runner.meter.config import ANTHROPIC
-from almoner_runner.meter.dialect import Call, Seen, tier_of
+from almoner_runner.meter.dialect import Call
 from almoner_runner.meter.holds import Holds, Try
 from almoner_runner.meter.sse import Splitter
 
@@ -39,7 +39,11 @@ READ_SECONDS_MAX: Final = 300.0
 # For an answer whose client has hung up.
 ABANDONED_SECONDS_MAX: Final = 120.0
 ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
-GATEWAY_STATUSES: Final = frozenset({502, 504})
+# By these a gateway says that it lost sight of the provider: 408 and 504 in RFC 9110, 499 nginx's, 520 and 524
+# Cloudflare's, 598 and 599 of other proxies. Cloudflare's 521 to 523, 525 and 526 say that there was no connection.
+GATEWAY_STATUSES: Final = frozenset({408, 499, 502, 504, 520, 524, 598, 599})
+LINGER_SECONDS: Final = 2.0
+"""A stream that said that it is over is closed so long after: some servers leave the connection open."""
 TIMEOUT: Final = aiohttp.ClientTimeout(
     total=CALL_SECONDS_MAX, sock_connect=CONNECT_SECONDS_MAX, sock_read=READ_SECONDS_MAX
 )
@@ -52,17 +56,7 @@ RESPONSE_HEADERS_DROPPED: Final = frozenset(
     | {"set-cookie", "server", "date", "proxy-authenticate", "alt-svc", "strict-transport-security"}
 )
 OUTPUT_LIMITED_HEADER: Final = "x-almoner-output-limited"
-
-_WATCHERS: Final[dict[str, Callable[[bytes, Seen], bool]]] = {
-    "openai": openai.watch_chat,
-    "responses": openai.watch_responses,
-    "anthropic": anthropic.watch,
-}
-_READERS: Final[dict[str, Callable[[Any], TokenCounts | None]]] = {
-    "openai": openai.usage,
-    "responses": openai.responses_usage,
-    "anthropic": anthropic.usage,
-}
+NO_USAGE: Final = "the provider's answer has no usage, or not all of it"
 
 
 class ProviderFailedError(Exception):
@@ -124,13 +118,12 @@ class Forwarder:
             ) as answer:
                 if answer.status >= 300:
                     return await self._pass_error(answer, tried)
-                if call.stream and answer.content_type == "text/event-stream":
+                if call.stream:
                     return await self._pass_stream(request, answer, tried, call)
                 body = await _read(answer)
-                data = _object_of(body)
-                tokens = _READERS[call.usage_shape](data.get("usage"))
-                call.served = tier_of(data)
-                self._settle(tried, "ok" if _connected(request) else "cancelled", tokens)
+                seen = Seen(call.usage_shape)
+                seen.read(_object_of(body))
+                self._settle_seen(tried, seen, None, gone=not _connected(request))
                 return web.Response(status=answer.status, body=body, headers=response_headers(answer.headers, call))
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             # Nothing was sent.
@@ -141,12 +134,12 @@ class Forwarder:
             late = isinstance(error, TimeoutError)
             message = f"the provider's answer did not come whole: {'a timeout' if late else type(error).__name__}"
             if tried.hold.open:
-                self._settle(tried, "error", None, message)
+                self._settle(tried, "error", message)
             raise ProviderFailedError(504 if late else 502, message) from None
         finally:
             if tried.hold.open:
                 # Cut off from outside (the meter is ending), or a fault of our own: what was sent may be billed.
-                self._settle(tried, "cancelled", None, "the call was cut off")
+                self._settle(tried, "cancelled", "the call was cut off")
 
     async def free(self, payload: Body, target: Target) -> web.StreamResponse:
         """Pass on a call that costs nothing. Raises ProviderFailedError."""
@@ -159,10 +152,24 @@ class Forwarder:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ProviderFailedError(502, f"the provider did not answer: {type(error).__name__}") from None
 
-    def _settle(self, tried: Try, outcome: str, tokens: TokenCounts | None, error: str | None = None) -> None:
-        if tokens is None and error is None:
-            error = "the provider's answer has no usage"
-        self._holds.settle(tried, outcome, tokens, error=error)
+    def _settle(self, tried: Try, outcome: str, error: str) -> None:
+        """Settle a try of whose answer nothing is known."""
+        self._holds.settle(tried, outcome, None, error=error)
+
+    def _settle_seen(self, tried: Try, seen: Seen, error: str | None, *, gone: bool) -> None:
+        """Settle a try by what its answer said; `error` broke it off, and `gone` is a client that hung up."""
+        call = tried.call
+        assert call is not None
+        call.served, call.beyond = seen.tier, seen.beyond()
+        tokens, error = seen.tokens(), seen.error or error
+        # Usage that came before the answer broke may not be the last word: counts of a stream are cumulative.
+        if tokens is not None and (seen.complete or error is None):
+            outcome = "error" if seen.error else "cancelled" if gone else "ok"
+            self._holds.settle(tried, outcome, tokens, error=error)
+        elif (known := seen.input_tokens()) is not None:
+            self._holds.settle_partly(tried, known, error or NO_USAGE)
+        else:
+            self._holds.settle(tried, "ok", None, error=error or NO_USAGE)
 
     async def _pass_error(self, answer: aiohttp.ClientResponse, tried: Try) -> web.StreamResponse:
         """Pass an error on as it is: nothing was generated, unless a gateway speaks for a provider it lost sight of."""
@@ -176,55 +183,49 @@ class Forwarder:
     async def _pass_stream(
         self, request: web.BaseRequest, answer: aiohttp.ClientResponse, tried: Try, call: Call
     ) -> web.StreamResponse:
-        """Pass events on as they come, watching for usage; hides the event that only we asked for."""
+        """Pass events on as they come, watching for usage; hides the event that only we asked for.
+
+        Some servers give a stream another content type, and some answer with one object: both pass as they are.
+        """
         response = web.StreamResponse(status=answer.status, headers=response_headers(answer.headers, call))
         relay = _Relay(request, response, call)
         error: str | None = None
         try:
             await relay.prepare()
-            async with asyncio.timeout(None) as abandoned:
-                async for chunk in answer.content.iter_any():
-                    await relay.take(chunk)
-                    if relay.client_gone and abandoned.when() is None:
-                        abandoned.reschedule(asyncio.get_running_loop().time() + ABANDONED_SECONDS_MAX)
-                await relay.take_rest()
+            await self._relay(answer, relay)
         except TimeoutError:
-            error = "the provider's stream did not end in time"
+            error = None if relay.seen.complete else "the provider's stream did not end in time"
         except (aiohttp.ClientError, OSError) as failure:
             error = f"the provider's stream broke: {type(failure).__name__}"
         finally:
-            self._settle_stream(tried, relay, error)
+            self._settle_seen(tried, relay.seen, error, gone=relay.client_gone)
         if error is not None:
             relay.cut()
         else:
             await relay.finish()
         return response
 
-    def _settle_stream(self, tried: Try, relay: _Relay, error: str | None) -> None:
-        seen, call = relay.seen, tried.call
-        assert call is not None
-        call.served = seen.tier
-        outcome = "cancelled" if relay.client_gone else "ok"
-        # Usage that came before the stream broke may not be the last word (deltas are cumulative).
-        if seen.tokens is not None and (seen.complete or error is None) and seen.error is None:
-            self._holds.settle(tried, outcome, seen.tokens, error=error)
-            return
-        error = error or seen.error or "the provider's stream ended without usage"
-        if seen.input_tokens is not None:
-            self._holds.settle_partly(tried, seen.input_tokens, error)
-        else:
-            self._holds.settle(tried, outcome, None, error=error)
+    async def _relay(self, answer: aiohttp.ClientResponse, relay: _Relay) -> None:
+        """Pass a stream on to its end. Raises TimeoutError where that does not come."""
+        now = asyncio.get_running_loop().time
+        async with asyncio.timeout(None) as limit:
+            async for chunk in answer.content.iter_any():
+                await relay.take(chunk)
+                if relay.seen.complete:
+                    limit.reschedule(min(limit.when() or now() + LINGER_SECONDS, now() + LINGER_SECONDS))
+                elif relay.client_gone and limit.when() is None:
+                    limit.reschedule(now() + ABANDONED_SECONDS_MAX)
+            await relay.take_rest()
 
 
 class _Relay:
     """Passes a stream's events to the client, and goes on reading when the client has gone."""
 
     def __init__(self, request: web.BaseRequest, response: web.StreamResponse, call: Call) -> None:
-        self.seen = Seen()
+        self.seen = Seen(call.usage_shape)
         self.client_gone = False
         self._request = request
         self._response = response
-        self._watch = _WATCHERS[call.usage_shape]
         self._hide = call.hide_usage
         self._splitter = Splitter()
 
@@ -237,17 +238,20 @@ class _Relay:
     async def take(self, chunk: bytes) -> None:
         passed = []
         for event in self._splitter.feed(chunk):
-            only_usage = self._watch(event, self.seen)
+            only_usage = self.seen.watch(event)
             if not (only_usage and self._hide):
                 passed.append(event)
         await self._write(b"".join(passed))
 
     async def take_rest(self) -> None:
         rest = self._splitter.rest()
-        if rest:
-            only_usage = self._watch(rest, self.seen)
-            if not (only_usage and self._hide):
-                await self._write(rest)
+        if not rest:
+            return
+        only_usage = self.seen.watch(rest)
+        if not (only_usage and self._hide):
+            await self._write(rest)
+        if rest.lstrip(BOM).lstrip()[:1] == b"{":
+            self.seen.read(_object_of(rest))
 
     async def _write(self, data: bytes) -> None:
         if not data or self.client_gone:

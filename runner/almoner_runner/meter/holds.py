@@ -310,7 +310,24 @@ class Holds:
             record["outcome"] = outcome
             record["requests"] = requests
             _price(record, call, tokens, billed=outcome != "error")
+            self._doubt(record, call)
         self._close(tried)
+
+    def _doubt(self, record: dict[str, Any], call: Call | None) -> None:
+        """Never call a cost exact that leaves out what no price card has a price for.
+
+        Where money is limited the hold is taken, or what is known where that is more; else the cost is unknown.
+        """
+        if call is None or call.beyond is None or record["cost_nanos"] is None:
+            return
+        record["metadata"]["beyond_card"] = call.beyond
+        if "usd" in self.books.allotment.limited:
+            record["cost_nanos"] = max(record["cost_nanos"], call.bound()["usd"])
+            record["outcome"] = "estimated"
+            record["error"] = record["error"] or f"no price is known of: {call.beyond}"
+        else:
+            record["cost_nanos"] = None
+            record["price_version"] = None
 
     def settle_partly(self, tried: Try, known: TokenCounts, error: str) -> None:
         """Settle a try whose input is known and whose output is not: only the output is taken from the hold."""

@@ -1,17 +1,16 @@
-"""The OpenAI dialect: chat completions, responses, embeddings. Requests to bounds, answers and streams to tokens.
+"""The OpenAI dialect: chat completions, responses, embeddings. Requests to bounds.
 
-Pure. Fields by OpenAI's API reference and what compatible servers (llama.cpp, vLLM, DeepSeek) add. Left out on
-purpose, because they cost what is not bounded here: hosted tools, web search, audio, predictions, background runs,
-stored prompts.
+Pure; answers are read in answers.py. Fields by OpenAI's API reference and what compatible servers (llama.cpp, vLLM,
+DeepSeek) add. Left out on purpose, because they cost what is not bounded here: hosted tools, web search, audio,
+predictions, background runs, stored prompts.
 """
 
 from __future__ import annotations
 
-import json
 from typing import Any, Final
 
 from almoner_core.environment import DEFAULT_CONTEXT_WINDOW
-from almoner_core.pricing import TokenCounts, input_tokens_bound
+from almoner_core.pricing import input_tokens_bound
 from almoner_runner.meter import inline
 from almoner_runner.meter.body import Body, growth
 from almoner_runner.meter.config import Model, Provider
@@ -19,17 +18,13 @@ from almoner_runner.meter.dialect import (
     CHOICES_MAX,
     Call,
     Rules,
-    Seen,
     check_fields,
-    count,
-    details,
     find_model,
     flag,
     input_bound,
     number,
     output_maximum,
     sequence,
-    tier_of,
     words,
 )
 from almoner_runner.meter.refusals import InvalidCallError
@@ -221,88 +216,9 @@ def embeddings(provider: Provider, payload: Body, rules: Rules) -> Call:
         provider=provider,
         model=model,
         payload=payload,
-        usage_shape="openai",
+        usage_shape="embeddings",
         input_bound=bound,
     )
-
-
-def usage(value: Any) -> TokenCounts | None:
-    """Read `usage` of chat completions and embeddings; None where it is missing or no usage.
-
-    Documented fields: `prompt_tokens` (cached and written ones included), `completion_tokens` (reasoning included).
-    """
-    if not isinstance(value, dict):
-        return None
-    prompt, completion = count(value, "prompt_tokens"), count(value, "completion_tokens")
-    if prompt is None:
-        return None
-    inner, outer = details(value, "prompt_tokens_details"), details(value, "completion_tokens_details")
-    cached = count(inner, "cached_tokens")
-    return TokenCounts(
-        input=prompt,
-        # DeepSeek's name for it where OpenAI's is absent.
-        cached_input=cached if cached is not None else count(value, "prompt_cache_hit_tokens") or 0,
-        cache_write=count(inner, "cache_write_tokens") or 0,
-        output=completion or 0,
-        reasoning=count(outer, "reasoning_tokens") or 0,
-    )
-
-
-def responses_usage(value: Any) -> TokenCounts | None:
-    """Read `usage` of a response: `input_tokens` and `output_tokens`, with their details as subsets."""
-    if not isinstance(value, dict):
-        return None
-    input_tokens, output_tokens = count(value, "input_tokens"), count(value, "output_tokens")
-    if input_tokens is None or output_tokens is None:
-        return None
-    inner, outer = details(value, "input_tokens_details"), details(value, "output_tokens_details")
-    return TokenCounts(
-        input=input_tokens,
-        cached_input=count(inner, "cached_tokens") or 0,
-        cache_write=count(inner, "cache_write_tokens") or 0,
-        output=output_tokens,
-        reasoning=count(outer, "reasoning_tokens") or 0,
-    )
-
-
-def watch_chat(event: bytes, seen: Seen) -> bool:
-    """Look at one event of a chat stream; True where it holds nothing but usage."""
-    if b"[DONE]" in event and event.strip() == b"data: [DONE]":
-        seen.complete = True
-        return False
-    # Servers that report usage put `"usage":null` on every other event: no need to read those.
-    if b'"usage"' not in event or b'"usage":null' in event or b'"usage": null' in event:
-        return False
-    data = event_data(event)
-    found = usage(data.get("usage"))
-    if found is None:
-        return False
-    seen.tokens = found
-    seen.tier = tier_of(data)
-    return data.get("choices") == []
-
-
-def watch_responses(event: bytes, seen: Seen) -> bool:
-    """Look at one event of a response's stream; its last one carries the whole response."""
-    if not any(name in event for name in (b"response.completed", b"response.incomplete", b"response.failed")):
-        return False
-    data = event_data(event)
-    if data.get("type") in ("response.completed", "response.incomplete", "response.failed"):
-        response = details(data, "response")
-        seen.tokens = responses_usage(response.get("usage"))
-        seen.tier = tier_of(response)
-        seen.complete = True
-    return False
-
-
-def event_data(event: bytes) -> dict[str, Any]:
-    """Read the JSON object in the data lines of a server-sent event; empty where there is none."""
-    lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
-    try:
-        data = json.loads(b"\n".join(lines))
-    except (ValueError, RecursionError):
-        return {}
-    return data if isinstance(data, dict) else {}
 
 
 def error_body(code: str, message: str, status: int, param: str | None) -> dict[str, Any]:
