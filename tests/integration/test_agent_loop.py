@@ -195,7 +195,7 @@ def test_tools_run_in_both_dialects(tmp_path: Path, api: str) -> None:
     ("said", "code"),
     [
         ("no room for this call in execution: of tool calls it could use up to 1, and 0 of 2 are left", 67),
-        ("no room for this call in demo/team: of nano-dollars it could use up to 9, and 0 of 5 are left", 68),
+        ("no room for this call in demo/team: of money it could use up to $0.09, and $0.00 of $0.05 are left", 68),
     ],
 )
 def test_a_tool_call_that_is_refused_ends_the_run(tmp_path: Path, api: str, said: str, code: int) -> None:
@@ -210,7 +210,7 @@ def test_a_tool_call_that_is_refused_ends_the_run(tmp_path: Path, api: str, said
 
 @pytest.mark.parametrize("api", DIALECTS)
 def test_a_refused_model_call_says_which_budget(tmp_path: Path, api: str) -> None:
-    said = "no room for this call in demo/team: of nano-dollars it could use up to 900, and 5 of 1000 are left"
+    said = "no room for this call in demo/team: of money it could use up to $0.90, and $0.05 of $1.00 are left"
     message = said if api == "OpenAI" else f"insufficient_quota: {said}"
     reply = Reply(status=429, message=message, headers={"x-should-retry": "false"})
     with ScriptedProvider([reply]) as provider:

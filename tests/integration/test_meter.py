@@ -245,7 +245,7 @@ def test_what_is_unknown_is_refused_by_name(start: Callable[..., Meter], provide
         assert (status, body["error"]["param"]) == (400, "web_search_options")
         status, body = meter.post("/openai/v1/chat/completions", {**chat, "max_tokens": "many"})
         assert (status, body["error"]["param"]) == (400, "max_tokens")
-        status, body = meter.post("/anthropic/v1/messages", {**chat, "max_tokens": 5, "mcp_servers": []})
+        status, body = meter.post("/anthropic/v1/messages", {**chat, "max_tokens": 5, "mcp_servers": ["x"]})
         assert status == 400
         assert "mcp_servers" in body["error"]["message"]
         assert httpx.post(f"{meter.url}/openai/v1/chat/completions", content=b"\xff{").status_code == 400
@@ -292,7 +292,7 @@ def test_a_larger_window_that_a_header_asks_for_is_held(start: Callable[..., Met
         for lines in (["context-1m-2025-08-07"], ["files-api-2025-04-14", "context-1m-2025-08-07"]):
             headers = [("anthropic-beta", line) for line in lines]
             answer = httpx.post(f"{meter.url}/anthropic/v1/messages", json=body, headers=headers)
-            assert (answer.status_code, "it could use up to 12500" in answer.text) == (429, True), answer.text
+            assert (answer.status_code, "it could use up to $1.25" in answer.text) == (402, True), answer.text
         settled(meter, ledger, 1)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import anthropic
+import httpx
 import openai
 import pytest
 
@@ -122,7 +124,7 @@ def test_a_limit_stops_the_stream_before_the_call_and_not_after(
         assert refused.value.code == "insufficient_quota"
         assert "team/budget" in str(refused.value)
         with (
-            pytest.raises(anthropic.RateLimitError, match="insufficient_quota"),
+            pytest.raises(anthropic.APIStatusError, match=r"402.*billing_error.*insufficient_quota"),
             anthropic_client(meter).messages.stream(model=MODEL, max_tokens=500, messages=HI),
         ):
             pass
@@ -135,7 +137,7 @@ def test_sdks_do_not_retry_a_refusal_in_vain(start: Callable[..., Meter]) -> Non
         with pytest.raises(openai.RateLimitError) as refused:
             openai_client(meter, retries=5).chat.completions.create(model=MODEL, messages=HI)
         assert refused.value.response.headers["x-should-retry"] == "false"
-        with pytest.raises(anthropic.RateLimitError):
+        with pytest.raises(anthropic.APIStatusError, match="402"):
             anthropic_client(meter, retries=5).messages.create(model=MODEL, max_tokens=100, messages=HI)
         metrics = meter.get_health("/metrics")[1]
         assert 'almoner_meter_refused_total{code="insufficient_quota"} 2' in metrics
@@ -182,3 +184,34 @@ def test_parallel_tool_calls_never_pass_the_tool_limit(start: Callable[..., Mete
         assert meter.post("/tools/web_search/calls", {})[0] == 404
     assert ledger.used()["tool_calls"] == 10
     assert ledger.used()["requests"] == 0
+
+
+def test_a_refusal_speaks_of_dollars_and_of_what_is_truly_left(start: Callable[..., Meter]) -> None:
+    """Fault F5: what this run holds and does not use is left for it as well."""
+    with LedgerDouble({"usd": 5000 * MICRO}) as ledger:
+        meter = start(ledger)
+        openai_client(meter).chat.completions.create(model=MODEL, messages=HI, max_tokens=1000)
+        long: Any = [{"role": "user", "content": "x" * 9000}]
+        with pytest.raises(openai.RateLimitError) as refused:
+            openai_client(meter).chat.completions.create(model=MODEL, messages=long, max_tokens=16)
+        settled(meter, ledger, 1)
+        spent = ledger.used()["usd"]
+    said = str(refused.value)
+    assert re.search(r"of money it could use up to \$0\.0\d+, and \$0\.00\d+ of \$0\.005 are left", said), said
+    left = re.search(r"and \$([0-9.]+) of", said)
+    assert left is not None
+    assert round(float(left[1]) * 10**9) == 5000 * MICRO - spent
+
+
+def test_every_line_of_a_header_that_is_a_list_reaches_the_provider(
+    start: Callable[..., Meter], provider: ScriptedProvider
+) -> None:
+    """Case C19."""
+    lines = ["context-1m-2025-08-07", "interleaved-thinking-2025-05-14"]
+    with LedgerDouble({"usd": DOLLAR * 100}) as ledger:
+        meter = start(ledger)
+        body = {"model": MODEL, "max_tokens": 16, "messages": HI}
+        headers = [("anthropic-beta", line) for line in lines]
+        answer = httpx.post(f"{meter.url}/anthropic/v1/messages?beta=true", json=body, headers=headers)
+        assert answer.status_code == 200, answer.text
+    assert provider.requests[-1]["headers"]["anthropic-beta"] == ",".join(lines)

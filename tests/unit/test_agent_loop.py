@@ -349,9 +349,9 @@ ANTHROPIC_QUOTA = {"type": "error", "error": {"type": "billing_error", "message"
             "no room for this call in execution: of tokens",
         ),
         (
-            ModelHTTPError(429, "m", {"message": f"no room {IN_EXECUTION} nano-dollars", "code": "insufficient_quota"}),
+            ModelHTTPError(429, "m", {"message": f"no room {IN_EXECUTION} money", "code": "insufficient_quota"}),
             AgentExitCode.BUDGET_EXHAUSTED,
-            "no room for this call in execution: of nano-dollars",
+            "no room for this call in execution: of money",
         ),
         (
             ModelHTTPError(

@@ -65,8 +65,14 @@ def test_chat_output_bound(request_fields: dict[str, Any], output: int) -> None:
         ("OpenAI", {"max_tokens": 5}, {"max_tokens": 5}),
         ("OpenAI", {"max_completion_tokens": 5}, {"max_completion_tokens": 5}),
         ("OpenAICompatible", {}, {"max_tokens": 1024}),
-        # A server that knows only the older name would not be bounded by the newer one.
-        ("OpenAICompatible", {"max_completion_tokens": 5}, {"max_completion_tokens": 5, "max_tokens": 5}),
+        # Case C06: the client's own field, alone.
+        ("OpenAICompatible", {"max_completion_tokens": 5}, {"max_completion_tokens": 5}),
+        ("OpenAICompatible", {"max_tokens": 5}, {"max_tokens": 5}),
+        (
+            "OpenAICompatible",
+            {"max_tokens": 5, "max_completion_tokens": 7},
+            {"max_tokens": 7, "max_completion_tokens": 7},
+        ),
     ],
 )
 def test_the_output_maximum_is_always_sent(kind: str, request_fields: dict[str, Any], sent: dict[str, int]) -> None:
@@ -177,7 +183,7 @@ def test_embeddings_have_no_output() -> None:
         (openai.responses, {"tools": [{"type": "web_search_preview"}]}, "tools"),
         (openai.responses, {"prompt": {"id": "p"}}, "prompt"),
         (openai.embeddings, {"stream": True}, "stream"),
-        (anthropic.messages, {"mcp_servers": []}, "mcp_servers"),
+        (anthropic.messages, {"mcp_servers": [{"type": "url", "url": "https://x"}]}, "mcp_servers"),
         (anthropic.messages, {"container": "c"}, "container"),
         (anthropic.messages, {"speed": "fast"}, "speed"),
         (anthropic.messages, {"tools": [{"type": "web_search_20250305", "name": "w"}]}, "tools"),
@@ -194,6 +200,140 @@ def test_what_may_cost_more_is_refused_by_name(bounder: Any, fields: dict[str, A
     with pytest.raises(InvalidCallError) as refused:
         bound(bounder, STRICT, **arguments)
     assert refused.value.param == param
+
+
+CLEAR = {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}, {"type": "clear_tool_uses_20250919"}]}
+FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object"}}
+
+
+@pytest.mark.parametrize(
+    ("bounder", "fields"),
+    [
+        # Case C05, fault F12: what asks for nothing, and what only shrinks or marks a call.
+        (openai.chat, {"modalities": ["text"]}),
+        *((openai.chat, {name: None}) for name in ("modalities", "audio", "prediction", "web_search_options")),
+        (openai.responses, {"background": False, "conversation": None, "prompt": None, "client_metadata": {"a": "b"}}),
+        (openai.responses, {"unheard_of": ""}),
+        (anthropic.messages, {"context_management": CLEAR}),
+        (anthropic.messages, {"container": None, "mcp_servers": [], "fallbacks": []}),
+        (anthropic.messages, {"speed": "standard", "thread": None}),
+        (openai.embeddings, {"truncate": None}),
+    ],
+)
+def test_what_costs_nothing_more_passes_as_it_is(bounder: Any, fields: dict[str, Any]) -> None:
+    given: dict[str, Any] = {"input": "hello"} if bounder in NO_MESSAGES else {"messages": MESSAGES}
+    call = bound(bounder, **given, **fields)
+    sent = json.loads(call.body())
+    assert {name: sent[name] for name in fields} == fields
+    assert call.input_bound < WINDOW, "it is bounded by its bytes as before"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"edits": [{"type": "compact_20260112"}]},
+        {"edits": [CLEAR["edits"][0], {"type": "compact_20260112"}]},
+        {"edits": [{"type": ["clear_thinking_"]}]},
+        {"edits": {}},
+        {"edits": [], "other": 1},
+        {},
+    ],
+)
+def test_context_management_that_may_sample_is_refused(value: Any) -> None:
+    with pytest.raises(InvalidCallError, match="context_management"):
+        bound(anthropic.messages, max_tokens=5, messages=MESSAGES, context_management=value)
+
+
+def test_every_fault_of_a_request_is_named_at_once() -> None:
+    with pytest.raises(InvalidCallError) as refused:
+        bound(
+            anthropic.messages,
+            max_tokens=5,
+            messages=MESSAGES,
+            container="c",
+            speed="fast",
+            tools=[
+                {"type": "tool_search_tool_bm25_20251119", "name": "t"},
+                {"type": "web_search_20250305", "name": "w"},
+            ],
+            system=[{"type": "text", "text": "x", "cache_control": {"type": "ephemeral", "ttl": "1h"}}],
+            service_tier="batch",
+        )
+    said = refused.value.message
+    for words in ("container, speed", "tools[0]", "tools[1]", "cache_control.ttl", "service_tier"):
+        assert words in said
+    with pytest.raises(InvalidCallError, match=r"n_predict.*tools.0.*service_tier"):
+        bound(openai.chat, messages=MESSAGES, n_predict=9, tools=[{"type": "web_search"}], service_tier="priority")
+
+
+def test_many_unknown_fields_make_no_long_answer() -> None:
+    with pytest.raises(InvalidCallError) as refused:
+        openai.chat(provider(), body(model="m", **{"x" * 500 + str(number): 1 for number in range(500)}), STRICT)
+    assert len(refused.value.message) < 600
+    with pytest.raises(InvalidCallError, match="and 492 more") as refused:
+        bound(openai.chat, messages=MESSAGES, tools=[{"type": "web_search"}] * 500)
+    assert len(refused.value.message) < 3000
+
+
+def test_what_runs_at_codexs_own_side_is_bounded_by_its_bytes() -> None:
+    """Case C15."""
+    tools = [
+        FUNCTION,
+        {"type": "custom", "name": "apply_patch"},
+        {"type": "local_shell"},
+        {"type": "namespace", "name": "x", "description": "y", "tools": [FUNCTION]},
+    ]
+    plain = bound(openai.responses, input="hello", tools=[FUNCTION])
+    call = bound(openai.responses, input="hello", tools=tools)
+    assert plain.input_bound + len(json.dumps(FUNCTION)) < call.input_bound < WINDOW
+    items: list[Any] = [
+        {"type": "message", "role": "user", "content": "hello"},
+        {"type": "additional_tools", "role": "developer", "tools": [FUNCTION]},
+        {
+            "type": "local_shell_call",
+            "call_id": "c",
+            "action": {"type": "exec", "command": ["ls"]},
+            "status": "completed",
+        },
+        {"type": "local_shell_call_output", "call_id": "c", "output": "x"},
+    ]
+    without = bound(openai.responses, input=items[:1] + items[2:])
+    call = bound(openai.responses, input=items)
+    # What is written anew counts twice, as it does among the tools.
+    assert without.input_bound + 2 * len(json.dumps(FUNCTION)) <= call.input_bound < WINDOW
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        {"type": "web_search", "external_web_access": False},
+        {"type": "namespace", "name": "x", "tools": [{"type": "web_search"}]},
+        {"type": "namespace", "name": "x", "tools": [{"type": "namespace", "name": "y", "tools": []}]},
+        {"type": "shell"},
+    ],
+)
+def test_hosted_tools_are_refused_wherever_they_are(tool: dict[str, Any]) -> None:
+    with pytest.raises(InvalidCallError, match="hosted tool"):
+        bound(openai.responses, input="hello", tools=[tool])
+    with pytest.raises(InvalidCallError, match="hosted tool"):
+        bound(openai.responses, input=[{"type": "additional_tools", "tools": [tool]}])
+    with pytest.raises(InvalidCallError, match="hosted tool 'namespace'"):
+        bound(openai.chat, messages=MESSAGES, tools=[{"type": "namespace", "name": "x", "tools": []}])
+
+
+def test_a_tool_that_is_on_by_default_is_refused_with_the_way_to_switch_it_off() -> None:
+    with pytest.raises(InvalidCallError, match=r'web_search = "disabled"'):
+        bound(openai.responses, input="hello", tools=[{"type": "web_search"}])
+
+
+def test_threads_are_refused_so_that_tool_runners_go_on_without() -> None:
+    """Fault F9: by these words alone the SDKs know."""
+    with pytest.raises(InvalidCallError) as refused:
+        bound(anthropic.messages, max_tokens=5, messages=MESSAGES, thread={"type": "create"})
+    error = refused.value
+    body = anthropic.error_body(error.code, error.message, error.status, error.param)["error"]
+    assert body["type"] == "invalid_request_error"
+    assert body["details"] == {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
 
 
 def test_without_a_budget_unknown_fields_pass() -> None:
@@ -240,7 +380,8 @@ def test_lowering_the_output_and_taking_it_back() -> None:
     assert call.output_max_within("tokens", room) == 100
     call.lower_output(100)
     assert (call.output_bound, call.limited_from) == (200, 500)
-    assert json.loads(call.body())["max_tokens"] == json.loads(call.body())["max_completion_tokens"] == 100
+    assert json.loads(call.body())["max_completion_tokens"] == 100
+    assert "max_tokens" not in json.loads(call.body())
     call.restore_output(500)
     assert (call.output_bound, call.limited_from) == (1000, None)
     assert call.output_max_within("tool_calls", 10) == -1

@@ -22,7 +22,7 @@ INSUFFICIENT: Final = "insufficient_quota"
 # ... and that a rate has none: not soon, or never for so large a call.
 RATES: Final = ("rate_limit_exceeded", "request_exceeds_rate")
 # ... and whose limit it was. Money is a budget whoever set it; the other limits of the execution are its own.
-_OWN_LIMIT: Final = re.compile(r"\bin execution: of (?!nano-dollars)")
+_OWN_LIMIT: Final = re.compile(r"\bin execution: of (?!money|nano-dollars)")
 
 
 class AgentFailure(Exception):  # noqa: N818 - it is the end of a run, not a fault of the program

@@ -18,7 +18,6 @@ from almoner_runner.meter.config import Model, Provider
 from almoner_runner.meter.dialect import (
     Call,
     Rules,
-    check_fields,
     find_model,
     flag,
     input_bound,
@@ -27,13 +26,16 @@ from almoner_runner.meter.dialect import (
     sequence,
     words,
 )
+from almoner_runner.meter.fields import Faults, Free, only_clears, standard, unknown
 from almoner_runner.meter.refusals import InvalidCallError
 
 MESSAGE_FIELDS: Final = words(
     "model messages max_tokens system stop_sequences stream temperature top_k top_p tools tool_choice metadata "
     "thinking service_tier cache_control output_config output_format"
 )
+MESSAGE_FREE: Final[Free] = {"context_management": only_clears, "speed": standard}
 SERVICE_TIERS: Final = (None, "auto", "standard_only")
+THREADS_UNSUPPORTED: Final = "thread_unsupported_request"
 # Tools that run at the client's; each brings instructions of its own.
 CLIENT_TOOLS: Final = ("bash_", "text_editor_", "memory_", "computer_")
 
@@ -42,15 +44,7 @@ def messages(provider: Provider, payload: Body, rules: Rules) -> Call:
     """Bound a message."""
     model = find_model(provider, payload, rules)
     if rules.strict:
-        check_fields(payload, MESSAGE_FIELDS, "messages")
-        _check_tools(sequence(payload, "tools"))
-        _check_cache(payload)
-        if payload.get("service_tier") not in SERVICE_TIERS:
-            raise InvalidCallError(
-                "service_tier: under a budget only 'auto' and 'standard_only' are let through",
-                code="unsupported_parameter",
-                param="service_tier",
-            )
+        _check(payload)
     maximum = output_maximum([number(payload, "max_tokens", least=1)], model, rules)
     payload.set("max_tokens", maximum)
     thinking = _thinking_budget(payload)
@@ -71,13 +65,27 @@ def messages(provider: Provider, payload: Body, rules: Rules) -> Call:
     )
 
 
+def _check(payload: Body) -> None:
+    """Raises InvalidCallError with everything in the request that may raise its cost beyond the bound."""
+    faults = Faults()
+    names = unknown(payload.fields, MESSAGE_FIELDS, MESSAGE_FREE)
+    if names == ["thread"]:
+        raise ThreadsUnsupportedError
+    faults.add_unknown(names, "messages")
+    _check_tools(sequence(payload, "tools"), faults)
+    _check_cache(payload, faults)
+    if payload.get("service_tier") not in SERVICE_TIERS:
+        faults.add("service_tier", "service_tier: under a budget only 'auto' and 'standard_only' are let through")
+    faults.check()
+
+
 def _input(provider: Provider, payload: Body, model: Model, rules: Rules) -> int:
     given, tools = sequence(payload, "messages"), sequence(payload, "tools")
     schemas = payload.schema_bytes("tools", "output_config", "output_format")
     bound = input_tokens_bound(payload.text_bytes(), len(given) + 1, tool_bytes=schemas)
     bound += TOOLS_OVERHEAD_TOKENS * sum(1 for tool in tools if _is_client_tool(tool))
     whole = (
-        payload.fields.keys() <= MESSAGE_FIELDS
+        not unknown(payload.fields, MESSAGE_FIELDS, MESSAGE_FREE)
         and inline.system(payload.get("system") or "")
         and all(map(inline.message, given))
         and all(map(inline.message_tool, tools))
@@ -106,38 +114,47 @@ def _is_client_tool(tool: Any) -> bool:
     return isinstance(tool, dict) and str(tool.get("type", "")).startswith(CLIENT_TOOLS)
 
 
-def _check_tools(tools: list[Any]) -> None:
+def _check_tools(tools: list[Any], faults: Faults) -> None:
     for index, tool in enumerate(tools):
         kind = tool.get("type") if isinstance(tool, dict) else "?"
         if kind not in (None, "custom") and not _is_client_tool(tool):
-            raise InvalidCallError(
+            faults.add(
+                "tools",
                 f"tools[{index}]: server tool {str(kind)[:64]!r} costs what the meter cannot bound; "
                 "under a budget only custom and client tools are let through",
-                code="unsupported_parameter",
-                param="tools",
             )
 
 
-def _check_cache(payload: Body) -> None:
-    """Refuse cache entries that live for an hour: writing them costs more than the price card says."""
+def _check_cache(payload: Body, faults: Faults) -> None:
+    """Note cache entries that live for an hour: writing them costs more than the price card says."""
     stack: list[Any] = [payload.fields]
     while stack:
         value = stack.pop()
         if isinstance(value, dict):
             control = value.get("cache_control")
             if isinstance(control, dict) and control.get("ttl") not in (None, "5m"):
-                raise InvalidCallError(
+                faults.add(
+                    "cache_control",
                     "cache_control.ttl: under a budget only '5m' is let through: longer entries cost more to write",
-                    code="unsupported_parameter",
-                    param="cache_control",
                 )
+                return
             value = value.values()
         stack.extend(child for child in value if isinstance(child, (dict, list)))
 
 
+class ThreadsUnsupportedError(InvalidCallError):
+    """The refusal of `thread` by which Anthropic's tool runners know to go on without one."""
+
+    def __init__(self) -> None:
+        message = "thread: under a budget the meter keeps no threads: their stored input has no bound"
+        super().__init__(message, code=THREADS_UNSUPPORTED, param="thread")
+
+
 def error_body(code: str, message: str, status: int, param: str | None) -> dict[str, Any]:
     """Give a refusal in Anthropic's shape. The code stays readable: the shape has no field for it."""
-    del param
-    kinds = {400: "invalid_request_error", 404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error"}
-    kind = kinds.get(status, "overloaded_error" if status == 503 else "api_error")
-    return {"type": "error", "error": {"type": kind, "message": f"{code}: {message}"}}
+    kinds = {400: "invalid_request_error", 402: "billing_error", 404: "not_found_error", 413: "request_too_large"}
+    kinds |= {429: "rate_limit_error", 503: "overloaded_error"}
+    error: dict[str, Any] = {"type": kinds.get(status, "api_error"), "message": f"{code}: {message}"}
+    if code == THREADS_UNSUPPORTED:
+        error["details"] = {"error_code": code, "unsupported": [param]}
+    return {"type": "error", "error": error}

@@ -262,5 +262,9 @@ def _refusal(dialect: str, error: RefusedError) -> web.Response:
         headers["retry-after"] = str(error.retry_after)
         worth = worth or error.retry_after <= RETRY_WORTH_SECONDS
     headers["x-should-retry"] = "true" if worth else "false"
-    body = _ERROR_BODIES[dialect](error.code, error.message, error.status, error.param)
-    return web.json_response(body, status=error.status, headers=headers)
+    status = error.status
+    if dialect == ANTHROPIC and error.code == "insufficient_quota" and not worth:
+        # Anthropic's own word for it: its clients take 429 for a reason to wait, and some wait for minutes.
+        status = 402
+    body = _ERROR_BODIES[dialect](error.code, error.message, status, error.param)
+    return web.json_response(body, status=status, headers=headers)

@@ -146,9 +146,14 @@ class Body:
             value = self.fields.get(name)
             if value:
                 start, end = self._spans.get(name, (0, 0))
-                written = len(json.dumps(value))
-                total += max(written, written + _indentation(value) - (end - start))
+                total += schema_growth(value, end - start)
         return total
+
+
+def schema_growth(value: Any, sent: int = 0) -> int:
+    """Give the bytes to count once more for a schema that a server writes anew; `sent` were counted, as they came."""
+    written = len(json.dumps(value))
+    return max(written, written + _indentation(value) - sent)
 
 
 def growth(value: Any) -> int:

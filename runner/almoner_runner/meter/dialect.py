@@ -25,7 +25,6 @@ from almoner_runner.meter.refusals import InvalidCallError, RefusedError
 from almoner_runner.meter.told import TOKENS_MAX
 
 CHOICES_MAX: Final = 128
-FIELD_NAMES_SHOWN: Final = 5
 
 UsageShape = Literal["openai", "embeddings", "responses", "anthropic"]
 
@@ -130,17 +129,6 @@ class Call:
 def words(text: str) -> frozenset[str]:
     """Give the words of a text as a set."""
     return frozenset(text.split())
-
-
-def check_fields(payload: Body, known: frozenset[str], operation: str) -> None:
-    """Refuse fields that are not known, by name."""
-    if unknown := sorted(set(payload.fields) - known):
-        names = ", ".join(name[:64] for name in unknown[:FIELD_NAMES_SHOWN])
-        raise InvalidCallError(
-            f"{operation}: under a budget the meter lets through only fields whose cost it knows, and not: {names}",
-            code="unsupported_parameter",
-            param=unknown[0][:64],
-        )
 
 
 def number(payload: Body | dict[str, Any], name: str, *, least: int = 0, most: int = TOKENS_MAX) -> int | None:

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 import aiohttp
 from aiohttp import web
+from multidict import MultiMapping
 
 from almoner_core.environment import CALL_SECONDS_MAX
 from almoner_core.pricing import TokenCounts
@@ -76,9 +77,10 @@ class Target:
     headers: dict[str, str]
 
 
-def request_headers(given: Mapping[str, str], dialect: str, key: str) -> dict[str, str]:
+def request_headers(given: MultiMapping[str], dialect: str, key: str) -> dict[str, str]:
     """Give the headers that go to the provider: few of the agent's, and our key in place of its."""
-    headers = {name: given[name] for name in REQUEST_HEADERS if name in given}
+    # Several lines of a header are one list (RFC 9110, 5.3); some SDKs send a line for each beta.
+    headers = {name: ",".join(given.getall(name)) for name in REQUEST_HEADERS if name in given}
     headers["content-type"] = "application/json"
     # Usage must be readable, and the pod's loopback gains nothing from compression.
     headers["accept-encoding"] = "identity"

@@ -20,7 +20,7 @@ from almoner_runner.meter.dialect import Call
 from almoner_runner.meter.ids import uuid7
 from almoner_runner.meter.ledger import LedgerError, LedgerUnreachableError
 from almoner_runner.meter.pacing import Pacing, Turn, too_large
-from almoner_runner.meter.refusals import RefusedError
+from almoner_runner.meter.refusals import RefusedError, amount, kind
 from almoner_runner.meter.spool import SpoolError
 from almoner_runner.meter.tools import ToolCall
 
@@ -98,7 +98,7 @@ class Holds:
                 elif self._may_settle(settlement) and (left := deadline - books.now) > 0:
                     await _wait(settlement, left)
                 else:
-                    raise _insufficient(bound, refusal)
+                    raise _insufficient(bound, refusal, self.books.allotment.free_amounts())
                 await self._gate()
         finally:
             turn.leave()
@@ -175,7 +175,8 @@ class Holds:
                 raise RefusedError(
                     429,
                     "insufficient_quota",
-                    f"one call may use at most {most} of {_unit(dimension)}, this one could use {bound[dimension]}",
+                    f"one call may use at most {amount(dimension, most)} of {kind(dimension)}, this one could use "
+                    f"{amount(dimension, bound[dimension])}",
                 )
             call.lower_output(output)
             bound = call.bound()
@@ -225,7 +226,7 @@ class Holds:
                         return hold
                     # Somebody else may have taken the room just now, and will leave some of it.
                     if not self._may_settle(settlement) or left <= 0:
-                        raise _insufficient(bound, refusal)
+                        raise _insufficient(bound, refusal, self.books.allotment.free_amounts())
                 await self._gate()
         finally:
             turn.leave()
@@ -433,20 +434,19 @@ def _unreachable() -> RefusedError:
     )
 
 
-def _unit(dimension: str) -> str:
-    return "nano-dollars" if dimension == "usd" else dimension.replace("_", " ")
-
-
-def _insufficient(bound: Mapping[str, int], refusal: Mapping[str, Any] | None) -> RefusedError:
+def _insufficient(bound: Mapping[str, int], refusal: Mapping[str, Any] | None, own: Mapping[str, int]) -> RefusedError:
+    """Say that there is no room; `own` is what this run holds and does not use, which is left for it as well."""
     if not refusal:
         return RefusedError(
             429, "insufficient_quota", "no room for this call: others were quicker; try again", retry_after=1
         )
     dimension = str(refusal.get("dimension"))
-    left = max(0, refusal.get("limit", 0) - refusal.get("spent", 0) - refusal.get("reserved", 0))
+    limit = int(refusal.get("limit", 0))
+    left = max(0, limit - refusal.get("spent", 0) - refusal.get("reserved", 0)) + own.get(dimension, 0)
     message = (
-        f"no room for this call in {refusal.get('account')}: of {_unit(dimension)} it could use up to "
-        f"{bound.get(dimension, 0)}, and {left} of {refusal.get('limit')} are left"
+        f"no room for this call in {refusal.get('account')}: of {kind(dimension)} it could use up to "
+        f"{amount(dimension, bound.get(dimension, 0))}, and {amount(dimension, min(left, limit))} of "
+        f"{amount(dimension, limit)} are left"
     )
     retry_after = refusal.get("retry_after_seconds")
     if refusal.get("may_free_up"):

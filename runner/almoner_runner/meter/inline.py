@@ -142,23 +142,40 @@ def _reasoning(value: Any) -> bool:
     return _ITEM_REASONING(value) and bool(value.get("encrypted_content") or not value.get("id"))
 
 
+_FUNCTION_TOOLS: Final[dict[str, Check]] = {
+    "function": _shape("name", {"type": _text, **_FUNCTION}),
+    "custom": _shape("name", {"type": _text, **_CUSTOM}),
+}
+response_tool: Final = _kinds(
+    {
+        **_FUNCTION_TOOLS,
+        "local_shell": _shape("", {"type": _text}),
+        # Client functions in a group.
+        "namespace": _shape(
+            "name",
+            {"type": _text, "name": _text, "description": _text, "tools": _every(_kinds(_FUNCTION_TOOLS))},
+        ),
+    }
+)
 response_item: Final = _kinds(
     {
         "message": _ITEM_MESSAGE,
         "function_call": _shape(
-            "call_id name arguments", {**_ITEM, "call_id": _text, "name": _text, "arguments": _text}, stored=True
+            "call_id name arguments",
+            {**_ITEM, "call_id": _text, "name": _text, "namespace": _text, "arguments": _text},
+            stored=True,
         ),
         "function_call_output": _ITEM_OUTPUT,
         "custom_tool_call": _shape(
             "call_id name input", {**_ITEM, "call_id": _text, "name": _text, "input": _text}, stored=True
         ),
         "custom_tool_call_output": _ITEM_OUTPUT,
+        "local_shell_call": _shape("call_id action", {**_ITEM, "call_id": _text, "action": _json}, stored=True),
+        "local_shell_call_output": _shape("output", {**_ITEM, "call_id": _text, "output": _text}, stored=True),
+        "additional_tools": _shape("tools", {"type": _text, "role": _text, "tools": _every(response_tool)}),
         "reasoning": _reasoning,
     },
     untyped=_ITEM_MESSAGE,
-)
-response_tool: Final = _kinds(
-    {"function": _shape("name", {"type": _text, **_FUNCTION}), "custom": _shape("name", {"type": _text, **_CUSTOM})}
 )
 
 

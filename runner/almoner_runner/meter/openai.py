@@ -12,13 +12,12 @@ from typing import Any, Final
 from almoner_core.environment import DEFAULT_CONTEXT_WINDOW
 from almoner_core.pricing import input_tokens_bound
 from almoner_runner.meter import inline
-from almoner_runner.meter.body import Body, growth
+from almoner_runner.meter.body import Body, growth, schema_growth
 from almoner_runner.meter.config import Model, Provider
 from almoner_runner.meter.dialect import (
     CHOICES_MAX,
     Call,
     Rules,
-    check_fields,
     find_model,
     flag,
     input_bound,
@@ -27,6 +26,7 @@ from almoner_runner.meter.dialect import (
     sequence,
     words,
 )
+from almoner_runner.meter.fields import Faults, Free, labels, only_text, unknown
 from almoner_runner.meter.refusals import InvalidCallError
 
 CHAT_FIELDS: Final = words(
@@ -42,10 +42,17 @@ RESPONSES_FIELDS: Final = words(
     "reasoning store stream stream_options temperature text tool_choice tools top_logprobs top_p truncation user "
     "safety_identifier prompt_cache_key prompt_cache_retention include service_tier"
 )
+CHAT_FREE: Final[Free] = {"modalities": only_text}
+RESPONSES_FREE: Final[Free] = {"client_metadata": labels}
 EMBEDDING_FIELDS: Final = words("model input encoding_format dimensions user")
 SERVICE_TIERS: Final = (None, "auto", "default")
 BATCH_TIER: Final = "flex"
-# OpenAI's own API takes one of the two names; compatible servers may know only the older.
+CHAT_TOOLS: Final = frozenset({"function", "custom"})
+RESPONSE_TOOLS: Final = frozenset({"function", "custom", "local_shell", "namespace"})
+SWITCHES: Final = {"web_search": 'switch it off in the client (in Codex: web_search = "disabled" in config.toml)'}
+"""How clients that have a hosted tool on by default go without it."""
+MAXIMA: Final = ("max_completion_tokens", "max_tokens")
+"""OpenAI's own API wants the newer name; compatible servers may know the older alone."""
 OPENAI_TYPE: Final = "OpenAI"
 
 
@@ -54,18 +61,21 @@ def chat(provider: Provider, payload: Body, rules: Rules) -> Call:
     model = find_model(provider, payload, rules)
     batch = _asks_for_batch(model, payload)
     if rules.strict:
-        check_fields(payload, CHAT_FIELDS, "chat/completions")
-        _check_tools(sequence(payload, "tools"))
+        faults = Faults()
+        faults.add_unknown(unknown(payload.fields, CHAT_FIELDS, CHAT_FREE), "chat/completions")
+        _check_tools(sequence(payload, "tools"), faults)
         if not batch:
-            _set_service_tier(provider, payload)
-    asked = [number(payload, name, least=1) for name in ("max_completion_tokens", "max_tokens")]
+            _check_service_tier(payload, faults)
+        faults.check()
+        if not batch and provider.type == OPENAI_TYPE:
+            # Another tier, or a project's own default, is billed otherwise.
+            payload.set("service_tier", "default")
+    asked = [number(payload, name, least=1) for name in MAXIMA]
     maximum = output_maximum(asked, model, rules)
-    if provider.type == OPENAI_TYPE:
-        fields: tuple[str, ...] = ("max_completion_tokens",) if asked[1] is None else ("max_tokens",)
-        if asked[0] is not None and asked[1] is not None:
-            fields = ("max_completion_tokens", "max_tokens")
-    else:
-        fields = ("max_tokens",) if asked[0] is None else ("max_completion_tokens", "max_tokens")
+    # The client's own field, alone: servers refuse both at once, and some of them one of the two.
+    fields = tuple(name for name, value in zip(MAXIMA, asked, strict=True) if value is not None)
+    if not fields:
+        fields = MAXIMA[:1] if provider.type == OPENAI_TYPE else MAXIMA[1:]
     for name in fields:
         payload.set(name, maximum)
     stream = flag(payload, "stream")
@@ -92,7 +102,7 @@ def _chat_input(provider: Provider, payload: Body, model: Model, rules: Rules) -
     tools = payload.schema_bytes("tools", "functions", "response_format")
     bound = input_tokens_bound(payload.text_bytes(), len(messages), tool_bytes=tools)
     whole = (
-        payload.fields.keys() <= CHAT_FIELDS
+        not unknown(payload.fields, CHAT_FIELDS, CHAT_FREE)
         and all(map(inline.chat_message, messages))
         and all(map(inline.chat_tool, sequence(payload, "tools")))
         and all(map(inline.chat_function, sequence(payload, "functions")))
@@ -107,15 +117,18 @@ def _calls_growth(message: dict[str, Any]) -> int:
     return sum(growth(call.get("arguments")) for call in (*calls, message.get("function_call")) if call)
 
 
-def _check_tools(tools: list[Any]) -> None:
+def _check_tools(tools: list[Any], faults: Faults, *, at_the_clients: frozenset[str] = CHAT_TOOLS) -> None:
+    """Note tools that run at the provider's: they cost what the meter cannot bound."""
     for index, tool in enumerate(tools):
         kind = tool.get("type") if isinstance(tool, dict) else None
-        if kind not in ("function", "custom"):
-            raise InvalidCallError(
+        if kind == "namespace" and kind in at_the_clients:
+            _check_tools(tool["tools"] if isinstance(tool.get("tools"), list) else [], faults)
+        elif kind not in at_the_clients:
+            hint = f": {SWITCHES[kind]}" if isinstance(kind, str) and kind in SWITCHES else ""
+            faults.add(
+                "tools",
                 f"tools[{index}]: hosted tool {str(kind)[:64]!r} costs what the meter cannot bound; "
-                "under a budget only function and custom tools are let through",
-                code="unsupported_parameter",
-                param="tools",
+                f"under a budget only tools that run at the client's are let through{hint}",
             )
 
 
@@ -124,17 +137,14 @@ def _asks_for_batch(model: Model, payload: Body) -> bool:
     return payload.get("service_tier") == BATCH_TIER and model.price is not None and bool(model.price.batch)
 
 
-def _set_service_tier(provider: Provider, payload: Body) -> None:
-    """Hold the call to the list price: another tier, or a project's own default, is billed otherwise."""
+def _check_service_tier(payload: Body, faults: Faults) -> None:
+    """Hold the call to the list price."""
     if payload.get("service_tier") not in SERVICE_TIERS:
-        raise InvalidCallError(
+        faults.add(
+            "service_tier",
             "service_tier: under a budget only the default tier is let through, and flex where the model has a batch "
             "price: the others are billed at other prices",
-            code="unsupported_parameter",
-            param="service_tier",
         )
-    if provider.type == OPENAI_TYPE:
-        payload.set("service_tier", "default")
 
 
 def _ask_for_usage(payload: Body) -> bool:
@@ -155,10 +165,17 @@ def responses(provider: Provider, payload: Body, rules: Rules) -> Call:
     model = find_model(provider, payload, rules)
     batch = _asks_for_batch(model, payload)
     if rules.strict:
-        check_fields(payload, RESPONSES_FIELDS, "responses")
-        _check_tools(sequence(payload, "tools"))
+        faults = Faults()
+        faults.add_unknown(unknown(payload.fields, RESPONSES_FIELDS, RESPONSES_FREE), "responses")
+        _check_tools(sequence(payload, "tools"), faults, at_the_clients=RESPONSE_TOOLS)
+        for item in payload.get("input") if isinstance(payload.get("input"), list) else ():
+            if isinstance(item, dict) and isinstance(item.get("tools"), list):
+                _check_tools(item["tools"], faults, at_the_clients=RESPONSE_TOOLS)
         if not batch:
-            _set_service_tier(provider, payload)
+            _check_service_tier(payload, faults)
+        faults.check()
+        if not batch and provider.type == OPENAI_TYPE:
+            payload.set("service_tier", "default")
     maximum = output_maximum([number(payload, "max_output_tokens", least=1)], model, rules)
     payload.set("max_output_tokens", maximum)
     return Call(
@@ -182,7 +199,7 @@ def _response_input(provider: Provider, payload: Body, model: Model, rules: Rule
     tools = payload.schema_bytes("tools", "text")
     bound = input_tokens_bound(payload.text_bytes(), len(items) + 2, tool_bytes=tools)
     whole = (
-        payload.fields.keys() <= RESPONSES_FIELDS
+        not unknown(payload.fields, RESPONSES_FIELDS, RESPONSES_FREE)
         # What the server stored is not in the request.
         and not payload.get("previous_response_id")
         and (given is None or isinstance(given, str | list))
@@ -190,19 +207,27 @@ def _response_input(provider: Provider, payload: Body, model: Model, rules: Rule
         and isinstance(payload.get("instructions") or "", str)
         and all(map(inline.response_tool, sequence(payload, "tools")))
     )
-    bound += sum(growth(item.get("arguments")) for item in items) if whole else 0
+    bound += sum(map(_item_growth, items)) if whole else 0
     return input_bound(bound, whole=whole, name="input", provider=provider, model=model, rules=rules)
+
+
+def _item_growth(item: dict[str, Any]) -> int:
+    """What a server writes anew of an item: arguments, actions, and tools that came late."""
+    tools = item.get("tools")
+    return growth(item.get("arguments")) + growth(item.get("action")) + (schema_growth(tools) if tools else 0)
 
 
 def embeddings(provider: Provider, payload: Body, rules: Rules) -> Call:
     """Bound an embedding: input alone. Token ids, too, are at least a byte each, and so is every text's end marker."""
     model = find_model(provider, payload, rules)
     if rules.strict:
-        check_fields(payload, EMBEDDING_FIELDS, "embeddings")
+        faults = Faults()
+        faults.add_unknown(unknown(payload.fields, EMBEDDING_FIELDS, {}), "embeddings")
+        faults.check()
     given = payload.get("input")
     texts = len(given) if isinstance(given, list) else 1
     bound = input_tokens_bound(payload.text_bytes(), texts)
-    if not inline.embedding_input(given) or not payload.fields.keys() <= EMBEDDING_FIELDS:
+    if not inline.embedding_input(given) or unknown(payload.fields, EMBEDDING_FIELDS, {}):
         if rules.strict:
             raise InvalidCallError(
                 "input: under a budget the meter lets through only texts and token ids, one or a list of them",

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from almoner_runner.meter.books import Books
 from almoner_runner.meter.ledger import LedgerError, LedgerUnreachableError
-from almoner_runner.meter.refusals import RefusedError
+from almoner_runner.meter.refusals import RefusedError, amount, kind
 
 # Others may have refunded meanwhile: ask again after so long, however long the bucket would take by itself.
 LOOK_S: Final = 1.0
@@ -115,12 +115,12 @@ class Pacing:
 
 def limited(refusal: Mapping[str, Any]) -> RefusedError:
     """The refusal of a call that a rate has no room for, now or (`retry_after_ms` absent) ever."""
-    dimension = str(refusal.get("dimension", "calls")).replace("_", " ")
+    dimension = str(refusal.get("dimension", "calls"))
     wait = refusal.get("retry_after_ms")
     what = (
-        f"{refusal.get('account', 'a rate')} lets {refusal.get('limit')} {dimension} through at once, refilled over "
-        f"{refusal.get('rate_seconds')} seconds; {refusal.get('spent')} are missing, this call could use "
-        f"{refusal.get('needed')}"
+        f"{refusal.get('account', 'a rate')} lets {refusal.get('limit')} {dimension.replace('_', ' ')} through at "
+        f"once, refilled over {refusal.get('rate_seconds')} seconds; {refusal.get('spent')} are missing, this "
+        f"call could use {refusal.get('needed')}"
     )
     if refusal and wait is None:
         return RefusedError(429, "request_exceeds_rate", f"the call is larger than its rate allows: {what}")
@@ -132,9 +132,9 @@ def limited(refusal: Mapping[str, Any]) -> RefusedError:
 
 def too_large(dimension: str, capacity: int, asked: int) -> RefusedError:
     """The refusal of a call whose bound is above what its rate ever lets through, however little it may say."""
-    unit = "nano-dollars" if dimension == "usd" else dimension.replace("_", " ")
     return RefusedError(
         429,
         "request_exceeds_rate",
-        f"one call may use at most {capacity} {unit} under the rate that counts it, this one could use {asked}",
+        f"one call may use at most {amount(dimension, capacity)} of {kind(dimension)} under the rate that counts it, "
+        f"this one could use {amount(dimension, asked)}",
     )

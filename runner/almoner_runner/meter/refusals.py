@@ -2,6 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+NANOS_PER_DOLLAR: Final = 10**9
+
+
+def kind(dimension: str) -> str:
+    """Give a dimension's name for people."""
+    return "money" if dimension == "usd" else dimension.replace("_", " ")
+
+
+def amount(dimension: str, value: int) -> str:
+    """Give an amount for people: money, which comes in nano-dollars, in dollars."""
+    if dimension != "usd":
+        return str(value)
+    whole, nanos = divmod(value, NANOS_PER_DOLLAR)
+    return f"${whole}.{f'{nanos:09d}'.rstrip('0').ljust(2, '0')}"
+
 
 class RefusedError(Exception):
     """A call that the meter does not make. `code` names the reason for programs, the message says what to do."""

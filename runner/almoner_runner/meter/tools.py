@@ -14,7 +14,7 @@ from typing import Any, Final
 from almoner_core.pricing import tool_nanos
 from almoner_runner.meter.body import read_json
 from almoner_runner.meter.config import Config, Tool, ToolPrice
-from almoner_runner.meter.refusals import InvalidCallError, RefusedError
+from almoner_runner.meter.refusals import InvalidCallError, RefusedError, amount
 
 LOCAL_TOOLS: Final = ("calculator",)
 UNITS_MAX: Final = 10**9
@@ -64,7 +64,9 @@ class ToolCall:
         most = min(NANOS_MAX, max_per_request.get("usd", NANOS_MAX))
         if nanos > most:
             raise RefusedError(
-                429, "insufficient_quota", f"one call may use at most {most} nano-dollars, this one would use {nanos}"
+                429,
+                "insufficient_quota",
+                f"one call may use at most {amount('usd', most)}, this one would use {amount('usd', nanos)}",
             )
 
     def record(self) -> dict[str, Any]:
