@@ -14,9 +14,10 @@ from aiohttp import web
 from multidict import MultiMapping
 from sqlalchemy.engine import Connection
 
+from almoner_core.configuration import KINDS
 from almoner_core.wire import PAGE_ITEMS_MAX, Costs, ErrorCode, UsageBy, WireModel
 from almoner_ledger.errors import LedgerError, invalid
-from almoner_ledger.history import asking, entries, executions, reading, usage
+from almoner_ledger.history import asking, configuration, entries, executions, reading, usage
 from almoner_ledger.history.asking import By, Question
 from almoner_ledger.parsing import integer
 from almoner_ledger.readers import Reading, Resource
@@ -41,6 +42,7 @@ class People:
             "/v1/executions": self._executions,
             "/v1/records": self._records,
             "/v1/costs": self._costs,
+            "/v1/audit/changes": self._changes,
         }
 
     async def answer(self, path: str, request: web.Request, reading: Reading) -> WireModel:
@@ -88,6 +90,13 @@ class People:
         return Costs(
             by=by, columns=found.columns, rows=found.rows, totals=found.totals, truncated=found.next is not None
         )
+
+    async def _changes(self, query: MultiMapping[str], reading: Reading) -> WireModel:
+        question = _question(query, asking.OF_CHANGES)
+        limit, after = _limit(query), _once(query, "after")
+        for kind in configuration.kinds_of(question):
+            await reading.demand(Resource(KINDS[kind]), question.namespaces())
+        return await self._read(lambda connection: configuration.changes(connection, question, limit, after))
 
 
 async def _permitted(query: MultiMapping[str], filters: tuple[By, ...], reading: Reading) -> Question:

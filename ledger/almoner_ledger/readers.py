@@ -35,9 +35,12 @@ NAME_CHARS_MAX: Final = 253
 
 
 class Resource(StrEnum):
-    """What a question is about, as RBAC calls it."""
+    """What a question is about, as RBAC calls it: a resource of the group almoner.dev."""
 
     EXECUTIONS = "executions"
+    QUOTAS = "resourcequotas"
+    MODEL_PROVIDERS = "modelproviders"
+    TOOL_PROVIDERS = "toolproviders"
 
 
 class Reviewer(Protocol):

@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 
 from almoner_ledger import schema
 
-APPEND_ONLY: Final = frozenset({"records", "seals", "alerts"})
+APPEND_ONLY: Final = frozenset({"records", "seals", "alerts", "configuration_changes"})
 """What the service adds to and never changes."""
 READ_ONLY: Final = frozenset({"closings", "closing_windows", "closing_agents"})
 """What only retention writes, with the owner's rights."""

@@ -21,9 +21,14 @@ OUTPUT_BODY_BYTES_MAX: Final = 7 * 1024 * 1024
 
 
 FOR_PEOPLE: Final = (
-    "For whoever may `get executions.almoner.dev` in the namespaces that are asked about: those of `namespace`, or of "
+    "For whoever may {} in the namespaces that are asked about: those of `namespace`, or of "
     "agents and executions that are written with their namespace; else all. Any token of the API server will do."
 )
+
+
+def _for_people(route: Route) -> str:
+    changes = route.answer is wire.ConfigurationChanges
+    return FOR_PEOPLE.format("`get` the resources of the kinds" if changes else "`get executions.almoner.dev`")
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +266,33 @@ ROUTES: Final[tuple[Route, ...]] = (
             Parameter("namespace", {"type": "string", "maxLength": 253}, "The namespace that it has to be in."),
         ),
     ),
+    Route(
+        "POST",
+        "/v1/configuration:observe",
+        "observe",
+        "Tell of objects of the configuration that changed",
+        Role.OPERATOR,
+        wire.ObserveObjects,
+        wire.Observed,
+    ),
+    Route(
+        "GET",
+        "/v1/configuration",
+        "known_configuration",
+        "What objects of the configuration the ledger knows",
+        Role.OPERATOR,
+        answer=wire.KnownObjects,
+        parameters=(Parameter("after", {"type": "string", "default": ""}, "The last page's `next`."), _LIMIT),
+    ),
+    Route(
+        "GET",
+        "/v1/audit/changes",
+        "ask",
+        "Who changed which limit, price or provider, when, from what to what",
+        Role.READER,
+        answer=wire.ConfigurationChanges,
+        parameters=(*_TIMES, *_filters(asking.OF_CHANGES), *_PAGE),
+    ),
     Route("GET", "/healthz", "healthz", "Whether the process lives"),
     Route("GET", "/readyz", "readyz", "Whether the database answers and takes writes"),
     Route("GET", "/metrics", "metrics", "Metrics for Prometheus"),
@@ -306,7 +338,9 @@ def _operation(route: Route) -> dict[str, Any]:
         "security": [{"token": []}] if route.role is not None else [],
     }
     if route.role is not None:
-        operation["description"] = FOR_PEOPLE if route.role is Role.READER else f"For the role {route.role.value}."
+        operation["description"] = (
+            _for_people(route) if route.role is Role.READER else f"For the role {route.role.value}."
+        )
     if route.body is not None:
         operation["requestBody"] = {
             "required": True,

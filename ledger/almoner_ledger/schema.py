@@ -323,7 +323,46 @@ seals = Table(
     Column("previous", String(64), nullable=False),
     Column("digest", String(64), nullable=False),
     Column("sealed_ms", BigInteger, nullable=False),
-    sa.CheckConstraint("kind IN ('entries', 'closing')", name="kind"),
+    sa.CheckConstraint("kind IN ('entries', 'closing', 'configuration')", name="kind"),
+)
+
+# The last spec of each object of the configuration that the operator told of (canonical JSON), deleted ones too.
+configured = Table(
+    "configured",
+    metadata,
+    Column("uid", String(64), primary_key=True),
+    Column("kind", String(64), nullable=False),
+    Column("namespace", String(253), nullable=False),
+    Column("name", String(253), nullable=False),
+    Column("generation", BigInteger, nullable=False),
+    Column("spec", Text, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("deleted", Boolean, nullable=False),
+    Column("seen_ms", BigInteger, nullable=False),
+)
+
+# Every change of one (append-only), numbered from 1 without gaps and sealed: see sealing.py. JSON: `managers` lists
+# [name, operation, Unix milliseconds], `fields` lists [path, before, after].
+configuration_changes = Table(
+    "configuration_changes",
+    metadata,
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("kind", String(64), nullable=False),
+    Column("namespace", String(253), nullable=False),
+    Column("name", String(253), nullable=False),
+    Column("uid", String(64), nullable=False),
+    Column("action", String(16), nullable=False),
+    Column("generation", BigInteger, nullable=False),
+    Column("changed_ms", BigInteger),
+    Column("seen_ms", BigInteger, nullable=False),
+    Column("managers", Text, nullable=False),
+    Column("fields", Text, nullable=False),
+    Column("left_out", BigInteger, nullable=False),
+    Column("before_digest", String(64)),
+    Column("after_digest", String(64)),
+    sa.CheckConstraint("action IN ('created', 'found', 'changed', 'deleted')", name="action"),
+    sa.Index(None, "namespace", "name"),
+    sa.Index(None, "uid"),
 )
 
 # What retention dropped, so that sums can still be proved (append-only): months; what their holds had used of each

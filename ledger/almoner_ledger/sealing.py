@@ -19,6 +19,9 @@ The protocol, form 1, so that others can check it:
   chain can be checked even where retention dropped the entries of a month.
 - A seal of kind `closing` covers no entries: its `content` is the SHA-256 of the lines of what retention kept of a
   month, in the order of their text, each led by its table's name (CLOSING_FORMS).
+- A seal of kind `configuration` covers the next `entries` rows of `configuration_changes`, in the order of their
+  numbers: those that follow what the seals of this kind before it cover. Its `content` is the SHA-256 of their lines
+  (CONFIGURATION_FORM). Its month is 0.
 
 A chain that is rewritten whole still matches itself. Against that, auditors keep a digest elsewhere: `almoner ledger
 verify --head` prints it, and `--expect-head` finds out whether the chain still holds it.
@@ -37,6 +40,7 @@ from sqlalchemy.engine import Connection
 
 from almoner_ledger import schema
 from almoner_ledger.store import Store
+from almoner_ledger.store.configuration import COUNTER
 from almoner_ledger.store.flushing import ENTRIES
 from almoner_ledger.windows import month_of
 
@@ -97,6 +101,24 @@ SEAL_FORM: Final = (
     "content",
     "previous",
     "sealed_ms",
+)
+
+CONFIGURATION: Final = "configuration"
+CONFIGURATION_FORM: Final = (
+    "number",
+    "kind",
+    "namespace",
+    "name",
+    "uid",
+    "action",
+    "generation",
+    "changed_ms",
+    "seen_ms",
+    "managers",
+    "fields",
+    "left_out",
+    "before_digest",
+    "after_digest",
 )
 
 CLOSING_FORMS: Final[dict[str, tuple[str, ...]]] = {
@@ -207,7 +229,51 @@ def seal_all(store: Store, *, wait: bool, stop: Callable[[], bool] = lambda: Fal
         sealed += count
         if count < BATCH:
             break
+    store.database.write(
+        lambda connection: (
+            seal_configuration(connection, store.now_ms(connection)) if lock(connection, wait=wait) else 0
+        )
+    )
     return sealed
+
+
+def sealed_changes(connection: Connection) -> int:
+    """The number of the last change of the configuration that is sealed."""
+    table = schema.seals
+    query = sa.select(sa.cast(sa.func.coalesce(sa.func.sum(table.c.entries), 0), sa.BigInteger))
+    return int(connection.execute(query.where(table.c.kind == CONFIGURATION)).scalar_one())
+
+
+def changes_content(connection: Connection, first: int, last: int) -> tuple[int, str]:
+    """How many changes of the configuration there are among some numbers, and the SHA-256 of their lines."""
+    table = schema.configuration_changes
+    query = (
+        sa.select(line_of(table, CONFIGURATION_FORM))
+        .where(table.c.number.between(first, last))
+        .order_by(table.c.number)
+    )
+    count, content = 0, hashlib.sha256()
+    for text in connection.execute(query.execution_options(stream_results=True, yield_per=100)).scalars():
+        content.update(f"{text}\n".encode())
+        count += 1
+    return count, content.hexdigest()
+
+
+def seal_configuration(connection: Connection, now_ms: int) -> int:
+    """Seal the next batch of changes of the configuration; gives their number. The caller holds the lock."""
+    counters = schema.counters
+    counted = sa.select(counters.c.value).where(counters.c.name == COUNTER)
+    sealed, newest = sealed_changes(connection), int(connection.execute(counted).scalar_one())
+    last = min(newest, sealed + BATCH)
+    if last <= sealed:
+        return 0
+    count, content = changes_content(connection, sealed + 1, last)
+    if count != last - sealed:
+        log.error("changes %d to %d are not all there: run `almoner ledger verify`", sealed + 1, last)
+    chain = head(connection)
+    row = {"kind": CONFIGURATION, "month": 0, "entries": last - sealed, "content": content}
+    _append(connection, chain, [row], (chain.sealed + 1, chain.sealed), now_ms)
+    return last - sealed
 
 
 def seal(connection: Connection, now_ms: int) -> int:

@@ -31,7 +31,7 @@ from almoner_ledger.people import People
 from almoner_ledger.readers import Readers, Reading, Resource
 from almoner_ledger.routes import ROUTES, Route, openapi
 from almoner_ledger.signals import SignalWatch, Sweeper
-from almoner_ledger.store import Answer, Store, Verb, command, queries
+from almoner_ledger.store import Answer, Store, Verb, command, configuration, queries
 
 log = logging.getLogger(__name__)
 
@@ -231,7 +231,25 @@ class Service:
         refused.sort(key=lambda each: each.index)
         return _answer(wire.AccountsAnswer(accounts=accounts, refused=refused))
 
+    async def _observe(self, route: Route, request: web.Request, _: Caller | None) -> web.Response:
+        body = await read_body(request, route.body_bytes_max)
+        batch = parse_batch(body, wire.ObserveObjects, "objects", wire.ObservedObject)
+        refused = [wire.RefusedObject(index=place, error=error.to_wire()) for place, error in batch.errors.items()]
+        changes = 0
+        if batch.message is not None:
+            answer = await self.batcher.submit(command(Verb.OBSERVE, batch.message, epoch=batch.message.epoch))
+            assert isinstance(answer, wire.Observed)
+            changes = answer.changes
+            refused += [each.model_copy(update={"index": batch.places[each.index]}) for each in answer.refused]
+        refused.sort(key=lambda each: each.index)
+        return _answer(wire.Observed(changes=changes, refused=refused))
+
     # -- queries ---------------------------------------------------------------------------------------
+
+    async def _known_configuration(self, route: Route, request: web.Request, _: Caller | None) -> web.Response:
+        _known(route, request)
+        after, limit = request.query.get("after", ""), max(1, integer(request.query, "limit", 500, 1000))
+        return _answer(await self._read(lambda c: configuration.known(c, after[:64], limit)))
 
     async def _list_allotments(self, route: Route, request: web.Request, _: Caller | None) -> web.Response:
         query = request.query

@@ -27,6 +27,7 @@ from almoner_operator.admit import Admitter
 from almoner_operator.cache import Cache
 from almoner_operator.certificate_keeper import CertificateKeeper
 from almoner_operator.compute import MachineTime
+from almoner_operator.configuration_log import ConfigurationLog
 from almoner_operator.context import Context, OperatorSettings
 from almoner_operator.errors import ApiError, LeadershipLostError, LedgerError, fix_of
 from almoner_operator.events import EventRecorder
@@ -161,6 +162,7 @@ class Operator:
             (parts.loop.sweep(), "queue statuses"),
             (sync.sweep(context), "sweep"),
             (context.events.run(), "events"),
+            (parts.configuration.run(), "log of the configuration"),
         ):
             context.spawn(work, name)
         deciding = context.spawn(parts.loop.run(), "scheduling")
@@ -307,6 +309,7 @@ class _Parts:
         self.machines.stop = self.lifecycle.stop
         self.accounts = Accounts(context)
         self.observer = Observer(context)
+        self.configuration = ConfigurationLog(context)
         self.loop = Loop(context, self.admitter, self.lifecycle, self.accounts)
 
     def wake(self) -> None:

@@ -24,6 +24,7 @@ from almoner_core.wire import AccountState, Dimension
 from almoner_operator import apart, clocks, demand, news
 from almoner_operator.additions import Additions, passed, plus
 from almoner_operator.alerts import account_of
+from almoner_operator.configuration_recorder import Recorder
 from almoner_operator.copies import copy_marks, stamp_of, why_restored
 from almoner_operator.counts import Counts
 from almoner_operator.news import DELETED
@@ -109,6 +110,7 @@ class Cache:
         self.gone: list[Run] = []
         """Runs that were deleted and whose allotments may still be open."""
         self.counts = Counts()
+        self.configuration = Recorder()
         self.ledger_ready = False
         self.synced = False
         # What others are to look at; they take the whole set and leave an empty one.
@@ -261,6 +263,7 @@ class Cache:
     def observe_quota(self, event: str | None, raw: Mapping[str, Any]) -> None:
         """Take in a ResourceQuota (resourcequotas.almoner.dev)."""
         space = self.space(raw["metadata"]["namespace"])
+        self.configuration.take("ResourceQuota", event, raw)
         if news.observe(space.quotas, event, raw, _seen_quota):
             space.stale = True
             self.quotas_changed.add((space.name, str(raw["metadata"]["name"])))
@@ -269,6 +272,7 @@ class Cache:
     def observe_provider(self, event: str | None, raw: Mapping[str, Any]) -> None:
         """Take in a ModelProvider."""
         space = self.space(raw["metadata"]["namespace"])
+        self.configuration.take("ModelProvider", event, raw)
         if news.observe(space.providers, event, raw, parse_provider):
             self._provider_touched(space, str(raw["metadata"]["name"]))
 

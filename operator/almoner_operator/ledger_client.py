@@ -85,6 +85,23 @@ class LedgerClient:
         body = wire.UpdateAccounts(epoch=self.epoch, operation_id=operation_id, accounts=list(accounts))
         return await self._post("/v1/accounts:update", body, wire.AccountsAnswer)
 
+    async def observe(self, objects: Sequence[wire.ObservedObject], *, operation_id: str) -> wire.Observed:
+        """Tell of objects of the configuration that changed, at most wire.OBSERVED_MAX at once."""
+        body = wire.ObserveObjects(epoch=self.epoch, operation_id=operation_id, objects=list(objects))
+        return await self._post("/v1/configuration:observe", body, wire.Observed)
+
+    async def known_configuration(self) -> AsyncIterator[wire.KnownObject]:
+        """Give every object of the configuration that the ledger believes to be there."""
+        after: str | None = None
+        while True:
+            query = {"limit": str(PAGE), **({"after": after} if after else {})}
+            page = await self._get("/v1/configuration", query, wire.KnownObjects)
+            for each in page.objects:
+                yield each
+            after = page.next
+            if after is None:
+                return
+
     # -- allotments ----------------------------------------------------------------------------------
 
     async def open(self, item: wire.OpenAllotment) -> wire.Amounts:

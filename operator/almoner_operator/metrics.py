@@ -50,6 +50,10 @@ API_WAIT_SECONDS: Final = Histogram("almoner_api_wait_seconds", "Time that a req
 LEDGER_SECONDS: Final = Histogram("almoner_ledger_seconds", "Time of a request to the ledger.", ["call"], buckets=_FAST)
 API_RETRIES: Final = Counter("almoner_api_retries_total", "Requests to the API server that were sent again.")
 LEDGER_ERRORS: Final = Counter("almoner_ledger_errors_total", "Answers of the ledger that were errors.", ["code"])
+CONFIGURATION_REFUSED: Final = Counter(
+    "almoner_configuration_changes_refused_total",
+    "Changes of quotas and providers that could not be told to the ledger's log.",
+)
 FAULTS: Final = Counter(
     "almoner_object_faults_total",
     "Objects whose handling failed while others' went on, by what was done.",

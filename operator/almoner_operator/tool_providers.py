@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 def observe(cache: Cache, event: str | None, raw: Mapping[str, Any]) -> None:
     """Take in a ToolProvider."""
     space = cache.space(raw["metadata"]["namespace"])
+    cache.configuration.take("ToolProvider", event, raw)
     if news.observe(space.tool_providers, event, raw, parse):
         touched(cache, space, str(raw["metadata"]["name"]))
 

@@ -40,9 +40,11 @@ CALLS = {
     "/v1/records": "/v1/records?limit=5",
     "/v1/costs": "/v1/costs?by=agent",
     "/v1/executions/{uid}/output": "/v1/executions/%s/output",
+    "/v1/audit/changes": "/v1/audit/changes?limit=5",
 }
 """How each call to people is made. A call that is not here is not known to be guarded: add it."""
-LISTS = [each for each in CALLS.values() if "%s" not in each and "costs" not in each]
+LISTS = [each for each in CALLS.values() if "%s" not in each and "costs" not in each and "audit" not in each]
+AUDIT = CALLS["/v1/audit/changes"]
 
 
 @dataclass
@@ -135,6 +137,9 @@ def site(control_plane: ControlPlane, kubernetes_api: Any, tmp_path_factory: pyt
 def _fill(site: Site) -> None:
     epoch = site.ledger.epoch()
     for namespace in (site.a, site.b):
+        quota = {"kind": "ResourceQuota", "namespace": namespace, "name": "quota", "uid": namespace, "generation": 1}
+        told = {"epoch": epoch, "operation_id": new_id(), "objects": [{**quota, "spec": '{"budget":"5"}'}]}
+        assert site.ledger.ask("POST", "/v1/configuration:observe", told) == {"changes": 1, "refused": []}
         item = open_item({}, accounts=[])
         execution = {**item["execution"], "namespace": namespace}
         site.uids[namespace] = execution["uid"]
@@ -184,7 +189,7 @@ def test_a_reader_of_one_namespace_sees_it_and_no_other(site: Site, as_reader: s
 
 def test_nobody_sees_nothing_and_whoever_views_all_sees_all(site: Site, nobody: str) -> None:
     everyone = site.reader(everywhere=True)
-    for path in [*calls(site, site.a), *calls(site, site.b), *LISTS, CALLS["/v1/costs"]]:
+    for path in [*calls(site, site.a), *calls(site, site.b), *LISTS, CALLS["/v1/costs"], AUDIT]:
         assert site.answer(path, nobody)[0] == 403, path
         assert site.answer(path, everyone)[0] == 200, path
     for path in LISTS:
@@ -192,7 +197,7 @@ def test_nobody_sees_nothing_and_whoever_views_all_sees_all(site: Site, nobody: 
         assert (site.a in said, site.b in said) == (True, True)
 
 
-@pytest.mark.parametrize("path", [*LISTS, CALLS["/v1/costs"]])
+@pytest.mark.parametrize("path", [*LISTS, CALLS["/v1/costs"], AUDIT])
 def test_all_namespaces_are_refused_by_name_to_whoever_may_read_some(site: Site, as_reader: str, path: str) -> None:
     status, error = site.answer(path, as_reader)
     assert (status, error["code"], error["field"]) == (403, "forbidden", "namespace")
@@ -230,6 +235,45 @@ def test_filters_say_which_namespaces_are_asked_about(
     if status == 200 and ("uid=" in asked or ("execution=" in asked and site.b in asked)):
         # Both hold: what is in the other namespace is not there.
         assert [said[name] for name in ("rows", "records", "executions") if name in said] == [[]]
+
+
+@pytest.mark.parametrize(
+    ("filters", "status"),
+    [
+        ("namespace={a}", 200),
+        ("namespace={a}&kind=ResourceQuota&kind=ModelProvider", 200),
+        ("namespace={a}&namespace={b}", 403),
+        ("namespace={b}&kind=ResourceQuota", 403),
+        ("", 403),
+        ("uid={b}", 403),
+        ("name=quota", 403),
+        ("namespace={a}&kind=Secret", 400),
+        ("namespace={a}&agent=x", 400),
+    ],
+)
+def test_changes_of_the_configuration_are_for_whoever_may_get_what_changed(
+    site: Site, as_reader: str, filters: str, status: int
+) -> None:
+    found, said = site.answer(f"{AUDIT}&{filters.format(a=site.a, b=site.b)}", as_reader)
+    assert found == status, said
+    if status == 200:
+        assert [(each["namespace"], each["action"]) for each in said["changes"]] == [(site.a, "created")]
+
+
+def test_reading_what_was_spent_is_not_reading_who_changed_a_limit(site: Site) -> None:
+    rules = [{"apiGroups": ["almoner.dev"], "resources": ["executions", "modelproviders"], "verbs": ["get"]}]
+    account = site.account(site.a)
+    site.rbac.create_namespaced_role(site.a, {"metadata": {"name": account}, "rules": rules})
+    subjects = [{"kind": "ServiceAccount", "name": account, "namespace": site.a}]
+    role = {**RBAC, "kind": "Role", "name": account}
+    body = {"metadata": {"name": account}, "roleRef": role, "subjects": subjects}
+    site.rbac.create_namespaced_role_binding(site.a, body)
+    token = site.token(site.a, account)
+    assert site.answer(f"{CALLS['/v1/usage']}&namespace={site.a}", token)[0] == 200
+    status, error = site.answer(f"{AUDIT}&namespace={site.a}", token)
+    assert (status, "get resourcequotas.almoner.dev" in error["message"]) == (403, True)
+    status, said = site.answer(f"{AUDIT}&namespace={site.a}&kind=ModelProvider", token)
+    assert (status, said) == (200, {"changes": [], "next": None})
 
 
 def test_an_output_that_may_not_be_read_is_as_one_that_is_not_there(site: Site, as_reader: str) -> None:

@@ -27,6 +27,9 @@ content gets the stored answer again, with other content the error `operation_co
 | GET /v1/records?execution=NAME&limit=N&after=NEXT | people | -> EntryPage |
 | GET /v1/costs?by=agent&from=2026-01-01&to=2026-01-31&limit=N | people | -> Costs |
 | GET /v1/executions/{uid}/output | people, operator | -> the output's bytes |
+| POST /v1/configuration:observe | operator | ObserveObjects -> Observed |
+| GET /v1/configuration?after=UID&limit=N | operator | -> KnownObjects |
+| GET /v1/audit/changes?kind=ResourceQuota&namespace=NAME | people | -> ConfigurationChanges |
 | GET /healthz /readyz /metrics /openapi.json | anyone | |
 
 Every error is `{"error": Error}` with a fitting HTTP status. A message with many objects in it is answered object by
@@ -54,6 +57,20 @@ from almoner_core.wire.common import (
     Refusal,
     UsageTotals,
     WireModel,
+)
+from almoner_core.wire.configuration import (
+    OBSERVED_MAX,
+    ConfigurationChange,
+    ConfigurationChanges,
+    FieldChange,
+    FieldManager,
+    KnownObject,
+    KnownObjects,
+    ManagedSpec,
+    Observed,
+    ObservedObject,
+    ObserveObjects,
+    RefusedObject,
 )
 from almoner_core.wire.corrections import (
     ChargeSettled,
@@ -128,6 +145,7 @@ __all__ = [
     "BATCH_ITEMS_MAX",
     "BIGINT_MAX",
     "BODY_BYTES_MAX",
+    "OBSERVED_MAX",
     "PAGE_ITEMS_MAX",
     "RECORDS_PER_POST_MAX",
     "USAGE_BY_MAX",
@@ -152,6 +170,8 @@ __all__ = [
     "ChargeSettled",
     "CloseAllotment",
     "CloseBatch",
+    "ConfigurationChange",
+    "ConfigurationChanges",
     "CorrectEntries",
     "Corrected",
     "CorrectedEntry",
@@ -170,14 +190,22 @@ __all__ = [
     "ExecutionTotals",
     "Extend",
     "Extended",
+    "FieldChange",
+    "FieldManager",
     "FiredAlert",
     "Id",
     "ItemAnswer",
+    "KnownObject",
+    "KnownObjects",
     "LastOutput",
     "LastWord",
     "MachineTerms",
+    "ManagedSpec",
     "Name",
     "NewCost",
+    "ObserveObjects",
+    "Observed",
+    "ObservedObject",
     "OpenAllotment",
     "OpenAnswer",
     "OpenAnswers",
@@ -192,6 +220,7 @@ __all__ = [
     "RateLimit",
     "Refusal",
     "RefusedAccount",
+    "RefusedObject",
     "Return",
     "Returned",
     "SettleCharge",

@@ -25,6 +25,7 @@ MODULES: Final = (
     "costs",
     "executions",
     "records",
+    "changes",
     "export",
 )
 """In the order in which `--help` lists them."""

@@ -29,6 +29,7 @@ OF_USAGE = (
     "uid",
 )
 OF_EXECUTIONS = ("namespace", "agent", "owner", "execution", "uid", "kind", "state")
+OF_CHANGES = ("namespace", "kind", "name", "uid")
 _QUALIFIED = ("agent", "execution")
 
 

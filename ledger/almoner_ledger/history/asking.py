@@ -44,6 +44,7 @@ class By(StrEnum):
     UID = "uid"
     KIND = "kind"
     STATE = "state"
+    NAME = "name"
 
 
 OF_USAGE: Final = (
@@ -59,6 +60,7 @@ OF_USAGE: Final = (
     By.UID,
 )
 OF_EXECUTIONS: Final = (By.NAMESPACE, By.AGENT, By.OWNER, By.EXECUTION, By.UID, By.KIND, By.STATE)
+OF_CHANGES: Final = (By.NAMESPACE, By.KIND, By.NAME, By.UID)
 CHOICES: Final[Mapping[By, tuple[str, ...]]] = {
     # "" is what sums hold that were made before operation and outcome were told apart.
     By.OUTCOME: (*(each.value for each in Outcome), ""),

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from almoner_core.money import Money
-from almoner_core.wire import EntryPage, ExecutionPage, UsagePage, UsageTotals
+from almoner_core.wire import ConfigurationChanges, EntryPage, ExecutionPage, UsagePage, UsageTotals
 
 Row = Mapping[str, Any]
 
@@ -52,6 +52,25 @@ ENTRIES_SHOWN: Final = (
     "cost_usd",
     "input_tokens",
     "output_tokens",
+)
+CHANGES_SHOWN: Final = ("seen", "kind", "namespace", "name", "action", "managers", "field", "before", "after")
+CHANGES_NAMES: Final = (
+    "number",
+    "seen",
+    "changed",
+    "kind",
+    "namespace",
+    "name",
+    "uid",
+    "action",
+    "generation",
+    "managers",
+    "field",
+    "before",
+    "after",
+    "fields_left_out",
+    "before_sha256",
+    "after_sha256",
 )
 _LEFT_OUT: Final = {
     False: "more rows were left out, which TOTAL counts: raise --limit\n",
@@ -105,6 +124,20 @@ def entries(page: EntryPage, output: str) -> str:
         rows.append(row)
     names = [*ENTRIES_SHOWN] if not rows else [*rows[0]]
     return _render(rows, ENTRIES_SHOWN, names, output, more=page.next is not None)
+
+
+def changes(page: ConfigurationChanges, output: str) -> str:
+    """Give changes of the configuration, a row for each field."""
+    rows = []
+    for each in page.changes:
+        row = each.model_dump(exclude={"managers", "fields"})
+        for name in ("seen", "changed"):
+            row[name] = moment(row.pop(f"{name}_unix_ms"))
+        row["managers"] = ", ".join(f"{by.name} ({by.operation})" for by in each.managers)
+        fields = [(field.path, field.before, field.after) for field in each.fields]
+        for path, before, after in fields or [("", None, None)]:
+            rows.append({**row, "field": path, "before": before or "", "after": after or ""})
+    return _render(rows, CHANGES_SHOWN, CHANGES_NAMES, output, more=page.next is not None)
 
 
 def moment(unix_ms: int | None) -> str | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from sqlalchemy.engine import Connection
 
@@ -73,10 +74,14 @@ class Books:
     buckets: dict[BucketKey, BucketRow] = field(default_factory=dict)
     records: dict[str, StoredRecord] = field(default_factory=dict)
     entries: dict[str, StoredEntry] = field(default_factory=dict)
+    # The last specs of objects of the configuration: rows.
+    configured: dict[str, dict[str, Any]] = field(default_factory=dict)
     # To be written.
     new_operations: list[dict[str, object]] = field(default_factory=list)
     new_executions: list[dict[str, object]] = field(default_factory=list)
     new_records: list[dict[str, object]] = field(default_factory=list)
+    configured_dirty: set[str] = field(default_factory=set)
+    new_configuration: list[dict[str, object]] = field(default_factory=list)
     outputs: dict[str, dict[str, object]] = field(default_factory=dict)
     last_outputs: dict[str, dict[str, object]] = field(default_factory=dict)  # only where there is none
     rollups: dict[RollupKey, Rollup] = field(default_factory=dict)

@@ -32,6 +32,7 @@ class Verb(StrEnum):
     SETTLE = "settle"
     EXPIRE = "expire"
     COVER = "cover"
+    OBSERVE = "observe"
 
 
 class Done(WireModel):
@@ -66,6 +67,7 @@ ANSWERS: Final[dict[Verb, type[WireModel]]] = {
     Verb.SETTLE: wire.ChargeSettled,
     Verb.EXPIRE: wire.ItemAnswer,
     Verb.COVER: wire.ItemAnswer,
+    Verb.OBSERVE: wire.Observed,
 }
 
 WITH_RECORDS: Final = frozenset({Verb.POST, Verb.ACCRUE})
@@ -90,6 +92,8 @@ class Command:
     @property
     def weight(self) -> int:
         """How much of a transaction it takes, in rows or so."""
+        if self.verb is Verb.OBSERVE:
+            return len(self.body.objects)
         return max(1, len(self.body.records)) if self.verb in WITH_RECORDS else 1
 
 

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from almoner_ledger import schema
 from almoner_ledger.schema import USAGE_COLUMNS
-from almoner_ledger.store import alerts, bulk, rates
+from almoner_ledger.store import alerts, bulk, configuration, rates
 from almoner_ledger.store.books import Books
 from almoner_ledger.store.state import Account, Allotment, Hold, Window, usage_values
 
@@ -33,10 +33,12 @@ def flush(books: Books) -> None:
     # From last words: what the meter itself put is better.
     writer.insert_missing(schema.outputs, [books.last_outputs[key] for key in sorted(books.last_outputs)])
     _flush_sums(books, writer)
+    configuration.flush(books, writer)
     changed = writer.take(CHANGES, len(books.changed))
     entries = writer.take(ENTRIES, len(books.new_records))
     _flush_records(books, writer, entries)
     _flush_feed(books, writer, changed)
+    configuration.flush_changes(books, writer)
     writer.send()
 
 

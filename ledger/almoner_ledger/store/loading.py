@@ -15,7 +15,7 @@ from almoner_core.api.resource_quota import BudgetPeriod
 from almoner_core.wire import AllotmentState, Dimension, ExecutionRef, MachineTerms, Purpose, RateLimit
 from almoner_ledger import schema
 from almoner_ledger.sequences import Sequences
-from almoner_ledger.store import alerts, calendars, corrections, rates
+from almoner_ledger.store import alerts, calendars, configuration, corrections, rates
 from almoner_ledger.store.books import Books, StoredOperation, StoredRecord
 from almoner_ledger.store.commands import WITH_RECORDS, Command, Verb
 from almoner_ledger.store.compute import siblings_to_load
@@ -65,6 +65,7 @@ def load(connection: Connection, commands: Sequence[Command], now_ms: int) -> Bo
         calendars.mark(books, account)
     alerts.watch(books)
     corrections.load(books, commands)
+    configuration.load(books, commands)
     ids = {record.id for c in commands if c.verb in WITH_RECORDS for record in c.body.records}
     ids.update(each for c in commands if c.verb is Verb.ACTIVATE for each in c.body.unsettled)
     _load_records(books, ids)

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 from almoner_core.wire import ErrorCode, WireModel
 from almoner_ledger.errors import LedgerError
 from almoner_ledger.leasing import LeasePolicy
-from almoner_ledger.store import accounts, accruing, allotments, corrections, leases, records
+from almoner_ledger.store import accounts, accruing, allotments, configuration, corrections, leases, records
 from almoner_ledger.store.books import Books, StoredOperation
 from almoner_ledger.store.commands import ANSWERS, Command, Verb
 from almoner_ledger.store.flushing import flush
@@ -42,6 +42,7 @@ DECIDERS: Final[dict[Verb, Callable[[Books, Command], Any]]] = {
     Verb.COVER: accruing.cover,
     Verb.CORRECT: corrections.correct,
     Verb.SETTLE: corrections.settle,
+    Verb.OBSERVE: configuration.observe,
 }
 OF_METERS: Final = frozenset({Verb.ACTIVATE, Verb.EXTEND, Verb.POST, Verb.RETURN, Verb.OUTPUT, Verb.PROGRESS})
 

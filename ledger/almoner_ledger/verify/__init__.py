@@ -19,7 +19,18 @@ from sqlalchemy.engine import Connection
 
 from almoner_ledger import schema, sealing
 from almoner_ledger.database import Database
-from almoner_ledger.verify import alerts, balances, compute, corrections, entries, guards, life, rates, seals
+from almoner_ledger.verify import (
+    alerts,
+    balances,
+    compute,
+    configuration,
+    corrections,
+    entries,
+    guards,
+    life,
+    rates,
+    seals,
+)
 from almoner_ledger.verify.findings import Audit, Check, Violation, total
 
 __all__ = ["CHECKS", "Audit", "Check", "Violation", "audit", "report"]
@@ -30,6 +41,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     *alerts.CHECKS,
     *balances.CHECKS,
     *compute.CHECKS,
+    *configuration.CHECKS,
     *corrections.CHECKS,
     *life.CHECKS,
     *entries.CHECKS,

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 from almoner_ledger import schema
 from almoner_ledger.verify.findings import Check, Violation
 
-APPEND_ONLY: Final = ("records", "seals", "closings", "closing_windows", "closing_agents")
+APPEND_ONLY: Final = ("records", "seals", "closings", "closing_windows", "closing_agents", "configuration_changes")
 
 
 def append_only(connection: Connection) -> Iterator[Violation]:
