@@ -64,8 +64,9 @@ def test_the_audit_log_has_the_users_name_for_each_change_of_the_ledgers_log(tmp
         event = until(patched, SECONDS, "the event")
         assert event is not None
         assert event["impersonatedUser"]["username"] == "ann"
-        assert event["responseObject"]["metadata"]["generation"] == changed["metadata"]["generation"] == 2
-        assert event["objectRef"]["uid"] == changed["metadata"]["uid"]
+        recorded = event["responseObject"]["metadata"]
+        assert recorded["generation"] == changed["metadata"]["generation"] == 2
+        assert recorded["uid"] == changed["metadata"]["uid"]
         assert not [each for each in events(log) if each["verb"] in ("get", "list", "watch")]
 
 
