@@ -88,7 +88,7 @@ def production_node() -> Iterator[Cluster]:
     from almoner_dev.gotools import ToolMissing
     from almoner_dev.postgres import PostgresMissing
     from tests.support import production
-    from tests.support.installed import IMAGE
+    from tests.support.installed import IMAGE, given_images
 
     if os.environ.get("ALMONER_E2E_KUBECONFIG"):
         pytest.skip("the image of this checkout can only be loaded into the node that `make e2e` starts by itself")
@@ -100,6 +100,8 @@ def production_node() -> Iterator[Cluster]:
             with tempfile.TemporaryDirectory(prefix="almoner-image-") as folder:
                 cluster.load(checkout.write_image(Path(folder) / "checkout.tar", IMAGE))
                 cluster.load(production.postgres_image(Path(folder) / "postgres.tar"))
+            for archive in given_images():
+                cluster.load(archive)
             production.install(cluster)
             yield cluster
     except (BinariesMissing, NodeImpossible, ToolMissing, PostgresMissing) as error:

@@ -74,9 +74,23 @@ def load_image(cluster: Cluster) -> None:
 
 
 def given_images() -> list[Path]:
-    """OCI archives of the images that the Dockerfiles make, almoner-operator and almoner-runner; none by default."""
+    """OCI archives of the images that the Dockerfiles make, almoner-operator and almoner-runner.
+
+    `make e2e` builds them, and says why where it cannot: then there are none.
+    """
     folder = os.environ.get("ALMONER_E2E_IMAGES")
     return [Path(folder) / f"almoner-{part}.tar" for part in ("operator", "runner")] if folder else []
+
+
+def image_values(image: str | None = None) -> dict[str, str]:
+    """The chart's values for an image with all of Almoner; None: the two that are given, or else this checkout's."""
+    values = {"image.registry": "localhost/"}
+    if image is None and given_images():
+        return values  # Under the names that the chart has by itself.
+    name, _, tag = (image or IMAGE).removeprefix("localhost/").partition(":")
+    for part in ("operator", "runner"):
+        values |= {f"image.{part}.repository": name, f"image.{part}.tag": tag}
+    return values
 
 
 def install(kubeconfig: Path, api: Any) -> Installation:
@@ -87,11 +101,7 @@ def install(kubeconfig: Path, api: Any) -> Installation:
     core.create_namespace({"metadata": {"name": SYSTEM, "labels": RESTRICTED}})
     key = secrets.token_hex(16)
     Installation(kubeconfig, key, 0.0).apply("model.yaml", IMAGE=IMAGE, WEIGHTS=str(model.weights()))
-    name, _, tag = IMAGE.removeprefix("localhost/").partition(":")
-    values = {"image.registry": "localhost/"}
-    for part in () if given_images() else ("operator", "runner"):
-        values |= {f"image.{part}.repository": name, f"image.{part}.tag": tag}
-    settings = [word for each, value in values.items() for word in ("--set-string", f"{each}={value}")]
+    settings = [word for each, value in image_values().items() for word in ("--set-string", f"{each}={value}")]
     command = [str(helm), "install", "almoner", str(ROOT / "charts" / "almoner"), "--namespace", SYSTEM, "--wait"]
     done = subprocess.run(
         [*command, f"--kubeconfig={kubeconfig}", f"--timeout={ROLLOUT}", *settings],

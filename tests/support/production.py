@@ -12,7 +12,7 @@ from almoner_dev import gotools, postgres
 from almoner_dev.cluster import Cluster, oci, settings
 from almoner_dev.cluster.requirements import program
 from tests.support.e2e_scripts import PRELUDE
-from tests.support.installed import FOLDER, IMAGE, ROLLOUT, ROOT, SYSTEM, kubectl
+from tests.support.installed import FOLDER, IMAGE, ROLLOUT, ROOT, SYSTEM, image_values, kubectl
 from tests.support.restricted import RESTRICTED
 
 POSTGRES_IMAGE = "localhost/almoner-postgres:1"
@@ -61,10 +61,10 @@ def _libraries(programs: list[Path]) -> set[Path]:
     return {Path(word) for word in words if word.startswith("/") and not word.endswith(":")}
 
 
-def install(cluster: Cluster, *, chart: Path = CHART, image: str = IMAGE) -> None:
+def install(cluster: Cluster, *, chart: Path = CHART, image: str | None = None) -> None:
     """Start PostgreSQL and the provider, and install the chart for production; returns when all of it is ready.
 
-    `image` is that of Almoner's parts.
+    `image` is that of Almoner's parts; None: those that the Dockerfiles make, or else that of this checkout.
     """
     kubeconfig, password = cluster.kubeconfig, secrets.token_hex(16)
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM, "labels": RESTRICTED}}
@@ -86,12 +86,9 @@ def install(cluster: Cluster, *, chart: Path = CHART, image: str = IMAGE) -> Non
     kubectl(kubeconfig, "rollout", "status", "-n", SYSTEM, PROVIDER, f"--timeout={ROLLOUT}")
 
 
-def values(image: str = IMAGE) -> list[str]:
-    """Helm's words for an installation for production with an image that has all of Almoner."""
-    name, _, tag = image.removeprefix("localhost/").partition(":")
-    chosen = {"image.registry": "localhost/", "ledger.database.existingSecret": "database"}
-    for part in ("operator", "runner"):
-        chosen |= {f"image.{part}.repository": name, f"image.{part}.tag": tag}
+def values(image: str | None = None) -> list[str]:
+    """Helm's words for an installation for production; `image` as for `install`."""
+    chosen = {**image_values(image), "ledger.database.existingSecret": "database"}
     words = [word for each, value in chosen.items() for word in ("--set-string", f"{each}={value}")]
     return [*words, "--set", "ledger.replicas=2", "--set", "operator.replicas=2"]
 

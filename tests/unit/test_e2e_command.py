@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from almoner_dev import __main__ as command_line
+from almoner_dev import images
 from almoner_dev.cluster import NodeImpossible, requirements
 from almoner_dev.commands import e2e
+from almoner_dev.images import machine
 from almoner_dev.processes import ProcessError
 
 
@@ -26,6 +28,8 @@ def started(monkeypatch: pytest.MonkeyPatch, prepared: list[bool]) -> list[tuple
 
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(e2e, "prepare", lambda *, real_node: prepared.append(real_node))
+    monkeypatch.setattr(e2e, "image_folder", lambda: {e2e.IMAGES_VARIABLE: "/built"})
+    monkeypatch.delenv(e2e.IMAGES_VARIABLE, raising=False)
     return seen
 
 
@@ -48,6 +52,7 @@ def test_a_node_of_this_machine_is_what_it_runs_on(
     ((command, environment),) = started
     assert command[1:] == ["-m", "pytest", "tests/cluster", "-k", "token"]
     assert e2e.KUBECONFIG_VARIABLE not in environment
+    assert environment[e2e.IMAGES_VARIABLE] == "/built"
     # Builds of minutes would otherwise count as a test's own time.
     assert prepared == [True]
 
@@ -102,11 +107,54 @@ def test_whether_it_can_run_is_said_without_running(
     started: list[tuple[list[str], dict[str, str]]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(requirements, "lacking_packages", lambda: ["containerd", "runc"])
+    monkeypatch.setattr(machine, "lacking_packages", lambda: ["buildah", "containerd"])
     assert e2e.run(options("--packages")) == 0
-    assert capsys.readouterr().out == "containerd runc\n"
+    assert capsys.readouterr().out == "buildah containerd runc\n"
     monkeypatch.setattr(requirements, "refusals", list)
+    monkeypatch.setattr(machine, "refusals", lambda _: [])
     assert e2e.run(options("--check")) == 0
+    assert capsys.readouterr().out.splitlines() == ["a real node can be started here", "and the images can be built"]
+    monkeypatch.setattr(machine, "refusals", lambda _: ["packages are missing: apt-get install buildah"])
+    assert e2e.run(options("--check")) == 0
+    (_, reason) = capsys.readouterr().out.splitlines()
+    assert reason.endswith("not with those of the Dockerfiles: packages are missing: apt-get install buildah")
     monkeypatch.setattr(requirements, "refusals", lambda: ["root is needed"])
     with pytest.raises(NodeImpossible):
         e2e.run(options("--check"))
     assert started == []
+
+
+def test_images_that_were_built_by_hand_are_taken_as_they_are(
+    started: list[tuple[list[str], dict[str, str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requirements, "refusals", list)
+    monkeypatch.setenv(e2e.IMAGES_VARIABLE, "/mine")
+    e2e.run(options())
+    ((_, environment),) = started
+    assert environment[e2e.IMAGES_VARIABLE] == "/mine"
+
+
+@pytest.mark.parametrize("lacks", ["a package", "the network"])
+def test_where_images_cannot_be_built_one_line_says_so(
+    lacks: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def build() -> None:
+        assert lacks == "the network", "nothing is built where a package is missing"
+        raise images.NothingToBuildFrom("no base could be made: debootstrap failed;\nits output")
+
+    monkeypatch.setattr(images, "build", build)
+    monkeypatch.setattr(machine, "refusals", lambda _: ["root is needed"] if lacks == "a package" else [])
+    assert e2e.image_folder() == {}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the chart is installed with an image of this checkout, not with those of the Dockerfiles: " in line
+    assert line.endswith("root is needed" if lacks == "a package" else "debootstrap failed; its output")
+
+
+def test_a_dockerfile_that_fails_is_no_reason_to_go_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build() -> None:
+        raise images.ImagesImpossible("buildah build failed")
+
+    monkeypatch.setattr(images, "build", build)
+    monkeypatch.setattr(machine, "refusals", lambda _: [])
+    with pytest.raises(images.ImagesImpossible):
+        e2e.image_folder()

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[3]
 TESTS = "tests/cluster"
 KUBECONFIG_VARIABLE = "ALMONER_E2E_KUBECONFIG"
 KIND_VARIABLE = "ALMONER_E2E_KIND"
+IMAGES_VARIABLE = "ALMONER_E2E_IMAGES"
 KIND_SECONDS = "180s"
 
 
@@ -42,13 +43,15 @@ def run(options: argparse.Namespace) -> int:
     Raises NodeImpossible where a real node cannot be started, and ProcessError where kind cannot be used.
     """
     from almoner_dev.cluster import requirements  # noqa: PLC0415 - --help does not need it
+    from almoner_dev.images import machine  # noqa: PLC0415 - likewise
 
     if options.packages:
-        print(" ".join(requirements.lacking_packages()))
+        print(" ".join(sorted({*requirements.lacking_packages(), *machine.lacking_packages()})))
         return 0
     if options.check:
         requirements.demand()
         print("a real node can be started here")
+        print(without_images() or "and the images can be built")
         return 0
     environment = {
         name: value for name, value in os.environ.items() if name not in {KUBECONFIG_VARIABLE, KIND_VARIABLE}
@@ -64,6 +67,8 @@ def run(options: argparse.Namespace) -> int:
         else:
             requirements.demand()
         prepare(real_node=KUBECONFIG_VARIABLE not in environment)
+        if KUBECONFIG_VARIABLE not in environment and IMAGES_VARIABLE not in environment:
+            environment |= image_folder()
         files = [] if any(part.startswith(TESTS) for part in options.pytest) else [TESTS]
         command = [sys.executable, "-m", "pytest", *files, *options.pytest]
         return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
@@ -81,6 +86,37 @@ def prepare(*, real_node: bool) -> None:
     for name in (*(cluster.TOOLS if real_node else ()), "helm"):
         gotools.path(name)
     model.weights()
+
+
+def without_images() -> str:
+    """Says in one line why the images of the Dockerfiles cannot be built here; nothing: they can."""
+    from almoner_dev import images  # noqa: PLC0415 - --help does not need it
+    from almoner_dev.images import machine  # noqa: PLC0415 - likewise
+
+    return _without_images("; ".join(machine.refusals(images.cache_folder())))
+
+
+def image_folder() -> dict[str, str]:
+    """Builds the images, and returns the variable that leads the tests to them; nothing where that cannot be done.
+
+    Raises ImagesImpossible where everything is at hand and a Dockerfile fails.
+    """
+    from almoner_dev import images  # noqa: PLC0415 - --help does not need it
+
+    reason = without_images()
+    if not reason:
+        try:
+            built = images.build()
+        except images.NothingToBuildFrom as error:
+            reason = _without_images(" ".join(str(error).split()))
+        else:
+            return {IMAGES_VARIABLE: str(built["operator"].path.parent)}
+    say(reason)
+    return {}
+
+
+def _without_images(why: str) -> str:
+    return why and f"the chart is installed with an image of this checkout, not with those of the Dockerfiles: {why}"
 
 
 @contextlib.contextmanager

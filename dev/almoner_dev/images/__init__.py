@@ -25,16 +25,26 @@ from pathlib import Path
 from almoner_dev import cache
 from almoner_dev.cache import Say
 from almoner_dev.images import archive, debian, machine, wheels
-from almoner_dev.images.machine import ImagesImpossible
+from almoner_dev.images.machine import ImagesImpossible, NothingToBuildFrom
 from almoner_dev.images.store import MOUNT_POINT, Store
 
 PARTS = ("operator", "runner")
 ROOT = Path(__file__).resolve().parents[3]
 KEPT_MAX = 3
-"""Builds of other sources whose archives stay in the cache."""
+"""Builds whose archives stay in the cache, the newest."""
 LOCKS = ("build", *PARTS)
 
-__all__ = ["PARTS", "Built", "ImagesImpossible", "build", "cache_folder", "reference", "verify"]
+__all__ = [
+    "PARTS",
+    "Built",
+    "ImagesImpossible",
+    "NothingToBuildFrom",
+    "build",
+    "cache_folder",
+    "look",
+    "reference",
+    "verify",
+]
 
 
 @dataclass(frozen=True)
@@ -66,7 +76,7 @@ class Built:
     packed: int
     unpacked: int
     added: int
-    """What Almoner's own layers have, unpacked: the base is not in it."""
+    """What its own layer, the uppermost, has, unpacked: the base is not in it."""
     seconds: float
     """0 where it was in the cache."""
 
@@ -90,7 +100,7 @@ def build(*, base: str | None = None, tell: Say = cache.say) -> dict[str, Built]
     root = cache_folder()
     machine.demand(root, base=base is None)
     with _ready(root, base, tell) as (store, found):
-        return {part: _one(store, part, found, tell) for part in PARTS}
+        return _both(store, found, tell)
 
 
 def verify(built: Mapping[str, Built], *, base: str | None = None, tell: Say = cache.say) -> list[str]:
@@ -120,37 +130,48 @@ def _ready(root: Path, base: str | None, tell: Say) -> Iterator[tuple[Store, _Ba
     with cache.only_one(root, tell):
         source = f"oci-archive:{debian.base(root, tell=tell)}" if base is None else base
         with Store(root / "store", tell) as store:
-            yield store, _Base(base or f"{debian.REFERENCE}:{debian.key()}", store.pull(source))
+            try:
+                identity = store.pull(source)
+            except ImagesImpossible as error:
+                raise NothingToBuildFrom(f"the base {source} could not be had: {error}") from error
+            yield store, _Base(base or f"{debian.REFERENCE}:{debian.key()}", identity)
 
 
-def _one(store: Store, part: str, base: _Base, tell: Say) -> Built:
-    root = cache_folder()
-    folder = root / "built" / _key(part, base.identity)
-    path = folder / f"almoner-{part}.tar"
-    began = time.monotonic()
-    if not path.is_file():
-        tell(f"building almoner-{part}")
-        with cache.fresh_directory(folder.parent, folder.name) as new:
-            _make(store, part, base, new / path.name, tell)
-        seconds = time.monotonic() - began
-    else:
-        seconds = 0.0
-        os.utime(folder)
-    others = sorted(folder.parent.iterdir(), key=lambda each: each.stat().st_mtime)
-    for old in others[: -KEPT_MAX * len(PARTS)]:
+def _both(store: Store, base: _Base, tell: Say) -> dict[str, Built]:
+    """Both images from the cache, or built into it."""
+    builds = cache_folder() / "built"
+    folder = builds / _key(base.identity)
+    seconds = dict.fromkeys(PARTS, 0.0)
+    if not folder.is_dir():
+        with cache.fresh_directory(builds, folder.name) as fresh:
+            for part in PARTS:
+                tell(f"building almoner-{part}")
+                began = time.monotonic()
+                _make(store, part, base, fresh / _file(part), tell)
+                seconds[part] = time.monotonic() - began
+    os.utime(folder)
+    for old in sorted(builds.iterdir(), key=lambda each: each.stat().st_mtime)[:-KEPT_MAX]:
         shutil.rmtree(old)
+    return {part: look(part, folder / _file(part), seconds[part]) for part in PARTS}
+
+
+def look(part: str, path: Path, seconds: float = 0.0) -> Built:
+    """What an archive has."""
     with archive.Archive(path) as image:
         layers = image.layers()
-        digest = image.digest
-    return Built(
-        part,
-        path,
-        digest,
-        packed=sum(layer.stored for layer in layers),
-        unpacked=sum(layer.unpacked for layer in layers),
-        added=layers[-1].unpacked,
-        seconds=seconds,
-    )
+        return Built(
+            part,
+            path,
+            image.digest,
+            packed=sum(layer.stored for layer in layers),
+            unpacked=sum(layer.unpacked for layer in layers),
+            added=layers[-1].unpacked,
+            seconds=seconds,
+        )
+
+
+def _file(part: str) -> str:
+    return f"almoner-{part}.tar"
 
 
 def _make(store: Store, part: str, base: _Base, target: Path, tell: Say) -> None:
@@ -185,15 +206,15 @@ def _source(environ: Mapping[str, str] = os.environ) -> Source:
     return Source(revision, int(epoch), _version())
 
 
-def _key(part: str, base: str) -> str:
-    """What the archive of a part depends on, in one word: the base's id, and every file that a build is given."""
-    digest = hashlib.sha256(f"{part} {base} {_source()}".encode())
+def _key(base: str) -> str:
+    """What the archives depend on, in one word: the base's id, and every file that a build is given."""
+    digest = hashlib.sha256(f"{base} {_source()}".encode())
     listed = _git("ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", *_given())
     for name in sorted(name for name in listed.split("\0") if name):
         path = ROOT / name
         if path.is_file():
             digest.update(f"{name}\0".encode() + path.read_bytes())
-    return f"{part}-{digest.hexdigest()[:16]}"
+    return digest.hexdigest()[:16]
 
 
 def _given() -> list[str]:

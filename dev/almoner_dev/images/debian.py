@@ -22,7 +22,7 @@ from almoner_dev.cache import Say
 from almoner_dev.cluster import oci
 from almoner_dev.cluster.requirements import program
 from almoner_dev.images import running
-from almoner_dev.images.machine import KEYRING, ImagesImpossible
+from almoner_dev.images.machine import KEYRING, ImagesImpossible, NothingToBuildFrom
 
 SUITE = "trixie"
 PACKAGES = ("ca-certificates", "python3", "python3-venv")
@@ -54,7 +54,7 @@ def key() -> str:
 def base(root: Path, *, tell: Say = cache.say) -> Path:
     """Returns the archive; makes it where the cache in `root` has none: a minute, and 90 MB of packages.
 
-    Whoever calls holds the cache's lock. Raises ImagesImpossible with the end of debootstrap's output.
+    Whoever calls holds the cache's lock. Raises NothingToBuildFrom with the end of debootstrap's output.
     """
     target = root / f"base-{key()}.tar"
     if target.is_file():
@@ -66,7 +66,10 @@ def base(root: Path, *, tell: Say = cache.say) -> Path:
         command = ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", "--force-check-gpg"]
         command += [f"--keyring={KEYRING}", SUITE, str(system)]
         command[0] = str(program("debootstrap"))
-        running.run("debootstrap", command, scratch / "debootstrap.log", seconds=SECONDS_MAX, tell=tell)
+        try:
+            running.run("debootstrap", command, scratch / "debootstrap.log", seconds=SECONDS_MAX, tell=tell)
+        except ImagesImpossible as error:
+            raise NothingToBuildFrom(f"no base could be made: {error}") from error
         epoch = released(system)
         clean(system)
         settings = {"Env": ["PATH=/usr/local/bin:/usr/bin:/bin"], "Cmd": ["python3"], "WorkingDir": "/"}

@@ -26,6 +26,10 @@ class ImagesImpossible(RuntimeError):  # noqa: N818 - the name says what is the 
     """Images cannot be built here, or a build failed; the message says why and what to do."""
 
 
+class NothingToBuildFrom(ImagesImpossible):
+    """The base or the packages could not be had: this says nothing against the Dockerfiles."""
+
+
 def lacking_packages(*, base: bool = True) -> list[str]:
     """Returns the Debian packages to install; `base`: a base shall be made too."""
     wanted = {name: package for name, package in PROGRAMS.items() if base or name not in BASE_PROGRAMS}

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from almoner_dev import cache
 from almoner_dev.cache import Say
+from almoner_dev.images.machine import ImagesImpossible, NothingToBuildFrom
 from almoner_dev.images.store import MOUNT_POINT, Store
 
 KEPT_MAX = 2
@@ -33,7 +34,7 @@ PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy",
 def folder(root: Path, store: Store, base: str, locks: list[Path], *, tell: Say = cache.say) -> Path:
     """Returns the folder with every wheel of the locks for `base`, the id of an image; fetches them where it is new.
 
-    Whoever calls holds the cache's lock. Raises ImagesImpossible with what pip said.
+    Whoever calls holds the cache's lock. Raises NothingToBuildFrom with what pip said.
     """
     digest = hashlib.sha256(base.encode())
     for lock in locks:
@@ -49,7 +50,10 @@ def folder(root: Path, store: Store, base: str, locks: list[Path], *, tell: Say 
     with cache.fresh_directory(root, name) as fresh:
         for lock in locks:
             shutil.copy(lock, fresh / lock.name)
-        store.run(base, script([lock.name for lock in locks], configured), fresh, files)
+        try:
+            store.run(base, script([lock.name for lock in locks], configured), fresh, files)
+        except ImagesImpossible as error:
+            raise NothingToBuildFrom(f"the packages of locks/ could not be fetched: {error}") from error
         for lock in locks:
             (fresh / lock.name).unlink()
     for old in sorted(root.glob("wheels-*"), key=lambda path: path.stat().st_mtime)[:-KEPT_MAX]:
