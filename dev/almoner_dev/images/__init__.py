@@ -106,7 +106,7 @@ def build(*, base: str | None = None, tell: Say = cache.say) -> dict[str, Built]
 def verify(built: Mapping[str, Built], *, base: str | None = None, tell: Say = cache.say) -> list[str]:
     """Builds both images again, whatever the cache has, and says in what they differ; nothing: in nothing.
 
-    Raises ImagesImpossible like `build`.
+    Raises ImagesImpossible like `build`, and where the checkout is no longer what they were built from.
     """
     said = []
     root = cache_folder()
@@ -115,6 +115,8 @@ def verify(built: Mapping[str, Built], *, base: str | None = None, tell: Say = c
         tempfile.TemporaryDirectory(prefix="again-", dir=root) as scratch,
     ):
         for part, first in built.items():
+            if first.path.parent.name != _key(found.identity):
+                raise ImagesImpossible("the checkout has changed since these images were built: build them again first")
             tell(f"building almoner-{part} again")
             again = Path(scratch) / first.path.name
             _make(store, part, found, again, tell)
