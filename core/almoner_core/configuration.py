@@ -19,6 +19,8 @@ KINDS: Final[Mapping[str, str]] = {
     "ResourceQuota": "resourcequotas",
     "ModelProvider": "modelproviders",
     "ToolProvider": "toolproviders",
+    "ClusterModelProvider": "clustermodelproviders",
+    "ClusterToolProvider": "clustertoolproviders",
 }
 """Kinds whose changes are recorded, with their resources in the group almoner.dev."""
 

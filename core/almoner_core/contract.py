@@ -73,13 +73,18 @@ class MeterModel(ContractModel):
 
 
 class MeterProvider(ContractModel):
-    """One provider. `key_file` is below the providers' directory; None where the server asks for no credential."""
+    """One provider. `key_file` is below the providers' directory; None where the server asks for no credential.
+
+    `ledger_key`: the ledger hands its key over, to the meter's memory; there is no file then. Left out where it is
+    false, so that an older runner takes the configuration.
+    """
 
     name: str
     type: str
     base_url: str
     dialects: tuple[Dialect, ...]
     key_file: str | None = None
+    ledger_key: bool = False
     models: tuple[MeterModel, ...] = Field(max_length=64)
 
 

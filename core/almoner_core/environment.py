@@ -24,6 +24,7 @@ ANNOTATION_NAME: Final = "almoner.dev/name"  # full name of the Execution or Tra
 ANNOTATION_NONCE: Final = "almoner.dev/nonce"  # tells the operator's own pod before its uid is known
 ANNOTATION_UID: Final = "almoner.dev/uid"  # on what runs: whose order it is; a copy of the object has another's
 LABEL_AGENT_READABLE: Final = "almoner.dev/agent-readable"  # "true" on Secrets that agents may read
+LABEL_PROVIDER_KEY: Final = "almoner.dev/provider-key"  # "true" on Secrets whose keys the ledger may hand to meters
 
 # --- containers -------------------------------------------------------------------------------------------------------
 METER_CONTAINER: Final = "meter"

@@ -60,6 +60,7 @@ LEDGERS_OWN: Final = frozenset(
         "metrics-listen",
         "tls-dir",
         "kubeconfig",
+        "keys-namespace",
         "operator-user",
         "static-tokens",
         "no-migrate",

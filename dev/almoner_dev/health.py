@@ -116,24 +116,32 @@ def _provider(reason: Any) -> list[Condition]:
     return conditions.provider_conditions(reason, "why", bypassable=False, generation=1, previous=(), now=_EPOCH)
 
 
+def _tool_provider(reason: Any) -> list[Condition]:
+    return conditions.tool_provider_conditions(reason, "why", generation=1, previous=(), now=_EPOCH)
+
+
+# The two others are reasons of the condition Bypassable.
+_OF_READY: Final = tuple(
+    reason
+    for reason in ProviderReason
+    if reason not in (ProviderReason.NO_CREDENTIALS, ProviderReason.CREDENTIALS_HELD)
+)
 _OTHERS: Final[Mapping[str, tuple[Sequence[StrEnum], Callable[[Any], list[Condition]]]]] = {
     "Agent": (
         tuple(AgentReason),
         lambda reason: conditions.agent_conditions(reason, "why", generation=1, previous=(), now=_EPOCH),
     ),
-    "ModelProvider": (
-        # The two others are reasons of the condition Bypassable.
-        tuple(r for r in ProviderReason if r not in (ProviderReason.NO_CREDENTIALS, ProviderReason.CREDENTIALS_HELD)),
-        _provider,
-    ),
+    "ModelProvider": (tuple(r for r in _OF_READY if r is not ProviderReason.SECRET_NOT_LABELLED), _provider),
+    "ClusterModelProvider": (_OF_READY, _provider),
     "ResourceQuota": (
         tuple(QuotaReason),
         lambda reason: conditions.quota_conditions(reason, "why", generation=1, previous=(), now=_EPOCH),
     ),
     "ToolProvider": (
-        tuple(ToolProviderReason),
-        lambda reason: conditions.tool_provider_conditions(reason, "why", generation=1, previous=(), now=_EPOCH),
+        tuple(r for r in ToolProviderReason if r is not ToolProviderReason.SECRET_NOT_LABELLED),
+        _tool_provider,
     ),
+    "ClusterToolProvider": (tuple(ToolProviderReason), _tool_provider),
 }
 
 

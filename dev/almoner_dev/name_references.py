@@ -21,21 +21,21 @@ _HEADER: Final = (
     "# In a kustomization.yaml: configurations: [almoner.yaml]\n"
 )
 # The end of a field's path, and what it names.
-TARGETS: Final[Mapping[str, str]] = {
-    "/secretKeyRef/name": "Secret",
-    "/credentials/name": "Secret",
-    "/imagePullSecrets/name": "Secret",
-    "/volumes/secret/secretName": "Secret",
-    "/configMapKeyRef/name": "ConfigMap",
-    "/volumes/configMap/name": "ConfigMap",
-    "/persistentVolumeClaim/claimName": "PersistentVolumeClaim",
-    "/agentRef/name": "Agent",
-    "/handoffs/agent": "Agent",
-    "/guardrails/input/agent": "Agent",
-    "/guardrails/output/agent": "Agent",
-    "/model/provider": "ModelProvider",
-    "/model/fallbacks/provider": "ModelProvider",
-    "/tools/provider": "ToolProvider",
+TARGETS: Final[Mapping[str, tuple[str, ...]]] = {
+    "/secretKeyRef/name": ("Secret",),
+    "/credentials/name": ("Secret",),
+    "/imagePullSecrets/name": ("Secret",),
+    "/volumes/secret/secretName": ("Secret",),
+    "/configMapKeyRef/name": ("ConfigMap",),
+    "/volumes/configMap/name": ("ConfigMap",),
+    "/persistentVolumeClaim/claimName": ("PersistentVolumeClaim",),
+    "/agentRef/name": ("Agent",),
+    "/handoffs/agent": ("Agent",),
+    "/guardrails/input/agent": ("Agent",),
+    "/guardrails/output/agent": ("Agent",),
+    "/model/provider": ("ModelProvider", "ClusterModelProvider"),
+    "/model/fallbacks/provider": ("ModelProvider", "ClusterModelProvider"),
+    "/tools/provider": ("ToolProvider", "ClusterToolProvider"),
 }
 OURS: Final = frozenset(kind.kind for kind in KINDS)
 
@@ -45,8 +45,7 @@ def paths() -> Iterator[tuple[str, str, str]]:
     for kind in KINDS:
         (version,) = custom_resource_definition(kind)["spec"]["versions"]
         for path, _ in fields(version["schema"]["openAPIV3Schema"]["properties"]["spec"], "spec"):
-            target = next((named for end, named in TARGETS.items() if path.endswith(end)), None)
-            if target is not None:
+            for target in next((named for end, named in TARGETS.items() if path.endswith(end)), ()):
                 yield kind.kind, path, target
 
 

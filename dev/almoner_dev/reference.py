@@ -27,8 +27,8 @@ REASONS: Final[Sequence[tuple[type[StrEnum], str]]] = (
     (execution.FailureReason, "Condition `Failed`, attempts and `spec.retry.reasons` of an Execution or TrainingJob."),
     (execution.ExecutionReason, "The other conditions of an Execution or TrainingJob."),
     (agent.AgentReason, "Condition `Ready` of an Agent."),
-    (model_provider.ProviderReason, "Conditions `Ready` and `Bypassable` of a ModelProvider."),
-    (tool_provider.ToolProviderReason, "Condition `Ready` of a ToolProvider."),
+    (model_provider.ProviderReason, "Conditions `Ready` and `Bypassable` of a ModelProvider or ClusterModelProvider."),
+    (tool_provider.ToolProviderReason, "Condition `Ready` of a ToolProvider or ClusterToolProvider."),
     (resource_quota.QuotaReason, "Condition `Ready` of a ResourceQuota."),
     (resource_quota.BudgetAlertReason, "Condition `BudgetAlert` of a ResourceQuota."),
 )
@@ -71,12 +71,13 @@ def _kind_page(kind: Kind) -> str:
     (version,) = definition["spec"]["versions"]
     schema = version["schema"]["openAPIV3Schema"]
     calls = [f"`kubectl get {name}`" for name in (f"{kind.plural}.{GROUP}", *kind.short_names)]
+    scope = "namespaced" if kind.scope == "Namespaced" else "of the whole cluster"
     lines = [
         f"# {kind.kind}",
         "",
         kind.description,
         "",
-        f"`apiVersion: {GROUP}/{VERSION}`, `kind: {kind.kind}`, namespaced. {', '.join(calls)}, `kubectl get almoner`.",
+        f"`apiVersion: {GROUP}/{VERSION}`, `kind: {kind.kind}`, {scope}. {', '.join(calls)}, `kubectl get almoner`.",
         "",
         "## Spec",
         "",

@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import shutil
+import ssl
 import sys
 import tempfile
 import threading
@@ -31,6 +32,7 @@ from kubernetes.client import ApiClient, ApiException
 
 from almoner_core.contract import LEDGER_AUDIENCE
 from almoner_dev import processes
+from almoner_dev.certificates import Authority
 from almoner_dev.controlplane import ControlPlane
 from almoner_dev.crds import install_crds
 from almoner_dev.ledger_environment import ledger_environment
@@ -55,7 +57,8 @@ class Stack:
     database: an SQLAlchemy URL for the ledger; SQLite in the stack's folder where None. host_address: where the ledger
     listens, as runner pods reach it. runner_image: of runner pods. ledger_args: further arguments of the ledger.
     operator_args, operator_env: further arguments and environment of the operator, such as a failpoint. directory:
-    scratch, temporary where None. detached: the processes outlive this one.
+    scratch, temporary where None. detached: the processes outlive this one. tls: the ledger serves HTTPS, with a
+    certificate of an authority of its own; without it keys of ClusterModelProviders are handed over on loopback alone.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Stack:
         directory: Path | None = None,
         with_operator: bool = True,
         detached: bool = False,
+        tls: bool = False,
     ) -> None:
         self.control_plane = control_plane
         self.ledger: Child | None = None
@@ -85,6 +89,7 @@ class Stack:
         self._operator_args = tuple(operator_args)
         self._with_operator = with_operator
         self._detached = detached
+        self._tls = tls
         self._temporary = directory is None
         self._directory = directory
         self._ports: dict[str, int] = {}
@@ -108,7 +113,17 @@ class Stack:
     @property
     def ledger_url(self) -> str:
         """Address of the ledger, for the operator and for pods alike."""
-        return f"http://{self._host_address}:{self._ports['ledger']}"
+        return f"http{'s' if self._tls else ''}://{self._host_address}:{self._ports['ledger']}"
+
+    @property
+    def ledger_ca(self) -> Path | None:
+        """The certificate by which the ledger is known; None where it serves HTTP."""
+        return self.directory / "ledger-ca" / "ca.crt" if self._tls else None
+
+    @property
+    def ledger_context(self) -> ssl.SSLContext | None:
+        """What a client needs to ask the ledger."""
+        return ssl.create_default_context(cafile=self.ledger_ca) if self._tls else None
 
     @property
     def health_url(self) -> str:
@@ -138,6 +153,8 @@ class Stack:
             install_crds(self.control_plane.kubeconfig)
             install_rbac(self.control_plane.kubeconfig)
             self._write_credentials()
+            if self._tls:
+                self._write_certificate()
             self._refresher = threading.Thread(target=self._refresh, name="stack-tokens", daemon=True)
             self._refresher.start()
             self.start_ledger()
@@ -180,6 +197,7 @@ class Stack:
                 f"{self._host_address}:{self._ports['ledger']}",
                 "--kubeconfig",
                 self.directory / "ledger.kubeconfig",
+                *(("--tls-dir", self.directory / "ledger-tls") if self._tls else ()),
                 *self._ledger_args,
             ],
             log_path=self.ledger_log,
@@ -187,7 +205,7 @@ class Stack:
             detached=self._detached,
         )
         processes.wait_until(
-            lambda: _answers(f"{self.ledger_url}/readyz"),
+            lambda: _answers(f"{self.ledger_url}/readyz", self.ledger_context),
             seconds=READY_SECONDS,
             children=[self.ledger],
             what="the ledger to serve",
@@ -218,6 +236,7 @@ class Stack:
                 *("--kubeconfig", self.directory / "operator.kubeconfig"),
                 *("--ledger-url", self.ledger_url),
                 *("--ledger-token-file", token),
+                *(("--ledger-ca-file", self.ledger_ca) if self.ledger_ca is not None else ()),
                 *("--runner-image", self._runner_image),
                 *("--listen-address", LOOPBACK),
                 *("--health-port", str(self._ports["operator"])),
@@ -308,6 +327,16 @@ class Stack:
             _write(self.directory / f"{name}.kubeconfig", self._kubeconfig(token_file))
         _write(self.directory / "operator-ledger.token", self.token(OPERATOR_ACCOUNT, audience=LEDGER_AUDIENCE))
 
+    def _write_certificate(self) -> None:
+        authority = Authority(self.directory / "ledger-ca")
+        authority.directory.mkdir(exist_ok=True)
+        authority.ensure()
+        folder = self.directory / "ledger-tls"
+        folder.mkdir(exist_ok=True)
+        pair = authority.issue("ledger", LEDGER_ACCOUNT, names=("localhost", self._host_address))
+        for name, path in zip(("tls.crt", "tls.key"), pair, strict=True):
+            _write(folder / name, path.read_text())
+
     def _kubeconfig(self, token_file: Path) -> str:
         authority = base64.b64encode(self.control_plane.ca_file.read_bytes()).decode()
         cluster = {"server": self.control_plane.url, "certificate-authority-data": authority}
@@ -375,9 +404,9 @@ def apply(api: ApiClient, document: Mapping[str, Any]) -> None:
         time.sleep(0.1)
 
 
-def _answers(url: str) -> bool:
+def _answers(url: str, context: ssl.SSLContext | None) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
+        with urllib.request.urlopen(url, timeout=2, context=context) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False

@@ -96,7 +96,14 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_access(parser: argparse.ArgumentParser) -> None:
+    """Add how to reach the API server, and who is who by its word."""
     parser.add_argument("--kubeconfig", type=Path, help="how to reach the API server; in a pod: its service account")
+    parser.add_argument(
+        "--keys-namespace",
+        metavar="NAMESPACE",
+        help="where the Secrets with keys of ClusterModelProviders lie: the operator's own namespace "
+        "(default: the pod's own, else almoner-system)",
+    )
     parser.add_argument(
         "--operator-user",
         action="append",
@@ -205,6 +212,7 @@ def _run_service(arguments: argparse.Namespace, judge: Authenticator, host: str,
         clock_ahead_file=arguments.clock_ahead_file,
         tls_dir=arguments.tls_dir,
         reading_seconds=arguments.reading_seconds,
+        keys_namespace=arguments.keys_namespace,
         metrics_at=serving.split_address(arguments.metrics_listen, "--metrics-listen")
         if arguments.metrics_listen
         else None,

@@ -32,6 +32,7 @@ AUTHORIZATION = Counter(
     "Questions to the API server whether somebody may read, by its answer.",
     ["result"],
 )
+KEYS = Counter("almoner_ledger_keys_asked_total", "Keys of providers that meters asked for, by result.", ["result"])
 SEALED = Counter("almoner_ledger_sealed_entries_total", "Entries that this replica sealed.")
 MAINTENANCE_FAILURES = Counter(
     "almoner_ledger_maintenance_failures_total", "Turns of sealing or tidying that failed.", ["task"]

@@ -41,6 +41,8 @@ class Resource(StrEnum):
     QUOTAS = "resourcequotas"
     MODEL_PROVIDERS = "modelproviders"
     TOOL_PROVIDERS = "toolproviders"
+    CLUSTER_MODEL_PROVIDERS = "clustermodelproviders"
+    CLUSTER_TOOL_PROVIDERS = "clustertoolproviders"
 
 
 class Reviewer(Protocol):

@@ -186,6 +186,15 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     Route("POST", "/v1/allotments/{id}/progress", "command", "Report progress", Role.METER, wire.PostProgress, Done),
     Route(
+        "POST",
+        "/v1/allotments/{id}/keys",
+        "keys",
+        "Ask for keys of providers, over TLS or within one machine",
+        Role.METER,
+        wire.AskKeys,
+        wire.HandedKeys,
+    ),
+    Route(
         "GET",
         "/v1/allotments/{id}/signals",
         "signals",

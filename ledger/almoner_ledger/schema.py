@@ -232,6 +232,8 @@ allotments = Table(
     # Of machine time, JSON: what it costs and how far ahead it is held; and until when it is charged, or was not used.
     Column("machine", Text),
     Column("charged_ms", BigInteger),
+    # JSON: keys of cluster-scoped providers that its meter may ask for, by the names of Secret and key; null: none.
+    Column("provider_keys", Text),
     *_usage(),
     sa.UniqueConstraint("execution_uid", "attempt", "purpose"),
     sa.CheckConstraint("purpose IN ('run', 'compute')", name="purpose"),

@@ -28,10 +28,11 @@ from almoner_ledger.doors import Turns
 from almoner_ledger.errors import LedgerError, invalid
 from almoner_ledger.parsing import Batch, integer, known_only, parse_batch, parse_body, read_body, without_nul
 from almoner_ledger.people import People
+from almoner_ledger.provider_keys import ProviderKeys, check_private
 from almoner_ledger.readers import Readers, Reading, Resource
 from almoner_ledger.routes import ROUTES, Route, openapi
 from almoner_ledger.signals import SignalWatch, Sweeper
-from almoner_ledger.store import Answer, Store, Verb, command, configuration, queries
+from almoner_ledger.store import Answer, Store, Verb, command, configuration, granted_keys, queries
 
 log = logging.getLogger(__name__)
 
@@ -77,9 +78,11 @@ class Service:
         version: str = "0",
         with_metrics: bool = True,
         readers: Readers | None = None,
+        keys: ProviderKeys | None = None,
     ) -> None:
         self.store = store
         self.readers = readers if readers is not None else Readers(None)
+        self.keys = keys if keys is not None else ProviderKeys(None)
         self._with_metrics = with_metrics
         self.authenticator = authenticator
         self.version = version
@@ -123,6 +126,7 @@ class Service:
         await self.watch.close()
         await self.batcher.close()
         await self.readers.close()
+        await self.keys.close()
         await self.authenticator.close()
 
     # -- around every call -----------------------------------------------------------------------------
@@ -282,6 +286,17 @@ class Service:
                 request.match_info["id"], caller.pod_uid or "", seconds, paid=bool(integer(request.query, "paid", 0, 1))
             )
             return _answer(await waited)
+
+    async def _keys(self, route: Route, request: web.Request, caller: Caller | None) -> web.Response:
+        check_private(request.transport)
+        assert caller is not None
+        pod_uid, allotment = caller.pod_uid or "", request.match_info["id"]
+        self.keys.pace(pod_uid)
+        asked = parse_body(await read_body(request, route.body_bytes_max), wire.AskKeys)
+        granted = await self._read(lambda c: granted_keys.of(c, allotment, pod_uid))
+        response = _answer(await self.keys.hand_over(allotment, granted, asked.providers))
+        response.headers["Cache-Control"] = "no-store"
+        return response
 
     async def _ask(self, route: Route, request: web.Request, _: Caller | None) -> web.Response:
         _known(route, request)

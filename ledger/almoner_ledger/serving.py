@@ -22,7 +22,9 @@ from almoner_ledger.doors import Doors
 from almoner_ledger.kubernetes import AccessReviewer
 from almoner_ledger.leasing import LeasePolicy
 from almoner_ledger.maintenance import SEAL_SECONDS, Maintenance
+from almoner_ledger.provider_keys import ProviderKeys
 from almoner_ledger.readers import KEPT_SECONDS, Readers
+from almoner_ledger.secret_reader import SecretReader
 from almoner_ledger.service import Service
 from almoner_ledger.store import Store
 from almoner_ledger.tls import Pair, Site
@@ -62,14 +64,19 @@ async def serve(
     metrics_at: tuple[str, int] | None = None,
     pair: Pair | None = None,
     reading_seconds: float = KEPT_SECONDS,
+    keys_namespace: str | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; then refuse new requests, finish those that run, and return.
 
     `metrics_at`: host and port of /metrics, which are then not served beside the API. `pair`: serve HTTPS with it.
-    `reading_seconds`: for so long an answer holds whether somebody may read.
+    `reading_seconds`: for so long an answer holds whether somebody may read. `keys_namespace`: where Secrets with keys
+    of cluster-scoped providers lie; None: the pod's own.
     """
     readers = Readers(AccessReviewer(judge.access) if judge.access is not None else None, reading_seconds)
-    service = Service(store, judge, version=version("almoner"), with_metrics=metrics_at is None, readers=readers)
+    keys = ProviderKeys(SecretReader(judge.access, keys_namespace) if judge.access is not None else None)
+    service = Service(
+        store, judge, version=version("almoner"), with_metrics=metrics_at is None, readers=readers, keys=keys
+    )
     machines = await _serve_metrics(service, *metrics_at) if metrics_at is not None else None
     application = service.application()
     application.cleanup_ctx.append(Maintenance(store, seal_seconds=seal_seconds).running)
@@ -127,6 +134,7 @@ def run(
     metrics_at: tuple[str, int] | None = None,
     tls_dir: Path | None = None,
     reading_seconds: float = KEPT_SECONDS,
+    keys_namespace: str | None = None,
 ) -> None:
     """Open the database, migrate it unless told not to, and serve; HTTPS where `tls_dir` has a pair.
 
@@ -152,6 +160,7 @@ def run(
                 metrics_at=metrics_at,
                 pair=pair,
                 reading_seconds=reading_seconds,
+                keys_namespace=keys_namespace,
             )
             runner.run(serving)
     finally:

@@ -51,7 +51,12 @@ def parser() -> argparse.ArgumentParser:
     _pod_options(option)
     _compute_options(option)
     option("--namespaces", "ALMONER_NAMESPACES", "namespaces to serve, separated by commas; all where empty", "")
-    option("--own-namespace", "ALMONER_OWN_NAMESPACE", "where the Lease of the election lies", "almoner-system")
+    option(
+        "--own-namespace",
+        "ALMONER_OWN_NAMESPACE",
+        "where the Lease of the election lies, and Secrets with keys of ClusterModelProviders",
+        "almoner-system",
+    )
     option("--lease-seconds", "ALMONER_LEASE_SECONDS", "life of that Lease, at least 3", "15", type=int)
     option(
         "--require-budget",

@@ -180,7 +180,8 @@ class Accounts:
 
     async def _sync_providers(self) -> None:
         """Hand over the rates of providers that are new or changed, and of those that are gone. Raises LedgerError."""
-        context, spaces = self._context, self._context.cache.spaces.values()
+        context, cache = self._context, self._context.cache
+        spaces = (cache.cluster, *cache.spaces.values())
         known = {(space.name, name): record for space in spaces for name, record in space.providers.items()}
         wanted = [
             key
@@ -207,16 +208,16 @@ class Accounts:
                 if index in refused:
                     record.rates_refused_at = generation
                     record.rates_problem = f"the ledger refuses its rateLimits: {refused[index].message}"
-                    log.error("ModelProvider %s/%s: %s", *key, record.rates_problem)
+                    log.error("%s %s: %s", record.kind, record.place, record.rates_problem)
                     continue
                 record.acknowledged = generation
                 self._providers_known.add(key)
                 self._release(key[0])
 
     def _release(self, namespace: str) -> None:
-        """Let those try again that waited for a provider's rates."""
+        """Let those try again that waited for a provider's rates; `namespace` is empty for those of the cluster's."""
         cache = self._context.cache
-        for run in cache.space(namespace).runs.values():
+        for run in cache.space(namespace).runs.values() if namespace else list(cache.runs.values()):
             if run.hold is not None and run.hold.reason is WaitReason.PROVIDER_NOT_READY:
                 run.hold = None
                 cache.touch(run)

@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from almoner_core import wire
-from almoner_core.api.agent import AgentReason, AgentSpec
-from almoner_core.api.base import ConfigMapKeyReference, SecretKeyReference
+from almoner_core.api.agent import AgentReason, AgentSpec, Limits
+from almoner_core.api.base import ConfigMapKeyReference
 from almoner_core.api.execution import (
     Attempt,
     AttemptOutcome,
@@ -32,12 +32,21 @@ from almoner_core.api.runner import Runner
 from almoner_core.api.training_job import TrainingJobSpec
 from almoner_core.contract import EXTRA_FIRST_NEED
 from almoner_core.identity import allotment_id, operation_id, pod_proof
-from almoner_operator import demand, failpoints, metrics, milestones, outcome, providers, rates, tool_providers
+from almoner_operator import (
+    demand,
+    failpoints,
+    metrics,
+    milestones,
+    outcome,
+    provider_access,
+    providers,
+    rates,
+    tool_providers,
+)
 from almoner_operator.additions import plus, requests_of_pod
 from almoner_operator.admitted import Admitted
 from almoner_operator.agents import AgentFacts, ProviderFacts, ToolProviderFacts, runner_secrets_verdict
 from almoner_operator.attempts import AttemptEnd, remaining_seconds
-from almoner_operator.cache import Space
 from almoner_operator.compute import MachineTime
 from almoner_operator.context import Context, now, run_target
 from almoner_operator.errors import (
@@ -257,6 +266,8 @@ class Admitter:
         spec = await self._pinned_spec(run, pinned)
         if run.status.agent is not None:
             run.pinned = spec
+        if text := provider_access.refusal(self._context.cache, run, spec):
+            raise _NotAdmittedError(WaitReason.PROVIDER_NOT_ALLOWED, text, REFUSED_SECONDS)
         await self._check_secrets(run, spec)
         await self._check_environment(run, runner_of(run, spec))
         asked = self._demand(run, spec)
@@ -274,10 +285,11 @@ class Admitter:
         return _Plan(attempt, pinned, spec, asked, admitted, pod)
 
     def _demand(self, run: Run, agent: AgentSpec | None) -> demand.Demand:
-        settings, space = self._context.settings, self._context.cache.space(run.key.namespace)
+        settings, cache = self._context.settings, self._context.cache
+        providers_seen = cache.providers_for(cache.space(run.key.namespace))
         added = self._context.cache.additions.of(run)
         ahead = demand.ahead(run, agent, settings.runner, settings.compute, added)
-        return demand.demand_of(run, agent, space.providers, plus(settings.runner.meter_requests, added), ahead)
+        return demand.demand_of(run, agent, providers_seen, plus(settings.runner.meter_requests, added), ahead)
 
     @staticmethod
     def _attempt(run: Run, number: int, admitted: Admitted) -> Attempt:
@@ -325,7 +337,8 @@ class Admitter:
     async def _check_secrets(self, run: Run, agent: AgentSpec | None) -> None:
         """What is about to run, pinned or a job's own, may name only Secrets that agents may read, now."""
         runner, space = runner_of(run, agent), self._context.cache.space(run.key.namespace)
-        await self._check_credentials(space, agent)
+        if problem := await provider_access.keys_missing(self._context, space, agent):
+            raise _NotAdmittedError(WaitReason.SECRET_NOT_FOUND, problem, REFUSED_SECONDS)
         names = secrets_of(runner)
         if not names:
             return
@@ -340,30 +353,10 @@ class Admitter:
             reason = WaitReason.SECRET_NOT_FOUND if missing else WaitReason.AGENT_NOT_READY
             raise _NotAdmittedError(reason, verdict.message, REFUSED_SECONDS)
 
-    async def _check_credentials(self, space: Space, agent: AgentSpec | None) -> None:
-        """The keys of the providers that the pod will mount: one that is not there would leave the pod hanging."""
-        if agent is None:
-            return
-        for name in sorted({choice.provider for choice in (agent.model, *agent.model.fallbacks)}):
-            provider = space.providers.get(name)
-            key = provider.spec.credentials if provider is not None and provider.spec is not None else None
-            problem = await self._key_problem(space, key)
-            if problem:
-                text = f"ModelProvider {name}: spec.credentials: {problem}"
-                raise _NotAdmittedError(WaitReason.SECRET_NOT_FOUND, text, REFUSED_SECONDS)
-
-    async def _key_problem(self, space: Space, key: SecretKeyReference | None) -> str:
-        """Say what is known to be missing of a Secret's key; empty where nothing is."""
-        if key is None:
-            return ""
-        fact = (await self._context.secrets.facts(space.name, [key.name])).get(key.name)
-        if fact is None:
-            return f"Secret {key.name} does not exist in this namespace"
-        return f"Secret {key.name} has no key {key.key}" if fact.keys is not None and key.key not in fact.keys else ""
-
     def _pod(self, run: Run, agent: AgentSpec | None, number: int, first_need: Mapping[str, int]) -> dict[str, Any]:
         assert run.spec is not None
-        space = self._context.cache.space(run.key.namespace)
+        cache = self._context.cache
+        space = cache.space(run.key.namespace)
         limits = demand.limits_of(run, agent)
         used = sum(_seconds(attempt) for attempt in run.status.attempts if attempt.number != number)
         given, given_from, extra = _input(run)
@@ -381,8 +374,8 @@ class Admitter:
                 agent_name=run.agent_name,
                 agent=agent,
                 limits=limits,
-                providers=providers.for_agent(agent, space.providers) if agent is not None else (),
-                tools=tool_providers.for_agent(agent, space.tool_providers),
+                providers=providers.for_agent(agent, cache.providers_for(space)) if agent is not None else (),
+                tools=tool_providers.for_agent(agent, cache.tool_providers_for(space)),
                 input=given,
                 input_from=given_from,
                 remaining_seconds=remaining_seconds(limits.timeout_seconds, used),
@@ -411,16 +404,11 @@ class Admitter:
     async def _open(self, run: Run, admission: Admission, plan: _Plan) -> _Plan:
         """Open the allotment. A number whose allotment is void is passed over; one that was used ends the run."""
         context = self._context
-        space = context.cache.space(run.key.namespace)
+        seen = context.cache.providers_for(context.cache.space(run.key.namespace))
         spec, first, ahead = plan.agent, plan.demand.first, plan.demand.ahead
         limits, terms = demand.limits_of(run, spec), self._terms(run, spec)
-        own = wire_amounts(
-            usd=limits.max_cost.nanos if limits.max_cost is not None else None,
-            tokens=limits.max_tokens,
-            tool_calls=limits.max_tool_calls,
-        )
         try:
-            accounts = rates.accounts_for(spec, space.providers, admission.accounts)
+            accounts = rates.accounts_for(spec, seen, admission.accounts)
         except rates.RatesNotReadyError as error:
             raise _NotAdmittedError(WaitReason.PROVIDER_NOT_READY, str(error), BUSY_SECONDS) from error
         for _ in range(OPEN_TRIES_MAX):
@@ -441,11 +429,12 @@ class Admitter:
                 ),
                 pod=attempt.pod,
                 accounts=accounts,
-                limits=own,
+                limits=_amounts_of(limits),
                 need=wire_amounts(usd=first.need.get("usd")),
                 want=wire_amounts(usd=first.want.get("usd")),
                 compute=wire_amounts(usd=ahead),
                 machine=terms,
+                keys=provider_access.grants(spec, seen),
             )
             try:
                 await context.ledger.open(item)
@@ -696,6 +685,12 @@ def _nonce(run: Run, number: int) -> str:
 def wire_amounts(**amounts: int | None) -> dict[wire.Dimension, int]:
     """Give amounts by dimension, without those that are not limited or not asked for."""
     return {wire.Dimension(name): amount for name, amount in amounts.items() if amount is not None}
+
+
+def _amounts_of(limits: Limits) -> dict[wire.Dimension, int]:
+    """Give a run's own limits as the ledger takes them."""
+    usd = limits.max_cost.nanos if limits.max_cost is not None else None
+    return wire_amounts(usd=usd, tokens=limits.max_tokens, tool_calls=limits.max_tool_calls)
 
 
 def _input(run: Run) -> tuple[str | None, Any, dict[str, Any]]:

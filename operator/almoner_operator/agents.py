@@ -12,14 +12,24 @@ from enum import StrEnum
 from typing import NamedTuple, TypeVar
 
 from almoner_core.agent_checks import Checked, first_problem
-from almoner_core.api.agent import AgentReason, AgentSpec, AgentType, Limits, ModelChoice, Tool
+from almoner_core.api.agent import (
+    AgentReason,
+    AgentSpec,
+    AgentType,
+    Limits,
+    ModelChoice,
+    ModelProviderKind,
+    Tool,
+    ToolProviderKind,
+)
 from almoner_core.api.base import SecretKeyReference
 from almoner_core.api.model_provider import ModelProviderSpec, ProviderReason, ProviderType
 from almoner_core.api.runner import Runner
 from almoner_core.api.tool_provider import ToolProviderSpec
-from almoner_core.contract import LABEL_AGENT_READABLE, METER_USER, Dialect
+from almoner_core.contract import LABEL_AGENT_READABLE, LABEL_PROVIDER_KEY, METER_USER, Dialect
 from almoner_core.money import Money
 from almoner_operator import pod_options
+from almoner_operator.cluster_providers import Asker, is_cluster_wide, not_allowed
 from almoner_operator.pods import reserved_env
 from almoner_operator.providers import dialects_of
 
@@ -34,18 +44,19 @@ class SecretFacts:
     """What is known of a Secret: whether agents may read it; its keys, None where they are not known.
 
     `unknown` says why the operator could not look at it, with the HTTP status; nothing else is known then. `forbidden`:
-    since it has not the right to.
+    since it has not the right to. `provider_key`: its label says that it holds keys of cluster-scoped providers.
     """
 
     agent_readable: bool = False
     keys: frozenset[str] | None = None
     unknown: str = ""
     forbidden: bool = False
+    provider_key: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ProviderFacts:
-    """A ModelProvider of the agent's namespace."""
+    """A ModelProvider of the agent's namespace, or a ClusterModelProvider."""
 
     spec: ModelProviderSpec
     ready: bool = True
@@ -55,7 +66,7 @@ class ProviderFacts:
 
 @dataclass(frozen=True, slots=True)
 class ToolProviderFacts:
-    """A ToolProvider of the agent's namespace."""
+    """A ToolProvider of the agent's namespace, or a ClusterToolProvider."""
 
     spec: ToolProviderSpec
     ready: bool = True
@@ -71,9 +82,9 @@ class ToolProviderFacts:
 class AgentFacts:
     """What surrounds an agent in its namespace.
 
-    `secrets` by name, those that do not exist left out. `has_price` says whether a model of a provider (by name) has a
-    price. `budgeted`: a quota with an enforced budget can govern it. `checked`: the spec's own first problem, where
-    somebody looked for it already.
+    Providers are by key (`provider_key`), `secrets` by name, those that do not exist left out. `has_price` says whether
+    a model of a provider (by key) has a price. `budgeted`: a quota with an enforced budget can govern it. `checked`:
+    the spec's own first problem, where somebody looked for it already. `namespace` and `name` are the agent's own.
     """
 
     providers: Mapping[str, ProviderFacts] = field(default_factory=dict)
@@ -82,6 +93,8 @@ class AgentFacts:
     has_price: Callable[[str, str], bool] = lambda _provider, _model: True
     budgeted: bool = False
     checked: Checked | None = None
+    namespace: str = ""
+    name: str = ""
 
 
 class AgentVerdict(NamedTuple):
@@ -104,9 +117,9 @@ def agent_verdict(spec: AgentSpec, facts: AgentFacts) -> AgentVerdict:
     for verdict in (
         _runner_verdict(spec.runner),
         _spec_verdict(spec, facts),
-        *(_model_verdict(path, choice, facts) for path, choice in _choices(spec)),
+        *(_model_verdict(path, choice, facts, spec.type) for path, choice in _choices(spec)),
         _dialect_verdict(spec, facts),
-        *(_tool_verdict(f"spec.tools[{index}]", tool, facts) for index, tool in enumerate(spec.tools)),
+        *(_tool_verdict(f"spec.tools[{index}]", tool, facts, spec.type) for index, tool in enumerate(spec.tools)),
         runner_secrets_verdict(spec.runner, facts),
         _deployment_verdict(spec, facts),
     ):
@@ -140,12 +153,12 @@ def _spec_verdict(spec: AgentSpec, facts: AgentFacts) -> AgentVerdict | None:
 
 def _dialect_verdict(spec: AgentSpec, facts: AgentFacts) -> AgentVerdict | None:
     """The loop speaks the dialect that the spec names, else the provider's first."""
-    provider = facts.providers.get(spec.model.provider)
+    provider = facts.providers.get(spec.model.provider_key)
     if provider is None or spec.runner.image is not None:
         return None
     spoken, wanted = dialects_of(provider.spec), spec.model.api
     if wanted is not None and wanted.value not in {dialect.value for dialect in spoken}:
-        text = f"spec.model.api: ModelProvider {spec.model.provider} speaks {', '.join(spoken)}, not {wanted}"
+        text = f"spec.model.api: {_named(spec.model)} speaks {', '.join(spoken)}, not {wanted}"
         return AgentVerdict(AgentReason.INVALID_SPEC, text)
     if (wanted or spoken[0]).value == Dialect.ANTHROPIC.value and spec.model.settings.seed is not None:
         text = "spec.model.settings.seed: Anthropic's API has no seed: remove it"
@@ -153,42 +166,51 @@ def _dialect_verdict(spec: AgentSpec, facts: AgentFacts) -> AgentVerdict | None:
     return None
 
 
-def _model_verdict(path: str, choice: ModelChoice, facts: AgentFacts) -> AgentVerdict | None:
-    provider = facts.providers.get(choice.provider)
+def _named(choice: ModelChoice) -> str:
+    return f"{choice.provider_kind} {choice.provider}"
+
+
+def _model_verdict(path: str, choice: ModelChoice, facts: AgentFacts, type_: AgentType) -> AgentVerdict | None:
+    provider, named = facts.providers.get(choice.provider_key), _named(choice)
     if provider is None:
-        text = f"{path}.provider: ModelProvider {choice.provider} does not exist in this namespace"
-        return AgentVerdict(AgentReason.PROVIDER_NOT_FOUND, text)
+        place = "in this namespace" if choice.provider_kind is ModelProviderKind.MODEL_PROVIDER else "in this cluster"
+        return AgentVerdict(AgentReason.PROVIDER_NOT_FOUND, f"{path}.provider: {named} does not exist {place}")
+    if text := not_allowed(named, provider.spec, Asker(facts.namespace, facts.name, type_)):
+        return AgentVerdict(AgentReason.PROVIDER_NOT_ALLOWED, f"{path}.provider: {text}")
     if not provider.ready:
-        text = f"{path}.provider: ModelProvider {choice.provider} is not ready: {provider.message}"
+        text = f"{path}.provider: {named} is not ready: {provider.message}"
         return AgentVerdict(AgentReason.PROVIDER_NOT_READY, text)
     allowed = [model.name for model in provider.spec.models]
     if allowed and choice.name not in allowed:
-        named = ", ".join(allowed[:_MODELS_NAMED_MAX]) + (", ..." if len(allowed) > _MODELS_NAMED_MAX else "")
-        text = f"{path}.name: ModelProvider {choice.provider} does not list {choice.name}; it lists {named}"
+        listed = ", ".join(allowed[:_MODELS_NAMED_MAX]) + (", ..." if len(allowed) > _MODELS_NAMED_MAX else "")
+        text = f"{path}.name: {named} does not list {choice.name}; it lists {listed}"
         return AgentVerdict(AgentReason.MODEL_NOT_ALLOWED, text)
-    if not facts.has_price(choice.provider, choice.name):
+    if not facts.has_price(choice.provider_key, choice.name):
         text = (
             f"{path}.name: no price is known for {choice.name}, so no budget could bound it: "
-            f"add it to spec.prices of ModelProvider {choice.provider}"
+            f"add it to spec.prices of {named}"
         )
         return AgentVerdict(AgentReason.MODEL_UNPRICED, text)
     return None
 
 
-def _tool_verdict(path: str, tool: Tool, facts: AgentFacts) -> AgentVerdict | None:
-    if tool.provider is None:
+def _tool_verdict(path: str, tool: Tool, facts: AgentFacts, type_: AgentType) -> AgentVerdict | None:
+    if tool.provider_key is None:
         return None
-    provider = facts.tool_providers.get(tool.provider)
+    kind = tool.provider_kind or ToolProviderKind.TOOL_PROVIDER
+    provider, named = facts.tool_providers.get(tool.provider_key), f"{kind} {tool.provider}"
     if provider is None:
-        text = f"{path}.provider: ToolProvider {tool.provider} does not exist in this namespace"
-        return AgentVerdict(AgentReason.TOOL_PROVIDER_NOT_FOUND, text)
+        place = "in this namespace" if kind is ToolProviderKind.TOOL_PROVIDER else "in this cluster"
+        return AgentVerdict(AgentReason.TOOL_PROVIDER_NOT_FOUND, f"{path}.provider: {named} does not exist {place}")
+    if text := not_allowed(named, provider.spec, Asker(facts.namespace, facts.name, type_)):
+        return AgentVerdict(AgentReason.PROVIDER_NOT_ALLOWED, f"{path}.provider: {text}")
     if not provider.ready:
-        text = f"{path}.provider: ToolProvider {tool.provider} is not ready: {provider.message}"
+        text = f"{path}.provider: {named} is not ready: {provider.message}"
         return AgentVerdict(AgentReason.TOOL_PROVIDER_NOT_READY, text)
     if not provider.has_price(tool.name):
         text = (
             f"{path}.name: no price is known for {tool.name}, so no budget could bound it: "
-            f"add it to spec.prices of ToolProvider {tool.provider}"
+            f"add it to spec.prices of {named}"
         )
         return AgentVerdict(AgentReason.TOOL_UNPRICED, text)
     return None
@@ -196,15 +218,16 @@ def _tool_verdict(path: str, tool: Tool, facts: AgentFacts) -> AgentVerdict | No
 
 def runner_secrets_verdict(runner: Runner, facts: AgentFacts, path: str = "spec.runner") -> AgentVerdict | None:
     """Judge the Secrets that a runner names, wherever it names them; None where all may be read."""
-    keys = [each.spec.credentials for each in facts.providers.values()]
-    keys += [each.spec.credentials for each in facts.tool_providers.values()]
-    taken = {key.name for key in keys if key is not None}
+    specs: list[ModelProviderSpec | ToolProviderSpec] = [each.spec for each in facts.providers.values()]
+    specs += [each.spec for each in facts.tool_providers.values()]
+    # Those of cluster-scoped providers lie elsewhere, and are known by their label.
+    taken = {each.credentials.name for each in specs if each.credentials is not None and not is_cluster_wide(each)}
     for place, name, key in secret_references(runner):
         where = f"{path}.{place}: Secret {name}"
-        if name in taken:
+        secret = facts.secrets.get(name)
+        if name in taken or (secret is not None and secret.provider_key):
             text = f"{where} holds a provider's key, which no agent may read"
             return AgentVerdict(AgentReason.SECRET_NOT_READABLE, text)
-        secret = facts.secrets.get(name)
         if secret is not None and not secret.unknown and not secret.agent_readable:
             text = f'{where} lacks the label {LABEL_AGENT_READABLE}: "true"'
             return AgentVerdict(AgentReason.SECRET_NOT_READABLE, text)
@@ -233,12 +256,15 @@ class SecretProblem(StrEnum):
     NOT_FOUND = "SecretNotFound"
     UNKNOWN = "SecretUnknown"
     FORBIDDEN = "SecretForbidden"
+    NOT_LABELLED = "SecretNotLabelled"
 
 
-def secret_problem(where: str, key: str | None, secret: SecretFacts | None) -> tuple[SecretProblem, str] | None:
+def secret_problem(
+    where: str, key: str | None, secret: SecretFacts | None, place: str = "this namespace"
+) -> tuple[SecretProblem, str] | None:
     """Say what is wrong with a Secret (None: there is none), or with the key that is asked of it; None: nothing."""
     if secret is None:
-        return SecretProblem.NOT_FOUND, f"{where} does not exist in this namespace"
+        return SecretProblem.NOT_FOUND, f"{where} does not exist in {place}"
     if secret.forbidden:
         return SecretProblem.FORBIDDEN, f"{where} may not be looked at ({secret.unknown}): grant the operator get"
     if secret.unknown:
@@ -249,13 +275,18 @@ def secret_problem(where: str, key: str | None, secret: SecretFacts | None) -> t
 
 
 def credentials_problem(
-    credentials: SecretKeyReference | None, secrets: Mapping[str, SecretFacts]
+    credentials: SecretKeyReference | None, secrets: Mapping[str, SecretFacts], *, cluster: bool = False
 ) -> tuple[SecretProblem, str] | None:
-    """Say what is wrong with a provider's credentials; None: nothing."""
+    """Say what is wrong with a provider's credentials; None: nothing. `cluster`: of a cluster-scoped one."""
     if credentials is None:
         return None
-    where = f"spec.credentials: Secret {credentials.name}"
-    return secret_problem(where, credentials.key, secrets.get(credentials.name))
+    where, secret = f"spec.credentials: Secret {credentials.name}", secrets.get(credentials.name)
+    if not cluster:
+        return secret_problem(where, credentials.key, secret)
+    if secret is not None and not secret.unknown and not secret.provider_key:
+        text = f'{where} lacks the label {LABEL_PROVIDER_KEY}: "true", by which it may be handed to meters'
+        return SecretProblem.NOT_LABELLED, text
+    return secret_problem(where, credentials.key, secret, "Almoner's own namespace")
 
 
 def _deployment_verdict(spec: AgentSpec, facts: AgentFacts) -> AgentVerdict | None:
@@ -277,10 +308,10 @@ def _deployment_verdict(spec: AgentSpec, facts: AgentFacts) -> AgentVerdict | No
         )
     else:
         for path, choice in _choices(spec):
-            provider = facts.providers.get(choice.provider)
+            provider = facts.providers.get(choice.provider_key)
             if provider is not None and is_bypassable(provider.spec):
                 text = (
-                    f"{path}.provider: ModelProvider {choice.provider} asks for no credential, so the agent could "
+                    f"{path}.provider: {_named(choice)} asks for no credential, so the agent could "
                     "call it past the meter: a RealDeployment may not use it"
                 )
                 break
@@ -293,13 +324,13 @@ def is_bypassable(spec: ModelProviderSpec) -> bool:
 
 
 def provider_verdict(spec: ModelProviderSpec, secrets: Mapping[str, SecretFacts]) -> ProviderVerdict:
-    """Judge a ModelProvider."""
+    """Judge a ModelProvider or ClusterModelProvider."""
     bypassable = is_bypassable(spec)
     credentials = spec.credentials
     if credentials is None and spec.type in _NEEDS_KEY:
         text = f"spec.credentials: a provider of type {spec.type} needs a key: name the Secret and its key"
         return ProviderVerdict(ProviderReason.CREDENTIALS_MISSING, text, bypassable)
-    problem = credentials_problem(credentials, secrets)
+    problem = credentials_problem(credentials, secrets, cluster=is_cluster_wide(spec))
     if problem is not None:
         return ProviderVerdict(ProviderReason(problem[0].value), problem[1], bypassable)
     return ProviderVerdict(ProviderReason.READY, "the provider can be used", bypassable)

@@ -18,12 +18,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from almoner_core.api.agent import AgentReason, AgentSpec, AgentType
+from almoner_core.api.agent import AgentReason, AgentSpec, AgentType, key_of
 from almoner_core.api.execution import ExecutionPhase, WaitReason
 from almoner_core.wire import AccountState, Dimension
 from almoner_operator import apart, clocks, demand, news
 from almoner_operator.additions import Additions, passed, plus
 from almoner_operator.alerts import account_of
+from almoner_operator.cluster_providers import Seen
 from almoner_operator.configuration_recorder import Recorder
 from almoner_operator.copies import copy_marks, stamp_of, why_restored
 from almoner_operator.counts import Counts
@@ -101,6 +102,8 @@ class Cache:
         self._meter, self._ahead = meter, ahead
         self.wake = wake
         self.spaces: dict[str, Space] = {}
+        self.cluster = Space("")
+        """What is the cluster's and no namespace's: providers."""
         self.runs: dict[str, Run] = {}
         self.finished: dict[str, Finished] = {}
         self.pods = RunnerPods()
@@ -270,17 +273,28 @@ class Cache:
             self.wake()
 
     def observe_provider(self, event: str | None, raw: Mapping[str, Any]) -> None:
-        """Take in a ModelProvider."""
-        space = self.space(raw["metadata"]["namespace"])
-        self.configuration.take("ModelProvider", event, raw)
+        """Take in a ModelProvider or ClusterModelProvider."""
+        space = self.space(raw["metadata"].get("namespace") or "")
+        self.configuration.take("ModelProvider" if space.name else "ClusterModelProvider", event, raw)
         if news.observe(space.providers, event, raw, parse_provider):
             self._provider_touched(space, str(raw["metadata"]["name"]))
 
     def _provider_touched(self, space: Space, name: str, *, judged: bool = False) -> None:
         if not judged:
             self.providers_changed.add((space.name, name))
-        self.agents_changed.update((space.name, agent.name) for agent in space.agents.values() if _uses(agent, name))
+        if space is self.cluster and not judged:
+            self.free_refused()
+        key = key_of(name, cluster=space is self.cluster)
+        for each in self.spaces.values() if space is self.cluster else (space,):
+            self.agents_changed.update((each.name, agent.name) for agent in each.agents.values() if _uses(agent, key))
         self.wake()
+
+    def free_refused(self) -> None:
+        """Let those try again that a cluster-scoped provider did not allow: one of them changed."""
+        for run in self.runs.values():
+            if run.hold is not None and run.hold.reason is WaitReason.PROVIDER_NOT_ALLOWED:
+                run.hold = None
+                self.touch(run)
 
     def provider_touched(self, namespace: str, name: str, *, judged: bool = False) -> None:
         """Note that whether a provider can be used changed; `judged` by whoever judges it."""
@@ -310,11 +324,21 @@ class Cache:
     # -- what others tell ----------------------------------------------------------------------------
 
     def space(self, namespace: str) -> Space:
-        """Give a namespace, made at first sight."""
+        """Give a namespace, made at first sight; the cluster where the name is empty."""
+        if not namespace:
+            return self.cluster
         found = self.spaces.get(namespace)
         if found is None:
             found = self.spaces[namespace] = Space(namespace)
         return found
+
+    def providers_for(self, space: Space) -> Seen[ProviderRecord]:
+        """Give what agents of a namespace may name as providers of models, by key."""
+        return Seen(space.providers, self.cluster.providers)
+
+    def tool_providers_for(self, space: Space) -> Seen[ToolProviderRecord]:
+        """Give what agents of a namespace may name as providers of tools, by key."""
+        return Seen(space.tool_providers, self.cluster.tool_providers)
 
     def touch(self, run: Run, *, review: bool = False) -> None:
         """Note that a run changed, so that its part of the snapshot is built again."""
@@ -440,7 +464,7 @@ class Cache:
         if not reserved:
             added = self.additions.of(run)
             ahead = self._ahead(run, agent, added) if self._ahead is not None else 0
-            asked = demand.demand_of(run, agent, space.providers, plus(self._meter, added), ahead)
+            asked = demand.demand_of(run, agent, self.providers_for(space), plus(self._meter, added), ahead)
             requests, need = asked.requests, asked.need
         elif run.admitted is not None:
             requests, need = run.admitted.requests, 0
@@ -571,7 +595,7 @@ def _uses(agent: AgentRecord, provider: str) -> bool:
     if agent.spec is None:
         return False
     model = agent.spec.model
-    return model.provider == provider or any(choice.provider == provider for choice in model.fallbacks)
+    return any(choice.provider_key == provider for choice in (model, *model.fallbacks))
 
 
 def _agent(record: AgentRecord) -> Agent:

@@ -107,7 +107,7 @@ def card_for(provider: ProviderRecord, model: str) -> PriceCard | None:
     if key not in _cards:
         if len(_cards) >= _CARDS_MAX:
             _cards.clear()
-        _cards[key] = price_card(provider.spec, f"{provider.namespace}/{provider.name}", model, provider.generation)
+        _cards[key] = price_card(provider.spec, provider.place, model, provider.generation)
     return _cards[key]
 
 
@@ -138,7 +138,7 @@ def first_call(
     """
     if agent is None:
         return FirstCall(need={}, want={})
-    provider = providers.get(agent.model.provider)
+    provider = providers.get(agent.model.provider_key)
     card = card_for(provider, agent.model.name) if provider is not None else None
     schema = agent.output is not None
     bound = first_call_bound(

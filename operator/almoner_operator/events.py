@@ -57,6 +57,10 @@ class _Sending:
     body: dict[str, Any] | None = None
 
 
+CLUSTER_EVENTS: Final = "default"
+"""Where the API server takes events of objects that have no namespace."""
+
+
 class EventRecorder:
     """Queues events and sends them in the background (`run`)."""
 
@@ -102,7 +106,7 @@ class EventRecorder:
         if once:
             digest = hashlib.sha256(f"{uid}/{once}".encode()).hexdigest()[:16]
             body["metadata"]["name"] = _named(name, digest)
-        told = self._told[key] = _Told(key, now, namespace, body["metadata"]["name"])
+        told = self._told[key] = _Told(key, now, body["metadata"]["namespace"], body["metadata"]["name"])
         self._told.move_to_end(key)
         if len(self._told) > REMEMBERED_MAX:
             self._told.popitem(last=False)
@@ -125,7 +129,7 @@ class EventRecorder:
         return {
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
-            "metadata": {"name": _named(name, uuid.uuid4().hex[:16]), "namespace": namespace},
+            "metadata": {"name": _named(name, uuid.uuid4().hex[:16]), "namespace": namespace or CLUSTER_EVENTS},
             "eventTime": _moment(),
             "reportingController": "almoner.dev/operator",
             "reportingInstance": self._instance,
@@ -133,7 +137,13 @@ class EventRecorder:
             "reason": reason,
             "note": short_bytes(note, EVENT_NOTE_BYTES_MAX),
             "type": "Warning" if warning else "Normal",
-            "regarding": {"apiVersion": API_VERSION, "kind": kind, "namespace": namespace, "name": name, "uid": uid},
+            "regarding": {
+                "apiVersion": API_VERSION,
+                "kind": kind,
+                **({"namespace": namespace} if namespace else {}),
+                "name": name,
+                "uid": uid,
+            },
         }
 
     async def run(self) -> None:

@@ -49,16 +49,17 @@ MERGE_PATCH: Final = "application/merge-patch+json"
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """One resource of the API: its path and its plural."""
+    """One resource of the API: its path and its plural. Where it is not `namespaced`, objects have no namespace."""
 
     api: str
     plural: str
     kind: str
+    namespaced: bool = True
 
     def path(self, namespace: str | None = None, name: str | None = None, subresource: str | None = None) -> str:
         """Give the URL path of a collection, an object or its subresource."""
         parts = [self.api]
-        if namespace is not None:
+        if namespace is not None and self.namespaced:
             parts.append(f"namespaces/{namespace}")
         parts.append(self.plural)
         if name is not None:
@@ -75,13 +76,24 @@ TRAINING_JOBS: Final = Resource(_OURS, "trainingjobs", "TrainingJob")
 QUOTAS: Final = Resource(_OURS, "resourcequotas", "ResourceQuota")
 PROVIDERS: Final = Resource(_OURS, "modelproviders", "ModelProvider")
 TOOL_PROVIDERS: Final = Resource(_OURS, "toolproviders", "ToolProvider")
+CLUSTER_PROVIDERS: Final = Resource(_OURS, "clustermodelproviders", "ClusterModelProvider", namespaced=False)
+CLUSTER_TOOL_PROVIDERS: Final = Resource(_OURS, "clustertoolproviders", "ClusterToolProvider", namespaced=False)
 PODS: Final = Resource("/api/v1", "pods", "Pod")
 SECRETS: Final = Resource("/api/v1", "secrets", "Secret")
 CONFIG_MAPS: Final = Resource("/api/v1", "configmaps", "ConfigMap")
 REVISIONS: Final = Resource("/apis/apps/v1", "controllerrevisions", "ControllerRevision")
 EVENTS: Final = Resource("/apis/events.k8s.io/v1", "events", "Event")
 LEASES: Final = Resource("/apis/coordination.k8s.io/v1", "leases", "Lease")
-OURS: Final = (AGENTS, EXECUTIONS, TRAINING_JOBS, QUOTAS, PROVIDERS, TOOL_PROVIDERS)
+OURS: Final = (
+    AGENTS,
+    EXECUTIONS,
+    TRAINING_JOBS,
+    QUOTAS,
+    PROVIDERS,
+    TOOL_PROVIDERS,
+    CLUSTER_PROVIDERS,
+    CLUSTER_TOOL_PROVIDERS,
+)
 BY_KIND: Final = {each.kind: each for each in (*OURS, PODS)}
 
 

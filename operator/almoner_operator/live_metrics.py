@@ -29,6 +29,16 @@ LIMITS_MAX: Final = 5000
 _NOT_SAID: Final = "Queued"
 
 
+_KINDS: Final = (
+    "Agent",
+    "ResourceQuota",
+    "ModelProvider",
+    "ToolProvider",
+    "ClusterModelProvider",
+    "ClusterToolProvider",
+)
+
+
 class CacheCollector(Collector):
     """Tells what a cache has now."""
 
@@ -49,17 +59,17 @@ class CacheCollector(Collector):
         self._quotas(found)
         not_ready = Counter(
             kind
-            for space in self._cache.spaces.values()
+            for space in (self._cache.cluster, *self._cache.spaces.values())
             for kind, records in (
                 ("Agent", space.agents),
                 ("ResourceQuota", space.quotas),
-                ("ModelProvider", space.providers),
-                ("ToolProvider", space.tool_providers),
+                ("ModelProvider" if space.name else "ClusterModelProvider", space.providers),
+                ("ToolProvider" if space.name else "ClusterToolProvider", space.tool_providers),
             )
             for record in records.values()
             if _is_not_ready(record.status.conditions)
         )
-        for kind in ("Agent", "ResourceQuota", "ModelProvider", "ToolProvider"):
+        for kind in _KINDS:
             found["almoner_not_ready_objects"].add_metric([kind], not_ready[kind])
         found["almoner_ledger_up"].add_metric([], float(self._cache.ledger_ready))
         return iter(found.values())

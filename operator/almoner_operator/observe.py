@@ -48,10 +48,20 @@ CHECK_SECONDS: Final = 10.0
 AT_ONCE_MAX: Final = 16
 """Objects judged at once: each may wait for the API server's word on a Secret."""
 _PROVIDER_AGAIN: Final = frozenset(
-    {ProviderReason.SECRET_NOT_FOUND, ProviderReason.SECRET_UNKNOWN, ProviderReason.SECRET_FORBIDDEN}
+    {
+        ProviderReason.SECRET_NOT_FOUND,
+        ProviderReason.SECRET_NOT_LABELLED,
+        ProviderReason.SECRET_UNKNOWN,
+        ProviderReason.SECRET_FORBIDDEN,
+    }
 )
 _TOOL_PROVIDER_AGAIN: Final = frozenset(
-    {ToolProviderReason.SECRET_NOT_FOUND, ToolProviderReason.SECRET_UNKNOWN, ToolProviderReason.SECRET_FORBIDDEN}
+    {
+        ToolProviderReason.SECRET_NOT_FOUND,
+        ToolProviderReason.SECRET_NOT_LABELLED,
+        ToolProviderReason.SECRET_UNKNOWN,
+        ToolProviderReason.SECRET_FORBIDDEN,
+    }
 )
 _AGENT_AGAIN: Final = frozenset(
     {
@@ -103,7 +113,7 @@ class Observer:
         for kind, namespace, name in self._not_judged:
             changed[kind].add((namespace, name))
         self._not_judged.clear()
-        for space in cache.spaces.values():
+        for space in (cache.cluster, *cache.spaces.values()):
             for provider in space.providers.values():
                 if provider.reason in _PROVIDER_AGAIN:
                     cache.providers_changed.add((space.name, provider.name))
@@ -170,7 +180,7 @@ class Observer:
                 update={"observed_generation": provider.generation, "conditions": said}
             )
             context.cache.provider_touched(namespace, name, judged=True)
-            context.writer.mark(target_of(kind, provider))
+            context.writer.mark(target_of(provider.kind, provider))
         elif (source := space.tool_providers.get(name)) is not None:
             source.reason, source.message = ToolProviderReason.INVALID_SPEC, text
             said = tool_provider_conditions(
@@ -180,7 +190,7 @@ class Observer:
                 update={"observed_generation": source.generation, "conditions": said}
             )
             tool_providers.touched(context.cache, space, name, judged=True)
-            context.writer.mark(target_of(kind, source))
+            context.writer.mark(target_of(source.kind, source))
 
     async def _judge_named_provider(self, space: Space, name: str) -> None:
         if (record := space.providers.get(name)) is not None:
@@ -200,7 +210,8 @@ class Observer:
             record.reason, record.message, bypassable = ProviderReason.INVALID_SPEC, record.invalid, False
         else:
             names = [record.spec.credentials.name] if record.spec.credentials is not None else []
-            secrets = await self._context.secrets.facts(record.namespace, names)
+            place = record.namespace or context.settings.own_namespace
+            secrets = await context.secrets.facts(place, names)
             if record.successor is not None:
                 return  # It changed meanwhile, and is marked to be judged as it is now.
             record.reason, record.message, bypassable = provider_verdict(record.spec, secrets)
@@ -215,9 +226,9 @@ class Observer:
         record.status = record.status.model_copy(
             update={"observed_generation": record.generation, "conditions": conditions}
         )
-        context.writer.mark(target_of("ModelProvider", record))
+        context.writer.mark(target_of(record.kind, record))
         if (record.reason, record.message) != before:
-            self._tell("ModelProvider", record, good=record.reason is ProviderReason.READY)
+            self._tell(record.kind, record, good=record.reason is ProviderReason.READY)
             context.cache.provider_touched(record.namespace, record.name, judged=True)
 
     async def _judge_tool_provider(self, record: ToolProviderRecord) -> None:
@@ -226,7 +237,8 @@ class Observer:
             record.reason, record.message = ToolProviderReason.INVALID_SPEC, record.invalid
         else:
             names = [record.spec.credentials.name] if record.spec.credentials is not None else []
-            secrets = await context.secrets.facts(record.namespace, names)
+            place = record.namespace or context.settings.own_namespace
+            secrets = await context.secrets.facts(place, names)
             if record.successor is not None:
                 return
             record.reason, record.message = tool_providers.verdict(record.spec, secrets)
@@ -240,9 +252,9 @@ class Observer:
         record.status = record.status.model_copy(
             update={"observed_generation": record.generation, "conditions": conditions}
         )
-        context.writer.mark(target_of("ToolProvider", record))
+        context.writer.mark(target_of(record.kind, record))
         if (record.reason, record.message) != before:
-            self._tell("ToolProvider", record, good=record.reason is ToolProviderReason.READY)
+            self._tell(record.kind, record, good=record.reason is ToolProviderReason.READY)
             tool_providers.touched(context.cache, context.cache.space(record.namespace), record.name, judged=True)
 
     async def _judge_agent(self, space: Space, record: AgentRecord) -> None:
@@ -315,23 +327,25 @@ class Observer:
                 warning=True,
             )
 
-    @staticmethod
     def _agent_facts(
-        space: Space, record: AgentRecord, secrets: Mapping[str, SecretFacts], checked: Checked
+        self, space: Space, record: AgentRecord, secrets: Mapping[str, SecretFacts], checked: Checked
     ) -> AgentFacts:
-        spec = record.spec
+        spec, cache = record.spec, self._context.cache
         assert spec is not None
+        seen = cache.providers_for(space)
         return AgentFacts(
             providers={
-                name: ProviderFacts(each.spec, each.reason is ProviderReason.READY, each.message)
-                for name, each in space.providers.items()
+                key: ProviderFacts(each.spec, each.reason is ProviderReason.READY, each.message)
+                for key, each in seen.items()
                 if each.spec is not None
             },
-            tool_providers=_tool_facts(space),
+            tool_providers=_tool_facts(cache.tool_providers_for(space)),
             secrets=secrets,
-            has_price=lambda provider, model: _has_price(space, provider, model),
+            has_price=lambda provider, model: _has_price(seen, provider, model),
             budgeted=_budgeted(space, record, spec),
             checked=checked,
+            namespace=space.name,
+            name=record.name,
         )
 
 
@@ -347,16 +361,16 @@ async def _checked(record: AgentRecord, spec: AgentSpec) -> Checked:
     return record.checked
 
 
-def _tool_facts(space: Space) -> dict[str, ToolProviderFacts]:
+def _tool_facts(seen: Mapping[str, ToolProviderRecord]) -> dict[str, ToolProviderFacts]:
     return {
-        name: ToolProviderFacts(each.spec, each.reason is ToolProviderReason.READY, each.message)
-        for name, each in space.tool_providers.items()
+        key: ToolProviderFacts(each.spec, each.reason is ToolProviderReason.READY, each.message)
+        for key, each in seen.items()
         if each.spec is not None
     }
 
 
-def _has_price(space: Space, provider: str, model: str) -> bool:
-    record = space.providers.get(provider)
+def _has_price(seen: Mapping[str, ProviderRecord], provider: str, model: str) -> bool:
+    record = seen.get(provider)
     return record is not None and demand.card_for(record, model) is not None
 
 

@@ -95,11 +95,13 @@ class RunnerSettings:
 class PodProvider:
     """A provider that the meter may call (with its price cards, resolved), and where its key lies.
 
-    `meter.key_file` is filled in by `build_pod` where `credentials` is given.
+    `meter.key_file` or, where the ledger hands the key over (`from_ledger`), `meter.ledger_key` is filled in by
+    `build_pod` where `credentials` is given.
     """
 
     meter: MeterProvider
     credentials: SecretKeyReference | None = None
+    from_ledger: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -493,7 +495,11 @@ def _meter_config(request: PodRequest, settings: RunnerSettings) -> str:
             **request.extra,
         },
     )
-    text = _json(config.model_dump(mode="json", exclude={"ledger_ca"} if config.ledger_ca is None else None))
+    told = config.model_dump(mode="json", exclude={"ledger_ca"} if config.ledger_ca is None else None)
+    for provider in told["providers"]:
+        if not provider["ledger_key"]:
+            del provider["ledger_key"]
+    text = _json(told)
     size = len(text.encode())
     if size > contract.METER_CONFIG_BYTES_MAX:
         given = len((request.input or "").encode())
@@ -506,16 +512,18 @@ def _meter_config(request: PodRequest, settings: RunnerSettings) -> str:
 
 
 def _meter_provider(provider: PodProvider) -> MeterProvider:
-    key_file = None if provider.credentials is None else f"{provider.meter.name}/key"
-    return provider.meter.model_copy(update={"key_file": key_file})
+    if provider.credentials is None:
+        return provider.meter
+    key = {"ledger_key": True} if provider.from_ledger else {"key_file": f"{provider.meter.name}/key"}
+    return provider.meter.model_copy(update=key)
 
 
 def _credentials(request: PodRequest) -> list[tuple[str, PodProvider]]:
-    """Volume names of the providers that have a key; names of providers may be longer than a volume's may."""
+    """Volume names of the providers whose key is mounted; names of providers may be longer than a volume's may."""
     return [
         (f"provider-{index}", provider)
         for index, provider in enumerate(request.providers)
-        if provider.credentials is not None
+        if provider.credentials is not None and not provider.from_ledger
     ]
 
 

@@ -1,4 +1,4 @@
-"""What the meter is told of the ModelProviders that an agent may call: addresses, dialects, models, prices.
+"""What the meter is told of the providers that an agent may call: addresses, dialects, models, prices.
 
 Boundary: no I/O; reads parsed records. Keys stay where they are: only a Secret's name passes here.
 """
@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from almoner_core.api.agent import AgentSpec, ModelAPI
+from almoner_core.api.agent import AgentSpec, ModelAPI, ModelChoice
 from almoner_core.api.model_provider import ModelProviderSpec, ProviderType
 from almoner_core.contract import Dialect, MeterModel, MeterProvider
 from almoner_core.price_data import meter_model
+from almoner_operator.cluster_providers import is_cluster_wide
 from almoner_operator.pods import PodError, PodProvider
 from almoner_operator.records import ProviderRecord
 
@@ -32,22 +33,29 @@ def dialects_of(spec: ModelProviderSpec) -> tuple[Dialect, ...]:
 
 
 def for_agent(agent: AgentSpec, providers: Mapping[str, ProviderRecord]) -> tuple[PodProvider, ...]:
-    """Give the providers of an agent's model and fallbacks, its own first. Raises PodError where one is missing."""
-    wanted: dict[str, list[str]] = {}
+    """Give the providers of an agent's model and fallbacks, its own first; `providers` by key.
+
+    Raises PodError where one is missing.
+    """
+    wanted: dict[str, tuple[ModelChoice, list[str]]] = {}
     for choice in (agent.model, *agent.model.fallbacks):
-        models = wanted.setdefault(choice.provider, [])
+        _, models = wanted.setdefault(choice.provider_key, (choice, []))
         if choice.name not in models:
             models.append(choice.name)
-    return tuple(_provider(providers.get(name), name, models) for name, models in wanted.items())
+    found = tuple(_provider(providers.get(key), choice, models) for key, (choice, models) in wanted.items())
+    if len({each.meter.name for each in found}) < len(found):
+        raise PodError("model.fallbacks: a ModelProvider and a ClusterModelProvider of one name: rename one of them")
+    return found
 
 
-def _provider(record: ProviderRecord | None, name: str, models: list[str]) -> PodProvider:
+def _provider(record: ProviderRecord | None, choice: ModelChoice, models: list[str]) -> PodProvider:
+    name = choice.provider
     if record is None or record.spec is None:
-        raise PodError(f"model.provider: ModelProvider {name} does not exist or is not valid")
+        raise PodError(f"model.provider: {choice.provider_kind} {name} does not exist or is not valid")
     spec = record.spec
     base_url = spec.base_url or PUBLIC_URLS.get(spec.type)
     if base_url is None:
-        raise PodError(f"model.provider: ModelProvider {name} has no baseURL")
+        raise PodError(f"model.provider: {choice.provider_kind} {name} has no baseURL")
     # The agent's own choice first; then whatever the provider lists, so that an agent's code may choose another.
     listed = [entry.name for entry in spec.models if entry.name not in models]
     return PodProvider(
@@ -59,8 +67,9 @@ def _provider(record: ProviderRecord | None, name: str, models: list[str]) -> Po
             models=tuple(_model(record, spec, model) for model in [*models, *listed][:MODELS_MAX]),
         ),
         credentials=spec.credentials,
+        from_ledger=is_cluster_wide(spec),
     )
 
 
 def _model(record: ProviderRecord, spec: ModelProviderSpec, model: str) -> MeterModel:
-    return meter_model(spec, f"{record.namespace}/{record.name}", model, record.generation)
+    return meter_model(spec, record.place, model, record.generation)

@@ -56,7 +56,7 @@ def _limit(dimension: Dimension, per_seconds: int, amount: int | None, burst: in
 
 
 def of_provider(record: ProviderRecord | None) -> list[RateLimit]:
-    """Give a provider's rates, over all runs of its namespace."""
+    """Give a provider's rates, over all runs of its namespace, or of the cluster."""
     limits = record.spec.rate_limits if record is not None and record.spec is not None else None
     if limits is None:
         return []
@@ -65,8 +65,8 @@ def of_provider(record: ProviderRecord | None) -> list[RateLimit]:
 
 
 def provider_key(namespace: str, name: str) -> AccountKey:
-    """Give the key of a provider's account."""
-    return AccountKey(kind=AccountKind.PROVIDER, namespace=namespace, quota=name)
+    """Give the key of a provider's account; `namespace` is empty for a ClusterModelProvider's."""
+    return AccountKey(kind=AccountKind.PROVIDER, namespace=namespace or wire.WHOLE_CLUSTER, quota=name)
 
 
 def provider_limits(record: ProviderRecord | None, key: AccountKey, generation: int) -> wire.AccountLimits:
@@ -90,15 +90,15 @@ def accounts_for(
     """
     keys = list(named)
     choices = (agent.model, *agent.model.fallbacks) if agent is not None else ()
-    for name in dict.fromkeys(choice.provider for choice in choices):
-        record = providers.get(name)
+    for provider in dict.fromkeys(choice.provider_key for choice in choices):
+        record = providers.get(provider)
         if record is None or not of_provider(record):
             continue
         if record.acknowledged != record.generation:
             refused = record.rates_problem if record.rates_refused_at == record.generation else ""
             why = refused or "the ledger does not have its rateLimits yet"
-            raise RatesNotReadyError(f"ModelProvider {name}: {why}")
-        keys.append(provider_key(record.namespace, name))
+            raise RatesNotReadyError(f"{record.kind} {record.name}: {why}")
+        keys.append(provider_key(record.namespace, record.name))
     return keys
 
 

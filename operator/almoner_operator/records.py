@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from almoner_core.agent_checks import Checked
 from almoner_core.api.agent import AgentReason, AgentSpec, AgentStatus
 from almoner_core.api.base import APIModel
+from almoner_core.api.cluster_model_provider import ClusterModelProviderSpec
 from almoner_core.api.execution import (
     TERMINAL_PHASES,
     Attempt,
@@ -301,7 +302,7 @@ class QuotaRecord:
 
 @dataclass(slots=True)
 class ProviderRecord:
-    """A ModelProvider."""
+    """A ModelProvider, or a ClusterModelProvider: it has no namespace."""
 
     namespace: str
     name: str
@@ -324,6 +325,16 @@ class ProviderRecord:
     rank: int = 9
     successor: ProviderRecord | None = None
     """The record that took its place when the spec changed."""
+
+    @property
+    def kind(self) -> str:
+        """What it is."""
+        return "ModelProvider" if self.namespace else "ClusterModelProvider"
+
+    @property
+    def place(self) -> str:
+        """Its namespace and name, or its kind and name; named with the prices that come from it."""
+        return f"{self.namespace or self.kind}/{self.name}"
 
 
 @dataclass(slots=True)
@@ -470,7 +481,7 @@ def read_object(raw: Mapping[str, Any], spec: type[APIModel], status: type[APIMo
     found, invalid = _parsed(spec, mapping(raw.get("spec")))
     written = _parsed(status, mapping(raw.get("status")))[0] or status()
     return {
-        "namespace": metadata["namespace"],
+        "namespace": metadata.get("namespace") or "",
         "name": metadata["name"],
         "uid": metadata["uid"],
         "version": version_of(raw),
@@ -502,8 +513,9 @@ def parse_quota(raw: Mapping[str, Any]) -> QuotaRecord:
 
 
 def parse_provider(raw: Mapping[str, Any]) -> ProviderRecord:
-    """Read a ModelProvider."""
-    return ProviderRecord(**read_object(raw, ModelProviderSpec, ModelProviderStatus))
+    """Read a ModelProvider, or a ClusterModelProvider: that has no namespace."""
+    spec = ModelProviderSpec if raw["metadata"].get("namespace") else ClusterModelProviderSpec
+    return ProviderRecord(**read_object(raw, spec, ModelProviderStatus))
 
 
 def parse_pod(raw: Mapping[str, Any]) -> Pod | None:

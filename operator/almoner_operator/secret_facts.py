@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from almoner_core.api.runner import Runner
-from almoner_core.contract import LABEL_AGENT_READABLE
+from almoner_core.contract import LABEL_AGENT_READABLE, LABEL_PROVIDER_KEY
 from almoner_operator.agents import SecretFacts, secret_references
 from almoner_operator.errors import ApiError, ForbiddenError
 from almoner_operator.kubernetes import SECRETS, KubernetesClient
@@ -68,7 +68,8 @@ class Secrets:
         if metadata is None:
             return None
         readable = (metadata.get("labels") or {}).get(LABEL_AGENT_READABLE) == "true"
-        return SecretFacts(readable, keys=keys_of(metadata))
+        provider_key = (metadata.get("labels") or {}).get(LABEL_PROVIDER_KEY) == "true"
+        return SecretFacts(readable, keys=keys_of(metadata), provider_key=provider_key)
 
 
 def keys_of(metadata: Mapping[str, Any]) -> frozenset[str] | None:

@@ -11,7 +11,7 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from almoner_core.contract import LABEL_COMPONENT, RUNNER_COMPONENT
@@ -21,6 +21,8 @@ from almoner_operator.context import Context
 from almoner_operator.errors import ApiError
 from almoner_operator.kubernetes import (
     AGENTS,
+    CLUSTER_PROVIDERS,
+    CLUSTER_TOOL_PROVIDERS,
     EXECUTIONS,
     OURS,
     PODS,
@@ -49,6 +51,8 @@ Observe = Callable[[str | None, Mapping[str, Any]], None]
 def observers(cache: Cache) -> list[tuple[Resource, str | None, Observe]]:
     """Give every watched resource with its label selector and who takes its events in; what others name comes first."""
     return [
+        (CLUSTER_PROVIDERS, None, cache.observe_provider),
+        (CLUSTER_TOOL_PROVIDERS, None, lambda event, raw: tool_providers.observe(cache, event, raw)),
         (PROVIDERS, None, cache.observe_provider),
         (TOOL_PROVIDERS, None, lambda event, raw: tool_providers.observe(cache, event, raw)),
         (QUOTAS, None, cache.observe_quota),
@@ -77,7 +81,16 @@ def _count(cache: Cache, resource: Resource) -> float:
     if resource in (EXECUTIONS, TRAINING_JOBS):
         running = sum(run.key.kind == resource.kind for run in cache.runs.values())
         return running + sum(done.key.kind == resource.kind for done in cache.finished.values())
-    return sum(len(_groups(space)[resource]) for space in cache.spaces.values())
+    return sum(len(_groups(space)[resource]) for space in _spaces(cache, resource))
+
+
+def _spaces(cache: Cache, resource: Resource) -> Iterable[Space]:
+    return cache.spaces.values() if resource.namespaced else (cache.cluster,)
+
+
+def _places(context: Context, resource: Resource) -> tuple[str | None, ...]:
+    """Where to list a resource; None: everywhere. Objects of the cluster are listed whatever namespaces are served."""
+    return (context.settings.namespaces if resource.namespaced else ()) or (None,)
 
 
 async def wait_served(client: KubernetesClient) -> None:
@@ -96,7 +109,7 @@ async def fill(context: Context) -> None:
     started = time.monotonic()
     for resource, selector, observe in observers(context.cache):
         count = 0
-        for namespace in context.settings.namespaces or (None,):
+        for namespace in _places(context, resource):
             async for page in context.client.pages(resource, namespace=namespace, label_selector=selector):
                 for raw in page:
                     # Items of a list do not repeat what they are.
@@ -123,7 +136,7 @@ async def sweep_once(context: Context) -> None:
     cache = context.cache
     for resource, selector, observe in observers(cache):
         known = _known(cache, resource)
-        for namespace in context.settings.namespaces or (None,):
+        for namespace in _places(context, resource):
             pages = context.client.pages(resource, namespace=namespace, label_selector=selector, metadata_only=True)
             async for page in pages:
                 for item in page:
@@ -144,7 +157,7 @@ def _known(cache: Cache, resource: Resource) -> dict[str, dict[str, Any]]:
         keys = [run.key for run in cache.runs.values()] + [done.key for done in cache.finished.values()]
         return {key.uid: _named(key.namespace, key.name, key.uid) for key in keys if key.kind == resource.kind}
     found: dict[str, dict[str, Any]] = {}
-    for space in cache.spaces.values():
+    for space in _spaces(cache, resource):
         for record in _groups(space)[resource].values():
             found[record.uid] = _named(record.namespace, record.name, record.uid)
     return found
@@ -158,6 +171,8 @@ def _groups(
         QUOTAS: space.quotas,
         PROVIDERS: space.providers,
         TOOL_PROVIDERS: space.tool_providers,
+        CLUSTER_PROVIDERS: space.providers,
+        CLUSTER_TOOL_PROVIDERS: space.tool_providers,
     }
 
 

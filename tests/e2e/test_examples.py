@@ -13,6 +13,7 @@ from tests.support.e2e import USAGE, World, nanos
 
 APPLIED = {
     "providers": ("anthropic", "local", "openai", "tools"),
+    "shared": ("agent", "provider"),  # applied in test_cluster_providers.py: their ledger must serve HTTPS
     "agents": ("custom-image", "real-deployment", "research", "support"),
     "executions": ("configmap", "json", "retry", "text"),
     "quotas": ("machines", "namespace", "pace", "per-owner"),

@@ -436,7 +436,7 @@ def test_who_may_not_look_is_told_what_was_not_looked_at(
     assert main(["check", "--kubeconfig", str(kubeconfig)]) == 3
     assert capsys.readouterr().out.splitlines()[-1].endswith("could not be looked at")
     assert main(["status", "--kubeconfig", str(kubeconfig)]) == 0
-    assert capsys.readouterr().out.count("may not be looked at") == 8
+    assert capsys.readouterr().out.count("may not be looked at") == 10
     (rights,) = found.of("rights", "unknown")
     assert rights["says"] == "not looked at: this kubeconfig may not create subjectaccessreviews"
     assert "administrator" in rights["fix"]
@@ -489,6 +489,8 @@ def test_status_counts_what_there_is(well: Place, capsys: pytest.CaptureFixture[
         "quotas 0, 0 of them not Ready",
         "model providers 0, 0 of them not Ready",
         "tool providers 0, 0 of them not Ready",
+        "cluster model providers 0, 0 of them not Ready",
+        "cluster tool providers 0, 0 of them not Ready",
     ]
     runs = [
         {

@@ -37,14 +37,17 @@ def objects(control_plane: ControlPlane, kubernetes_api: client.ApiClient) -> cl
 def create(
     objects: client.CustomObjectsApi, namespace: str, manifest: dict[str, Any], *, dry_run: bool = False
 ) -> dict[str, Any]:
+    kind, more = kind_named(manifest["kind"]), {"dry_run": "All"} if dry_run else {}
+    if kind.scope == "Cluster":
+        manifest["metadata"].pop("namespace", None)
+        whole: dict[str, Any] = objects.create_cluster_custom_object(
+            GROUP, VERSION, kind.plural, manifest, field_validation="Strict", **more
+        )
+        if not dry_run:
+            objects.delete_cluster_custom_object(GROUP, VERSION, kind.plural, manifest["metadata"]["name"])
+        return whole
     out: dict[str, Any] = objects.create_namespaced_custom_object(
-        GROUP,
-        VERSION,
-        namespace,
-        kind_named(manifest["kind"]).plural,
-        manifest,
-        field_validation="Strict",
-        **({"dry_run": "All"} if dry_run else {}),
+        GROUP, VERSION, namespace, kind.plural, manifest, field_validation="Strict", **more
     )
     return out
 

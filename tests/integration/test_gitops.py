@@ -113,6 +113,7 @@ def test_applying_every_example_again_changes_nothing(
     for document in examples(cluster.namespace):
         named[document["kind"], document["metadata"]["name"]] = document
     documents = list(named.values())
+    cluster.adopt(documents)
     assert {each["kind"] for each in documents} >= set(PLURALS)
     apply(bare_plane, kubectl, documents)
     cluster.wait(lambda: settled(cluster, documents), "the operator to have looked at all of them")

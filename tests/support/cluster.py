@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from kubernetes import client, config
@@ -25,6 +26,7 @@ PLURALS = {
     "ModelProvider": "modelproviders",
     "ToolProvider": "toolproviders",
 }
+OF_CLUSTER = {"ClusterModelProvider": "clustermodelproviders", "ClusterToolProvider": "clustertoolproviders"}
 # A bound on patience, not on speed: the machine may be busy.
 SECONDS = 60.0
 Json = dict[str, Any]
@@ -39,35 +41,58 @@ class Cluster:
         self.custom = client.CustomObjectsApi(self.api)
         self.namespace = f"test-{secrets.token_hex(4)}"
         self.core.create_namespace({"metadata": {"name": self.namespace}})
+        self._of_cluster: list[tuple[str, str]] = []
 
     def close(self) -> None:
-        """Start deleting the namespace."""
+        """Start deleting the namespace, and what was created outside of it."""
+        for plural, name in self._of_cluster:
+            with contextlib.suppress(ApiException):
+                self.custom.delete_cluster_custom_object(GROUP, VERSION, plural, name)
         self.core.delete_namespace(self.namespace)
         self.api.close()
 
     # -- objects -------------------------------------------------------------------------------------
 
     def create(self, kind: str, name: str, spec: Json, **metadata: Any) -> Json:
-        body = {
+        body: Json = {
             "apiVersion": f"{GROUP}/{VERSION}",
             "kind": kind,
             "metadata": {"name": name, "namespace": self.namespace, **metadata},
             "spec": spec,
         }
+        if (plural := OF_CLUSTER.get(kind)) is not None:
+            del body["metadata"]["namespace"]
+            self._of_cluster.append((plural, name))
+            whole: Json = self.custom.create_cluster_custom_object(GROUP, VERSION, plural, body)
+            return whole
         made: Json = self.custom.create_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURALS[kind], body)
         return made
 
+    def adopt(self, documents: Sequence[Json]) -> None:
+        """Have those that are of the whole cluster deleted with the namespace."""
+        named = [(OF_CLUSTER.get(each["kind"]), each["metadata"]["name"]) for each in documents]
+        self._of_cluster += [(plural, name) for plural, name in named if plural is not None]
+
     def get(self, kind: str, name: str) -> Json:
+        if (plural := OF_CLUSTER.get(kind)) is not None:
+            whole: Json = self.custom.get_cluster_custom_object(GROUP, VERSION, plural, name)
+            return whole
         found: Json = self.custom.get_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURALS[kind], name)
         return found
 
     def patch(self, kind: str, name: str, spec: Json) -> Json:
+        if (plural := OF_CLUSTER.get(kind)) is not None:
+            whole: Json = self.custom.patch_cluster_custom_object(GROUP, VERSION, plural, name, {"spec": spec})
+            return whole
         patched: Json = self.custom.patch_namespaced_custom_object(
             GROUP, VERSION, self.namespace, PLURALS[kind], name, {"spec": spec}
         )
         return patched
 
     def delete(self, kind: str, name: str) -> None:
+        if (plural := OF_CLUSTER.get(kind)) is not None:
+            self.custom.delete_cluster_custom_object(GROUP, VERSION, plural, name)
+            return
         self.custom.delete_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURALS[kind], name)
 
     def exists(self, kind: str, name: str) -> bool:
@@ -186,6 +211,6 @@ def open_allotments(stack: Stack) -> list[Json]:
     request = urllib.request.Request(
         f"{stack.ledger_url}/v1/allotments?state=open&limit=500", headers={"Authorization": f"Bearer {token}"}
     )
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=10, context=stack.ledger_context) as answer:
         found: list[Json] = json.load(answer)["allotments"]
     return found

@@ -41,10 +41,13 @@ class LedgerService:
         name: str = "ledger",
         tls_dir: Path | None = None,
         trusted: ssl.SSLContext | None = None,
+        host: str = "127.0.0.1",
     ) -> None:
         self.directory, self.database, self.name = directory, database, name
-        self.port = port or processes.free_port("127.0.0.1")
-        self.url = f"http://127.0.0.1:{self.port}" if tls_dir is None else f"https://localhost:{self.port}"
+        self.host = host
+        self.port = port or processes.free_port(host)
+        named = "localhost" if host == "127.0.0.1" else host
+        self.url = f"http://{host}:{self.port}" if tls_dir is None else f"https://{named}:{self.port}"
         self.arguments: list[str | Path] = [] if tls_dir is None else ["--tls-dir", tls_dir]
         if kubeconfig is not None:
             self.arguments += ["--kubeconfig", kubeconfig]
@@ -58,7 +61,7 @@ class LedgerService:
         self.client = httpx.Client(base_url=self.url, timeout=60, verify=trusted or True)
 
     def launch(self) -> None:
-        argv = [sys.executable, "-m", "almoner_ledger", "serve", "--listen", f"127.0.0.1:{self.port}"]
+        argv = [sys.executable, "-m", "almoner_ledger", "serve", "--listen", f"{self.host}:{self.port}"]
         self.child = processes.start(
             self.name,
             [*argv, *self.arguments],

@@ -96,6 +96,9 @@ TOOLS: Json = {
     "credentials": {"name": "key2", "key": "api-key"},
     "prices": [{"tool": "search", "perCall": "0.001", "perUnit": "0.0001", "unit": "page"}],
 }
+ALLOW: Json = {"namespaces": ["team"], "owners": ["ann"], "agents": ["agent"], "agentTypes": ["Simulation"]}
+CLUSTER_MODEL: Json = {**MODEL, "providerKind": "ClusterModelProvider"}
+CLUSTER_TOOL: Json = {"name": "search", "provider": "tools", "providerKind": "ClusterToolProvider"}
 QUOTA: Json = {
     "scope": {"owners": ["ann"], "agentSelector": {"team": "a"}, "agentTypes": ["Simulation"], "perOwner": True},
     "hard": {"executions": 5, "trainingJobs": 2, "pending": 9, "cpu": "8", "memory": "16Gi", "gpu": 8},
@@ -143,6 +146,15 @@ VARIANTS: dict[str, list[Json]] = {
         {**AGENT, "safety": {"approvalRequired": ["pay"]}},
         {**AGENT, "handoffs": [{"agent": "other", "description": "words"}]},
         {**AGENT, "model": {**MODEL, "fallbacks": [{"provider": "spare", "name": "m"}]}},
+        {
+            **AGENT,
+            "model": {
+                **MODEL,
+                "fallbacks": [{"provider": "models", "providerKind": "ClusterModelProvider", "name": "m"}],
+            },
+        },
+        {**AGENT, "model": CLUSTER_MODEL},
+        {**AGENT, "runner": {"image": "example/sdk:1"}, "limits": {}, "tools": [CLUSTER_TOOL]},
         {**AGENT, "model": {**MODEL, "api": "Anthropic", "settings": {"temperature": "1", "topP": "1", "seed": 1}}},
         {**AGENT, "instructions": "Be brief.", "output": {"jsonSchema": OBJECT}},
         {**AGENT, "tools": [{"name": "calculator", "config": {}, "callsPerMinute": 5, "timeoutSeconds": 5}]},
@@ -187,10 +199,22 @@ VARIANTS: dict[str, list[Json]] = {
         {**PROVIDER, "prices": [{**PROVIDER["prices"][0], "batch": BATCH}]},
     ],
     "ToolProvider": [TOOLS, {**TOOLS, "baseURL": "http://tools.example"}],
+    "ClusterModelProvider": [
+        {**PROVIDER, "allow": ALLOW},
+        {**PROVIDER, "allow": ALLOW, "prices": [{**PROVIDER["prices"][0], "batch": BATCH}]},
+    ],
+    "ClusterToolProvider": [
+        {**TOOLS, "allow": ALLOW},
+        {**TOOLS, "allow": ALLOW, "baseURL": "http://tools.example"},
+    ],
     "ResourceQuota": [QUOTA, {**QUOTA, "hard": {"storage": "1Gi"}}],
 }
 # Who else is there, where the first variant of another kind would hide what a field does.
 COMPANIONS: dict[str, dict[str, Json]] = {
     "ToolProvider": {"Agent": VARIANTS["Agent"][2]},
+    "ClusterModelProvider": {"Agent": {**AGENT, "model": CLUSTER_MODEL}},
+    "ClusterToolProvider": {
+        "Agent": {**AGENT, "runner": {"image": "example/sdk:1"}, "limits": {}, "tools": [CLUSTER_TOOL]},
+    },
     "Agent": {"Execution": VARIANTS["Execution"][3]},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from almoner_core.api.agent import AgentReason, AgentSpec, AgentType, Limits
+from almoner_core.api.cluster_model_provider import ClusterModelProviderSpec
+from almoner_core.api.cluster_tool_provider import ClusterToolProviderSpec
 from almoner_core.api.model_provider import ModelProviderSpec, ProviderReason
 from almoner_core.api.tool_provider import ToolProviderSpec
 from almoner_core.money import Money
@@ -41,6 +44,21 @@ def provider_spec(**fields: Any) -> ModelProviderSpec:
     )
 
 
+def shared(**allow: Any) -> ProviderFacts:
+    """A ClusterModelProvider that lets in the namespace of the agents here, unless `allow` says otherwise."""
+    fields = {**provider_spec().to_wire(), "allow": {"namespaces": ["team-a"], **allow}}
+    return ProviderFacts(ClusterModelProviderSpec.model_validate(fields))
+
+
+SHARED_MODEL = {"provider": "main", "providerKind": "ClusterModelProvider", "name": "small"}
+SHARED_TOOL = {"name": "web_search", "provider": "serper", "providerKind": "ClusterToolProvider"}
+SHARED_TOOLS = ClusterToolProviderSpec.model_validate(
+    {
+        "type": "DuckDuckGo",
+        "prices": [{"tool": "web_search", "perCall": "0"}],
+        "allow": {"namespaces": ["team-b"]},
+    }
+)
 MAIN = {"main": ProviderFacts(provider_spec())}
 SECRETS = {"readable": SecretFacts(agent_readable=True, keys=frozenset({"k"})), "private": SecretFacts()}
 TOOLS = ToolProviderSpec.model_validate({"type": "DuckDuckGo", "prices": [{"tool": "web_search", "perCall": "0"}]})
@@ -53,7 +71,7 @@ def env_from(name: str, key: str = "k") -> dict[str, Any]:
 
 
 def facts(**fields: Any) -> AgentFacts:
-    return AgentFacts(**{"providers": MAIN, "secrets": SECRETS, **fields})
+    return AgentFacts(**{"providers": MAIN, "secrets": SECRETS, "namespace": "team-a", "name": "agent", **fields})
 
 
 # Each case: the agent, the facts, the reason, part of the message.
@@ -70,6 +88,63 @@ VERDICTS: dict[str, tuple[AgentSpec, AgentFacts, AgentReason, str]] = {
         facts(providers={"main": ProviderFacts(provider_spec(), ready=False, message="no Secret")}),
         AgentReason.PROVIDER_NOT_READY,
         "no Secret",
+    ),
+    "no provider of the cluster": (
+        spec(model=SHARED_MODEL),
+        facts(),
+        AgentReason.PROVIDER_NOT_FOUND,
+        "spec.model.provider: ClusterModelProvider main does not exist in this cluster",
+    ),
+    "a provider of the cluster, whatever its namespace calls so": (
+        spec(model=SHARED_MODEL),
+        facts(providers={"main": ProviderFacts(provider_spec(), ready=False), "cluster/main": shared()}),
+        AgentReason.READY,
+        "",
+    ),
+    "another namespace's provider": (
+        spec(model=SHARED_MODEL),
+        facts(providers={"cluster/main": shared(namespaces=["team-b"])}),
+        AgentReason.PROVIDER_NOT_ALLOWED,
+        "ClusterModelProvider main does not allow namespace team-a: it is not in its spec.allow.namespaces",
+    ),
+    "a provider for other types of agents": (
+        spec(model=SHARED_MODEL),
+        facts(providers={"cluster/main": shared(agentTypes=["Evaluation"])}),
+        AgentReason.PROVIDER_NOT_ALLOWED,
+        "does not allow agents of type Research: it is not in its spec.allow.agentTypes",
+    ),
+    "who is not allowed does not learn more": (
+        spec(model=SHARED_MODEL),
+        facts(providers={"cluster/main": replace(shared(agents=["other"]), ready=False, message="no Secret")}),
+        AgentReason.PROVIDER_NOT_ALLOWED,
+        "does not allow agent team-a/agent",
+    ),
+    "owners are the admission's business": (
+        spec(model=SHARED_MODEL),
+        facts(providers={"cluster/main": shared(owners=["ann"])}),
+        AgentReason.READY,
+        "",
+    ),
+    "a tool of the cluster that is not for it": (
+        spec(runner=IMAGE, tools=[SHARED_TOOL]),
+        facts(tool_providers={"cluster/serper": ToolProviderFacts(SHARED_TOOLS)}),
+        AgentReason.PROVIDER_NOT_ALLOWED,
+        "spec.tools[0].provider: ClusterToolProvider serper does not allow namespace team-a",
+    ),
+    "a provider's key of the cluster": (
+        spec(**env_from("shared")),
+        facts(secrets={"shared": SecretFacts(agent_readable=True, provider_key=True)}),
+        AgentReason.SECRET_NOT_READABLE,
+        "holds a provider's key",
+    ),
+    "a Secret that is called like the cluster's key": (
+        spec(**env_from("main-key")),
+        facts(
+            providers={**MAIN, "main": ProviderFacts(provider_spec(credentials=None)), "cluster/main": shared()},
+            secrets={"main-key": SecretFacts(agent_readable=True)},
+        ),
+        AgentReason.READY,
+        "",
     ),
     "model not listed": (
         spec(),

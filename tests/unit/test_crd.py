@@ -109,7 +109,7 @@ def test_names_of_kinds(kind: Any) -> None:
     assert names["categories"] == ["almoner"]
     assert names["singular"] == kind.kind.lower()
     assert names["listKind"] == kind.kind + "List"
-    assert definition["spec"]["scope"] == "Namespaced"
+    assert definition["spec"]["scope"] == ("Cluster" if kind.kind.startswith("Cluster") else "Namespaced")
     assert version(kind.plural)["subresources"] == {"status": {}}
     assert 1 <= len(version(kind.plural).get("selectableFields", [])) <= 8
     assert all(column["description"] for column in version(kind.plural)["additionalPrinterColumns"])

@@ -27,7 +27,7 @@ from almoner_core.api.crd import structural_schema
 from almoner_core.api.execution import Attempt, AttemptOutcome, FailureReason
 from almoner_core.api.meta import Kind
 from almoner_core.api.registry import KINDS
-from almoner_operator import demand, outcome, rates, tool_providers
+from almoner_operator import demand, outcome, provider_access, rates, tool_providers
 from almoner_operator.accounts import Accounts, invalid, unsupported
 from almoner_operator.admit import Admitter
 from almoner_operator.agents import (
@@ -64,12 +64,20 @@ OTHERS: dict[str, list[Any]] = {
     "credentials": [{"name": "other", "key": "k"}],
     "models": [[]],
     "configMapKeyRef.name": ["other"],
+    "allow.namespaces": [["other"]],
+    "allow.owners": [["other"]],
+    "allow.agents": [["other"]],
+    "allow.agentTypes": [["Research"]],
 }
 
 # Fields for people alone.
-FOR_PEOPLE = {"Agent.description", "ToolProvider.prices[].unit"}
+FOR_PEOPLE = {"Agent.description", "ToolProvider.prices[].unit", "ClusterToolProvider.prices[].unit"}
 # Fields of what is refused as a whole, by the name of the field above them.
-REFUSED_ABOVE = {"Agent.handoffs[].description": "handoffs[0]", "Agent.model.fallbacks[].name": "model.fallbacks"}
+REFUSED_ABOVE = {
+    "Agent.handoffs[].description": "handoffs[0]",
+    "Agent.model.fallbacks[].name": "model.fallbacks",
+    "Agent.model.fallbacks[].providerKind": "model.fallbacks",
+}
 # Fields that the API server refuses: the case of tests/data/malformed that shows it.
 REFUSED_BY_SERVER = {
     f"TrainingJob.runner.topologySpreadConstraints[].{field}": "trainingjob/spread-without-an-agent"
@@ -166,6 +174,7 @@ def changed(spec: Json, at: tuple[Any, ...], value: Any) -> Json:
 
 
 KEYS = {name: SecretFacts(keys=frozenset({"api-key"})) for name in ("key", "key2")}
+CLUSTER_KEYS = {name: SecretFacts(keys=frozenset({"api-key"}), provider_key=True) for name in ("key", "key2")}
 
 
 # --- what is done with objects ----------------------------------------------------------------------------------------
@@ -176,12 +185,21 @@ def manifest(name: str, spec: Json, **more: Any) -> Json:
     return {"metadata": {**metadata, "creationTimestamp": "2026-01-01T00:00:00Z", **more}, "spec": spec}
 
 
+def of_cluster(name: str, spec: Json) -> Json:
+    made = manifest(name, spec)
+    made["metadata"] = {key: value for key, value in made["metadata"].items() if key != "namespace"}
+    made["metadata"]["uid"] = f"uid-cluster-{name}"
+    return made
+
+
 def world(kind: str, spec: Json) -> Cache | None:
     """A cache with one object of each kind, that of `kind` being the given one; None where the spec is not valid."""
     specs = {name: variants[0] for name, variants in VARIANTS.items()} | COMPANIONS.get(kind, {}) | {kind: spec}
     cache = Cache(meter=SETTINGS.meter_requests, wake=lambda: None)
     cache.observe_provider(None, manifest("models", specs["ModelProvider"]))
     tool_providers.observe(cache, None, manifest("tools", specs["ToolProvider"]))
+    cache.observe_provider(None, of_cluster("models", specs["ClusterModelProvider"]))
+    tool_providers.observe(cache, None, of_cluster("tools", specs["ClusterToolProvider"]))
     cache.observe_quota(None, manifest("quota", specs["ResourceQuota"]))
     cache.observe_agent(None, manifest("agent", specs["Agent"], labels={"team": "a"}))
     cache.observe_run("Execution", None, manifest("run", specs["Execution"]))
@@ -190,6 +208,8 @@ def world(kind: str, spec: Json) -> Cache | None:
     read = {
         "ModelProvider": space.providers["models"].spec,
         "ToolProvider": space.tool_providers["tools"].spec,
+        "ClusterModelProvider": cache.cluster.providers["models"].spec,
+        "ClusterToolProvider": cache.cluster.tool_providers["tools"].spec,
         "ResourceQuota": space.quotas["quota"].spec,
         "Agent": space.agents["agent"].spec,
         "Execution": cache.runs["uid-run"].spec,
@@ -210,19 +230,34 @@ def observed(cache: Cache) -> list[str]:
     found += [re.sub(r"changed=datetime\.datetime\([^()]*\)", "", repr(quota)) for quota in seen.quotas]
     found.append(repr(seen.agents))
     provider, tools, quota = space.providers["models"], space.tool_providers["tools"], space.quotas["quota"]
+    cluster_provider, cluster_tools = cache.cluster.providers["models"], cache.cluster.tool_providers["tools"]
     assert provider.spec is not None
     assert tools.spec is not None
+    assert cluster_provider.spec is not None
+    assert cluster_tools.spec is not None
     assert quota.spec is not None
     facts = AgentFacts(
-        providers={"models": ProviderFacts(provider.spec), "spare": ProviderFacts(provider.spec)},
-        tool_providers={"tools": ToolProviderFacts(tools.spec)},
+        providers={
+            "models": ProviderFacts(provider.spec),
+            "spare": ProviderFacts(provider.spec),
+            "cluster/models": ProviderFacts(cluster_provider.spec),
+        },
+        tool_providers={
+            "tools": ToolProviderFacts(tools.spec),
+            "cluster/tools": ToolProviderFacts(cluster_tools.spec),
+        },
         secrets=KEYS,
         budgeted=True,
+        namespace="team",
+        name="agent",
     )
     found += [
         repr(agent_verdict(agent.spec, facts)),
         repr(provider_verdict(provider.spec, KEYS)),
         repr(tool_providers.verdict(tools.spec, KEYS)),
+        repr(provider_verdict(cluster_provider.spec, CLUSTER_KEYS)),
+        repr(tool_providers.verdict(cluster_tools.spec, CLUSTER_KEYS)),
+        repr(rates.of_provider(cluster_provider)),
         invalid(quota.spec) + unsupported(quota.spec),
         repr(rates.of_provider(provider)),
     ]
@@ -238,7 +273,8 @@ def observed(cache: Cache) -> list[str]:
 def runs_observed(cache: Cache, run: Run) -> Iterator[str]:
     space = cache.space("team")
     agent = space.agents["agent"].spec if run.agent_name == "agent" else None
-    asked = demand.demand_of(run, agent, space.providers, SETTINGS.meter_requests, 0)
+    asked = demand.demand_of(run, agent, cache.providers_for(space), SETTINGS.meter_requests, 0)
+    yield provider_access.refusal(cache, run, agent)
     yield repr((asked, demand.limits_of(run, agent), demand.grace_seconds(run, agent, SETTINGS)))
     yield repr((finished_of(run).ttl_seconds, secrets_of(runner_of(run, agent)), outcome.planned_steps(run.spec)))
     settings = SimpleNamespace(runner=SETTINGS, compute=ComputeSettings())

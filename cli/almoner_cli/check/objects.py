@@ -10,7 +10,12 @@ from almoner_cli.check.findings import Finding, Place, failed, ok, warning
 from almoner_cli.check.installation import secret
 from almoner_core.contract import LABEL_COMPONENT, RUNNER_COMPONENT
 
-PROVIDERS: Final = {"modelproviders": "ModelProvider", "toolproviders": "ToolProvider"}
+PROVIDERS: Final = {
+    "modelproviders": "ModelProvider",
+    "toolproviders": "ToolProvider",
+    "clustermodelproviders": "ClusterModelProvider",
+    "clustertoolproviders": "ClusterToolProvider",
+}
 JUDGED: Final = {**PROVIDERS, "agents": "Agent", "resourcequotas": "ResourceQuota"}
 SHOWN_MAX: Final = 20
 _SECRET_REASONS: Final = frozenset({"SecretNotFound"})
@@ -34,7 +39,8 @@ def provider_secrets(place: Place) -> Iterator[Finding]:
 
 
 def _secret(place: Place, kind: str, provider: Json, reference: Json) -> Finding | None:
-    namespace, name = provider["metadata"]["namespace"], provider["metadata"]["name"]
+    name = provider["metadata"]["name"]
+    namespace = provider["metadata"].get("namespace") or place.namespace  # A cluster-scoped one's lies with Almoner.
     purpose = f"the key of {kind} {name}"
     try:
         found = secret(place, "providers", namespace, name=reference["name"], key=reference["key"], purpose=purpose)
@@ -44,7 +50,7 @@ def _secret(place: Place, kind: str, provider: Json, reference: Json) -> Finding
         if ready.get("reason") not in _SECRET_REASONS:
             return None
         return failed(
-            "providers", f"{kind} {namespace}/{name}: {ready.get('message')}", "create that Secret, with the key"
+            "providers", f"{kind} {_named(provider)}: {ready.get('message')}", "create that Secret, with the key"
         )
     return found if found.fix else None
 
@@ -58,7 +64,7 @@ def not_ready(place: Place) -> Iterator[Finding]:
             count += 1
             ready = _condition(each, "Ready")
             if ready.get("status") == "False":
-                where = f"{each['metadata']['namespace']}/{each['metadata']['name']}"
+                where = _named(each)
                 said = f"{ready.get('reason')}: {ready.get('message')}"[:_MESSAGE_MAX]
                 fix = f"docs/troubleshooting.md has {ready.get('reason')}"
                 found.append(warning("objects", f"{kind} {where} is not Ready: {said}", fix))
@@ -67,7 +73,7 @@ def not_ready(place: Place) -> Iterator[Finding]:
         yield warning(
             "objects",
             f"{len(found) - SHOWN_MAX} more are not Ready",
-            "kubectl get agents,aq,modelproviders,toolproviders -A",
+            "kubectl get almoner -A",
         )
     if not found:
         yield ok("objects", f"{count} agents, quotas and providers, none that is not Ready")
@@ -77,10 +83,21 @@ def policies(place: Place) -> Iterator[Finding]:
     """Hints: what agents could walk past, and where pods may be more than they need to be."""
     guarded = {each["metadata"]["namespace"] for each in place.cluster.network_policies() if _holds_runners(each)}
     bypassable = sorted(
-        f"{each['metadata']['namespace']}/{each['metadata']['name']}"
+        _named(each)
         for each in place.cluster.objects("modelproviders")
         if _condition(each, "Bypassable").get("status") == "True" and each["metadata"]["namespace"] not in guarded
     )
+    open_to_all = sorted(
+        _named(each)
+        for each in place.cluster.objects("clustermodelproviders")
+        if _condition(each, "Bypassable").get("status") == "True"
+    )
+    if open_to_all:
+        yield warning(
+            "policies",
+            f"agents can call {_some(open_to_all)} (ClusterModelProvider) past the meter: no credential",
+            "give it a credential, or let only namespaces use it whose egress a NetworkPolicy bounds",
+        )
     if bypassable:
         yield warning(
             "policies",
@@ -95,8 +112,14 @@ def policies(place: Place) -> Iterator[Finding]:
             f"namespaces with agents that do not enforce Pod Security `restricted`: {_some(loose)}",
             f"kubectl label namespace NAME {_ENFORCE}=restricted; runner pods keep to it",
         )
-    if not bypassable and not loose:
+    if not bypassable and not open_to_all and not loose:
         yield ok("policies", "no hint")
+
+
+def _named(found: Json) -> str:
+    """Give an object's namespace and name; the name alone where it is the cluster's."""
+    namespace, name = found["metadata"].get("namespace"), found["metadata"]["name"]
+    return f"{namespace}/{name}" if namespace else str(name)
 
 
 def _loose(cluster: Cluster, used: set[str]) -> Iterator[str]:

@@ -20,6 +20,8 @@ OBJECTS: Final = {
     "resourcequotas": "quotas",
     "modelproviders": "model providers",
     "toolproviders": "tool providers",
+    "clustermodelproviders": "cluster model providers",
+    "clustertoolproviders": "cluster tool providers",
 }
 EXIT_USAGE: Final = 2
 NOT_ALLOWED: Final = "may not be looked at"
@@ -83,14 +85,14 @@ def readiness(objects: list[Json]) -> dict[str, int]:
 
 def lines(found: dict[str, Any]) -> list[str]:
     """Give it as lines for people."""
-    said = [f"{'Kubernetes':<20} {found['kubernetes']}"]
-    said += [f"{name:<20} {text}" for name, text in found["parts"].items()]
+    said = [f"{'Kubernetes':<24} {found['kubernetes']}"]
+    said += [f"{name:<24} {text}" for name, text in found["parts"].items()]
     for plural, counted in found["runs"].items():
         text = counted if isinstance(counted, str) else _counted(counted)
-        said.append(f"{RUNS[plural]:<20} {text}")
+        said.append(f"{RUNS[plural]:<24} {text}")
     for plural, counted in found["objects"].items():
         text = counted if isinstance(counted, str) else f"{counted['all']}, {counted['notReady']} of them not Ready"
-        said.append(f"{OBJECTS[plural]:<20} {text}")
+        said.append(f"{OBJECTS[plural]:<24} {text}")
     return said
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
@@ -35,6 +35,9 @@ from almoner_core.api.runner import Runner
 from almoner_core.api.usage import Usage
 from almoner_core.money import Money
 
+CLUSTER_MARK: Final = "cluster/"
+"""Begins the keys of cluster-scoped providers; no name has a slash."""
+
 
 class AgentType(StrEnum):
     """What an agent is for. A type has teeth: see the reference."""
@@ -52,23 +55,41 @@ class ModelAPI(StrEnum):
     ANTHROPIC = "Anthropic"
 
 
+class ModelProviderKind(StrEnum):
+    """Kinds of what a model may come from."""
+
+    MODEL_PROVIDER = "ModelProvider"
+    CLUSTER_MODEL_PROVIDER = "ClusterModelProvider"
+
+
+class ToolProviderKind(StrEnum):
+    """Kinds of what a paid tool may come from."""
+
+    TOOL_PROVIDER = "ToolProvider"
+    CLUSTER_TOOL_PROVIDER = "ClusterToolProvider"
+
+
 class AgentReason(StrEnum):
     """Reasons of an Agent's Ready condition."""
 
     READY = "Ready"
     """Everything that the agent needs is there."""
     PROVIDER_NOT_FOUND = "ProviderNotFound"
-    """A ModelProvider that the agent names does not exist in its namespace."""
+    """A ModelProvider that the agent names does not exist in its namespace, or a ClusterModelProvider nowhere."""
     PROVIDER_NOT_READY = "ProviderNotReady"
-    """A ModelProvider that the agent names is not Ready."""
+    """A ModelProvider or ClusterModelProvider that the agent names is not Ready."""
+    PROVIDER_NOT_ALLOWED = "ProviderNotAllowed"
+    """A ClusterModelProvider or ClusterToolProvider that the agent names does not allow it; the message names the field
+    of `spec.allow`."""
     MODEL_NOT_ALLOWED = "ModelNotAllowed"
     """The provider does not list the model."""
     MODEL_UNPRICED = "ModelUnpriced"
     """The model has no price, so no budget could bound it."""
     TOOL_PROVIDER_NOT_FOUND = "ToolProviderNotFound"
-    """A ToolProvider that one of the agent's tools names does not exist in its namespace."""
+    """A ToolProvider that a tool names does not exist in the agent's namespace, or a ClusterToolProvider in the
+    cluster."""
     TOOL_PROVIDER_NOT_READY = "ToolProviderNotReady"
-    """A ToolProvider that one of the agent's tools names is not Ready."""
+    """A ToolProvider or ClusterToolProvider that one of the agent's tools names is not Ready."""
     TOOL_UNPRICED = "ToolUnpriced"
     """The ToolProvider of a tool has no price for it, so no budget could bound it."""
     NOT_SUPPORTED = "NotSupported"
@@ -105,11 +126,27 @@ class ModelSettings(APIModel):
     seed: int | None = Field(default=None, ge=0, le=2147483647, description="Sampling seed where the provider has one.")
 
 
+def key_of(provider: str, *, cluster: bool) -> str:
+    """Give the key of a provider among those that a namespace may name: its name, marked where it is the cluster's."""
+    return f"{CLUSTER_MARK}{provider}" if cluster else provider
+
+
 class ModelChoice(APIModel):
     """One model of one provider."""
 
-    provider: ObjectName = Field(description="Name of a ModelProvider in the same namespace.")
+    provider: ObjectName = Field(
+        description="Name of a ModelProvider in the same namespace, or of what providerKind says."
+    )
+    provider_kind: ModelProviderKind = Field(
+        default=ModelProviderKind.MODEL_PROVIDER,
+        description="ModelProvider, or ClusterModelProvider: one of the whole cluster, whose key no namespace holds.",
+    )
     name: ModelName = Field(description="The model's name as the provider knows it.")
+
+    @property
+    def provider_key(self) -> str:
+        """What tells the provider from all others that the agent's namespace may name."""
+        return key_of(self.provider, cluster=self.provider_kind is ModelProviderKind.CLUSTER_MODEL_PROVIDER)
 
 
 class AgentModel(ModelChoice):
@@ -117,7 +154,8 @@ class AgentModel(ModelChoice):
 
     model_config = validated(
         Rule(
-            "!has(self.fallbacks) || !self.fallbacks.exists(f, f.provider == self.provider && f.name == self.name)",
+            "!has(self.fallbacks) || !self.fallbacks.exists(f, f.provider == self.provider && "
+            "f.providerKind == self.providerKind && f.name == self.name)",
             "fallbacks must not repeat the model itself: name another provider or another model",
             ".fallbacks",
         )
@@ -138,18 +176,38 @@ class AgentModel(ModelChoice):
 class Tool(APIModel):
     """A tool that the agent may call."""
 
+    model_config = validated(
+        Rule(
+            "!has(self.providerKind) || has(self.provider)",
+            "providerKind says of which kind the provider is: give provider too",
+            ".providerKind",
+        )
+    )
+
     name: str = Field(
         min_length=1, max_length=64, pattern=r"^[a-z][a-z0-9_]*$", description="Name of a built-in tool: calculator."
     )
     provider: ObjectName | None = Field(
         default=None,
-        description="Name of a ToolProvider in the same namespace: what a call costs. None: it is free.",
+        description="Name of a ToolProvider in the same namespace, or of what providerKind says: what a call costs. "
+        "None: it is free.",
+    )
+    provider_kind: ToolProviderKind | None = Field(
+        default=None,
+        description="ToolProvider (where absent), or ClusterToolProvider: one of the whole cluster.",
     )
     config: AnyObject | None = Field(default=None, description="Settings of the tool; its own page lists them.")
     calls_per_minute: int | None = Field(default=None, ge=1, le=100_000, description="Most calls a minute in one run.")
     timeout_seconds: int | None = Field(
         default=None, ge=1, le=3600, description="Seconds after which a call has failed; 30 where absent."
     )
+
+    @property
+    def provider_key(self) -> str | None:
+        """What tells the provider from all others that the agent's namespace may name; None: the tool is free."""
+        if self.provider is None:
+            return None
+        return key_of(self.provider, cluster=self.provider_kind is ToolProviderKind.CLUSTER_TOOL_PROVIDER)
 
 
 class Handoff(APIModel):
@@ -333,7 +391,7 @@ KIND = Kind(
     columns=(
         Column("Type", ".spec.type", description="What the agent is for."),
         Column("Model", ".spec.model.name", description="The model that it talks to."),
-        Column("Provider", ".spec.model.provider", description="The ModelProvider of that model.", priority=1),
+        Column("Provider", ".spec.model.provider", description="The provider of that model.", priority=1),
         Column("Ready", condition_status("Ready"), description="Whether it can run."),
         Column("Reason", condition_reason("Ready"), description="Why it can or cannot run."),
         Column("Running", ".status.executions.running", "integer", "Executions admitted or running."),

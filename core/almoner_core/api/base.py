@@ -118,6 +118,15 @@ class SecretKeyReference(APIModel):
     )
 
 
+class SystemSecretKeyReference(SecretKeyReference):
+    """One key of a Secret of Almoner's own namespace."""
+
+    name: ObjectName = Field(
+        description="Name of the Secret, in Almoner's own namespace (almoner-system). It needs the label "
+        "almoner.dev/provider-key: 'true'."
+    )
+
+
 class ConfigMapKeyReference(APIModel):
     """One key of a ConfigMap of the same namespace."""
 

@@ -206,7 +206,7 @@ def custom_resource_definition(kind: Kind) -> dict[str, Any]:
                 "shortNames": list(kind.short_names),
                 "categories": [CATEGORY],
             },
-            "scope": "Namespaced",
+            "scope": kind.scope,
             "versions": [version],
         },
     }

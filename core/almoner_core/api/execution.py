@@ -79,7 +79,10 @@ class WaitReason(StrEnum):
     AGENT_NOT_READY = "AgentNotReady"
     """The Agent is not Ready; its condition says why."""
     PROVIDER_NOT_READY = "ProviderNotReady"
-    """A ModelProvider is not Ready."""
+    """A ModelProvider or ClusterModelProvider is not Ready."""
+    PROVIDER_NOT_ALLOWED = "ProviderNotAllowed"
+    """A ClusterModelProvider or ClusterToolProvider does not allow the namespace, owner, agent or its type; the message
+    names the field of `spec.allow`."""
     QUOTA_NOT_READY = "QuotaNotReady"
     """A ResourceQuota that selects the execution is not in force yet, or asks for what this version cannot enforce."""
     INPUT_NOT_FOUND = "InputNotFound"

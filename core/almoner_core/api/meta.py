@@ -64,6 +64,7 @@ class Kind:
     selectable_fields: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
     name_length_max: int = 253
+    scope: Literal["Namespaced", "Cluster"] = "Namespaced"
 
     @property
     def singular(self) -> str:

@@ -31,6 +31,8 @@ class ProviderReason(StrEnum):
     """The operator could not look at a Secret; the message has the HTTP status. It looks again every half minute."""
     SECRET_FORBIDDEN = "SecretForbidden"  # noqa: S105 - likewise
     """The operator has not the right to look at a Secret, so nothing that names it may run."""
+    SECRET_NOT_LABELLED = "SecretNotLabelled"  # noqa: S105 - likewise
+    """The Secret that a cluster-scoped provider names lacks the label almoner.dev/provider-key: "true"."""
     CREDENTIALS_MISSING = "CredentialsMissing"
     """The provider's type needs credentials and the spec has none."""
     NO_CREDENTIALS = "NoCredentials"
@@ -196,7 +198,8 @@ class ModelProviderSpec(APIModel):
     )
     credentials: SecretKeyReference | None = Field(
         default=None,
-        description="The key, mounted into meters alone. Needed for OpenAI and Anthropic, unless baseURL is set.",
+        description="The key, mounted into meters alone; whoever may read Secrets of the namespace can read it, as the "
+        "role edit may: a ClusterModelProvider's they cannot. Needed for OpenAI and Anthropic, unless baseURL is set.",
     )
     models: list[ProviderModel] = Field(
         default=[],
@@ -231,7 +234,8 @@ KIND = Kind(
     short_names=("mp",),
     spec=ModelProviderSpec,
     status=ModelProviderStatus,
-    description="A ModelProvider says where models come from, with which key, and what they cost.",
+    description="A ModelProvider says where models come from, with which key, and what they cost. Its key lies in its "
+    "namespace, and whoever may read Secrets there can read it.",
     columns=(
         Column("Type", ".spec.type", description="Kind of the provider."),
         Column("URL", ".spec.baseURL", description="Base URL, where it is not the public one."),

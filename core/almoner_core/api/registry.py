@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from typing import Final
 
-from almoner_core.api import agent, execution, model_provider, resource_quota, tool_provider, training_job
+from almoner_core.api import (
+    agent,
+    cluster_model_provider,
+    cluster_tool_provider,
+    execution,
+    model_provider,
+    resource_quota,
+    tool_provider,
+    training_job,
+)
 from almoner_core.api.meta import Kind
 
 KINDS: Final[tuple[Kind, ...]] = (
     model_provider.KIND,
     tool_provider.KIND,
+    cluster_model_provider.KIND,
+    cluster_tool_provider.KIND,
     agent.KIND,
     execution.KIND,
     training_job.KIND,

@@ -38,6 +38,8 @@ class ToolProviderReason(StrEnum):
     """The operator could not look at a Secret; the message has the HTTP status. It looks again every half minute."""
     SECRET_FORBIDDEN = "SecretForbidden"  # noqa: S105 - likewise
     """The operator has not the right to look at a Secret, so nothing that names it may run."""
+    SECRET_NOT_LABELLED = "SecretNotLabelled"  # noqa: S105 - likewise
+    """The Secret that a cluster-scoped provider names lacks the label almoner.dev/provider-key: "true"."""
     NOT_SUPPORTED = "NotSupported"
     """The provider asks for something that this version does not do; the message names the field."""
     INVALID_SPEC = "InvalidSpec"
@@ -105,7 +107,8 @@ class ToolProviderSpec(APIModel):
     )
     credentials: SecretKeyReference | None = Field(
         default=None,
-        description="The key of the service, which no agent may read. Needed for Serper, SerpAPI, Pinecone.",
+        description="The key of the service, which no agent may read; whoever may read Secrets of the namespace can, "
+        "as the role edit may. Needed for Serper, SerpAPI, Pinecone.",
     )
     prices: list[ToolPrice] = Field(
         default=[],

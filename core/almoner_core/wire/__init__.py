@@ -21,6 +21,7 @@ content gets the stored answer again, with other content the error `operation_co
 | POST /v1/allotments/{id}/return | meter | Return -> Returned |
 | PUT /v1/allotments/{id}/output | meter | PutOutput -> OK |
 | POST /v1/allotments/{id}/progress | meter | PostProgress -> OK |
+| POST /v1/allotments/{id}/keys | meter | AskKeys -> HandedKeys (over TLS, or within one machine) |
 | GET /v1/allotments/{id}/signals?timeout_seconds=S | meter | -> Signals (long poll) |
 | GET /v1/usage?by=day,agent&from=2026-01-01&to=2026-01-31&limit=N&after=NEXT | people | -> UsagePage |
 | GET /v1/executions?agent=NAME&limit=N&after=NEXT | people | -> ExecutionPage |
@@ -43,6 +44,7 @@ from almoner_core.wire.common import (
     BIGINT_MAX,
     BODY_BYTES_MAX,
     RECORDS_PER_POST_MAX,
+    WHOLE_CLUSTER,
     AccountKey,
     AccountKind,
     AllotmentState,
@@ -81,10 +83,15 @@ from almoner_core.wire.corrections import (
     SettleCharge,
 )
 from almoner_core.wire.meter import (
+    KEY_CHARS_MAX,
+    KEYS_MAX,
     Activate,
     Activated,
+    AskKeys,
     Extend,
     Extended,
+    HandedKey,
+    HandedKeys,
     Posted,
     PostProgress,
     PostRecords,
@@ -114,6 +121,7 @@ from almoner_core.wire.operator import (
     ExecutionTotals,
     FiredAlert,
     ItemAnswer,
+    KeyGrant,
     LastOutput,
     LastWord,
     MachineTerms,
@@ -145,10 +153,13 @@ __all__ = [
     "BATCH_ITEMS_MAX",
     "BIGINT_MAX",
     "BODY_BYTES_MAX",
+    "KEYS_MAX",
+    "KEY_CHARS_MAX",
     "OBSERVED_MAX",
     "PAGE_ITEMS_MAX",
     "RECORDS_PER_POST_MAX",
     "USAGE_BY_MAX",
+    "WHOLE_CLUSTER",
     "AccountKey",
     "AccountKind",
     "AccountLimits",
@@ -163,6 +174,7 @@ __all__ = [
     "AllotmentState",
     "AllotmentView",
     "Amounts",
+    "AskKeys",
     "BatchAnswer",
     "BindAllotment",
     "BindBatch",
@@ -193,8 +205,11 @@ __all__ = [
     "FieldChange",
     "FieldManager",
     "FiredAlert",
+    "HandedKey",
+    "HandedKeys",
     "Id",
     "ItemAnswer",
+    "KeyGrant",
     "KnownObject",
     "KnownObjects",
     "LastOutput",

@@ -48,9 +48,14 @@ class ErrorCode(StrEnum):
     STALE_GENERATION = "stale_generation"  # 409: a newer limit is in force
     NOT_BOUND = "not_bound"  # 409: the operator has not bound the pod yet; retry soon
     WRONG_STATE = "wrong_state"  # 409: void, superseded, closed; stop
+    INSECURE = "insecure"  # 403: keys are handed over by TLS, or within one machine; connect so
     INSUFFICIENT = "insufficient"  # 409: an account has no room: Refusal says which, and when to try again
     LEASED = "leased"  # 409: the attempt may still be spending; retry when its lease and longest call are over
     UNAVAILABLE = "unavailable"  # 503: retry with backoff
+
+
+WHOLE_CLUSTER = "*"
+"""Stands for the namespace where a key speaks of a cluster-scoped object."""
 
 
 class AccountKind(StrEnum):
@@ -63,8 +68,9 @@ class AccountKind(StrEnum):
 class AccountKey(WireModel):
     """An account: (quota namespace and name, subject); its dimensions and windows are the ledger's business.
 
-    `quota` is the name of the ResourceQuota, or of the ModelProvider where `kind` says so. `subject` is the owner where
-    the quota opens one account an owner, else empty.
+    `quota` is the name of the ResourceQuota, or of the ModelProvider where `kind` says so; of a ClusterModelProvider
+    where the namespace is WHOLE_CLUSTER besides. `subject` is the owner where the quota opens one account an owner,
+    else empty.
     """
 
     kind: AccountKind = AccountKind.QUOTA

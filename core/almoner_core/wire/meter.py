@@ -7,9 +7,22 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from almoner_core.usage import UsageRecord
-from almoner_core.wire.common import RECORDS_PER_POST_MAX, AllotmentState, Amounts, Dimension, Id, PaidSpan, WireModel
+from almoner_core.wire.common import (
+    RECORDS_PER_POST_MAX,
+    AllotmentState,
+    Amounts,
+    Dimension,
+    Error,
+    Id,
+    Name,
+    PaidSpan,
+    WireModel,
+)
 
 UNSETTLED_MAX: Final = 512
+KEYS_MAX: Final = 16
+"""Keys of providers that one attempt may have."""
+KEY_CHARS_MAX: Final = 16_384
 PAID = (
     "For how long the pod's machine time is paid for, from when this was asked (PAID_ALWAYS_SECONDS: nothing limits "
     "it): the pod must have ended by then. None: nothing is said."
@@ -162,6 +175,26 @@ class PostProgress(WireModel):
         dict[Annotated[str, Field(min_length=1, max_length=128)], Annotated[str, Field(max_length=64)]],
         Field(max_length=32),
     ] = {}
+
+
+class AskKeys(WireModel):
+    """The bound pod's meter asks for keys of providers, by name, while its allotment is active."""
+
+    providers: Annotated[list[Name], Field(min_length=1, max_length=KEYS_MAX)]
+
+
+class HandedKey(WireModel):
+    """One provider's key, or why it is not handed over. Never shown, logged, or written to a disk."""
+
+    provider: Name
+    key: Annotated[str, Field(max_length=KEY_CHARS_MAX)] | None = Field(default=None, repr=False)
+    error: Error | None = None
+
+
+class HandedKeys(WireModel):
+    """Answers in the order asked."""
+
+    keys: list[HandedKey]
 
 
 class Signals(WireModel):

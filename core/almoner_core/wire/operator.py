@@ -25,6 +25,7 @@ from almoner_core.wire.common import (
     UsageTotals,
     WireModel,
 )
+from almoner_core.wire.meter import KEYS_MAX
 
 
 class TakeEpoch(WireModel):
@@ -143,6 +144,14 @@ class MachineTerms(WireModel):
     late_seconds: int = Field(ge=0, le=10**7, description="It is extended once no more than that is paid for.")
 
 
+class KeyGrant(WireModel):
+    """A provider's key that a meter may ask for: one key of a Secret of the ledger's own namespace."""
+
+    provider: Name
+    secret: Name
+    key: Name
+
+
 class OpenAllotment(WireModel):
     """Ask for an allotment for one attempt, on every account that governs it, all or nothing.
 
@@ -165,6 +174,11 @@ class OpenAllotment(WireModel):
         "attempt's compute allotment (identity.compute_allotment_id) beside it, which the operator accrues on.",
     )
     machine: MachineTerms | None = None
+    keys: Annotated[list[KeyGrant], Field(min_length=1, max_length=KEYS_MAX)] | None = Field(
+        default=None,
+        description="Keys of cluster-scoped providers that the attempt's meter may have; None: none. Left out where "
+        "there are none, so that an older ledger takes the message.",
+    )
 
 
 class OpenBatch(WireModel):

@@ -35,6 +35,7 @@ from almoner_runner.meter.config import Card, Config, Model, Provider, Tier
 from almoner_runner.meter.dialect import Call
 from almoner_runner.meter.forward import Forwarder
 from almoner_runner.meter.holds import Holds, Try
+from almoner_runner.meter.keys import Keys
 from almoner_runner.meter.ledger import LedgerClient, LedgerError, Secret
 from almoner_runner.meter.progress import Progress
 from almoner_runner.meter.spool import Spool
@@ -233,7 +234,8 @@ async def _live(seed: int, folder: Path, result: Result) -> None:
         await books.activate(spool.open())
         provider = CountingProvider(chance, result)
         holds = WatchedHolds(books)
-        app = App(_config(), holds, Forwarder(provider, holds), Progress(account), folder)  # type: ignore[arg-type]
+        keys = Keys(_config(), folder, account)
+        app = App(_config(), holds, Forwarder(provider, holds), Progress(account), keys)  # type: ignore[arg-type]
         background = asyncio.create_task(books.run())
         drawer = Drawer(chance, chance.choice((0.0, 0.005, 0.05)))
         calls = chance.randint(5, 40)

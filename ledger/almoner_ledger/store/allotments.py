@@ -97,6 +97,7 @@ def open_allotment(books: Books, command: Command) -> OpenAnswer:
         tracked=tracked,
         opened_ms=books.now_ms,
         exchanged_ms=books.now_ms,
+        keys=tuple(body.keys or ()),
         new=True,
     )
     books.allotments[allotment.id] = allotment

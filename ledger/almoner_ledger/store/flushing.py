@@ -138,6 +138,7 @@ def _allotment_row(allotment: Allotment) -> dict[str, Any]:
         "tracked": _json(allotment.tracked),
         "opened_ms": allotment.opened_ms,
         "purpose": allotment.purpose.value,
+        "provider_keys": _json([each.model_dump() for each in allotment.keys]) if allotment.keys else None,
         **_life_of(allotment),
         **allotment.usage.to_row(),
     }

@@ -22,6 +22,7 @@ from almoner_core.wire import (
     AllotmentState,
     Dimension,
     ExecutionRef,
+    KeyGrant,
     MachineTerms,
     Purpose,
     RateLimit,
@@ -413,6 +414,8 @@ class Allotment:
     word: Word | None = None  # what stands in for records that have not come; None: no last word was taken
     machine: MachineTerms | None = None
     charged_ms: int | None = None  # of machine time, by this clock: until when it is charged; None: since it was opened
+    # Keys that its meter may ask for: written when it is opened, never changed, and so not loaded.
+    keys: tuple[KeyGrant, ...] = ()
     corrected_nanos: int = 0  # what the corrections of its entries sum to: its meter knows nothing of them
     holds: dict[WindowKey, Hold] = field(default_factory=dict)
     # What the feed of changes told of it last: `shown` as it was loaded.

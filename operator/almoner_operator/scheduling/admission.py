@@ -39,6 +39,7 @@ GPU: Final = 4
 DIMENSIONS: Final = 5
 _COUNTS: Final = (EXECUTIONS, TRAINING_JOBS)
 _UNLIMITED: Final = 1 << 62
+_SAME_REASONS: Final = frozenset({AgentReason.SECRET_NOT_FOUND, AgentReason.PROVIDER_NOT_ALLOWED})
 _PROVIDER_REASONS: Final = frozenset({AgentReason.PROVIDER_NOT_FOUND, AgentReason.PROVIDER_NOT_READY})
 
 Vector = tuple[int, int, int, int, int]
@@ -218,8 +219,8 @@ def _gate(agent_name: str | None, agent: Agent | None, enforced: tuple[Line, ...
         if not agent.ready:
             provider = agent.reason in _PROVIDER_REASONS
             reason = WaitReason.PROVIDER_NOT_READY if provider else WaitReason.AGENT_NOT_READY
-            if agent.reason is AgentReason.SECRET_NOT_FOUND:
-                reason = WaitReason.SECRET_NOT_FOUND
+            if agent.reason in _SAME_REASONS:
+                reason = WaitReason(agent.reason.value)
             return Wait(reason, f"Agent {agent_name} is not ready ({agent.reason}): {agent.message}")
     for line in enforced:
         if not line.quota.ready:

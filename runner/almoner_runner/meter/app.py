@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Final
 
 from aiohttp import web
@@ -22,7 +21,7 @@ from almoner_runner.meter.dialect import Call, Rules
 from almoner_runner.meter.forward import Forwarder, ProviderFailedError, Target, request_headers
 from almoner_runner.meter.free import FreeCalls
 from almoner_runner.meter.holds import RETRY_WORTH_SECONDS, Holds
-from almoner_runner.meter.ledger import Secret
+from almoner_runner.meter.keys import Keys
 from almoner_runner.meter.progress import Progress
 from almoner_runner.meter.refusals import InvalidCallError, RefusedError
 from almoner_runner.meter.tools import read_call, tools_of
@@ -36,6 +35,7 @@ ROUTES_COUNTED_MAX: Final = 128
 # Refusals after which trying again helps.
 PASSING_CODES: Final = ("too_many_calls", "ledger_unreachable", "spool_full", "not_started", "rate_limit_exceeded")
 TOOL_NAME_CHARS_MAX: Final = 64
+KEY_REFUSED_STATUS: Final = 401
 
 Bounder = Callable[[Provider, Body, Rules], Call]
 # What of each dialect is let through, and how it is bounded. Everything else is refused by name: an unknown route may
@@ -65,9 +65,7 @@ class Counters:
 class App:
     """Answers the agent."""
 
-    def __init__(
-        self, config: Config, holds: Holds, forwarder: Forwarder, progress: Progress, providers_dir: Path
-    ) -> None:
+    def __init__(self, config: Config, holds: Holds, forwarder: Forwarder, progress: Progress, keys: Keys) -> None:
         self.config = config
         self.holds = holds
         self.counters = Counters()
@@ -75,10 +73,7 @@ class App:
         self._forwarder = forwarder
         self._progress = progress
         self._free = FreeCalls()
-        self._keys = {
-            provider.name: Secret(providers_dir / provider.key_file if provider.key_file else None)
-            for provider in config.providers
-        }
+        self.keys = keys
         self._tools = tools_of(config)
         self._rules: Rules | None = None
         self._rules_of = 0  # the version of the rates that they go by
@@ -154,17 +149,23 @@ class App:
         target = self._target(request, dialect, provider, route)
         if bounder is None:
             with self._free.one(provider.name):
-                return route, await self._forwarder.free(payload, target)
+                return route, self._heed(provider, await self._forwarder.free(payload, target))
         rules = self.rules
         if window := anthropic.window_asked(request.headers.getall("anthropic-beta", ())):
             rules = replace(rules, window_least=window)
         call = bounder(provider, payload, rules)
         tried = await self.holds.begin(call)
-        return route, await self._forwarder.forward(request, tried, target)
+        return route, self._heed(provider, await self._forwarder.forward(request, tried, target))
+
+    def _heed(self, provider: Provider, response: web.StreamResponse) -> web.StreamResponse:
+        """Have the key asked for anew where the provider does not know it (any more)."""
+        if response.status == KEY_REFUSED_STATUS:
+            self.keys.refused(provider.name)
+        return response
 
     def _target(self, request: web.BaseRequest, dialect: str, provider: Provider, route: str) -> Target:
         try:
-            key = self._keys[provider.name].read()
+            key = self.keys.read(provider.name)
         except (OSError, ValueError) as error:
             logger.error("the key of provider %s cannot be read: %s", provider.name, type(error).__name__)  # noqa: TRY400 - the error may quote the file
             raise RefusedError(

@@ -68,6 +68,7 @@ class Provider:
     dialects: tuple[str, ...]
     models: dict[str, Model]
     key_file: str | None = None
+    ledger_key: bool = False  # the ledger hands it over
 
     def url(self, dialect: str, route: str) -> str:
         """Give the address of a route such as `chat/completions` or `messages`.
@@ -180,6 +181,7 @@ def _provider(value: Any, path: str) -> Provider:
         dialects=dialects,
         models={model.name: model for model in models},
         key_file=_optional_text(given, path, "key_file"),
+        ledger_key=_typed(given.get("ledger_key", False), f"{path}.ledger_key", bool),
     )
 
 

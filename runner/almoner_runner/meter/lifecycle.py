@@ -1,8 +1,9 @@
 """From start to last word: allotment, input, listeners; then drain, output, return, termination message.
 
-Order at the start: listeners first (the kubelet's probe is told what is waited for), then the allotment, then the input
-file, then ready. At the end, after the agent has exited: refuse, let calls in flight settle, read the output, post,
-return, and write the cumulative totals where the kubelet picks them up: the second witness besides the ledger.
+Order at the start: listeners first (the kubelet's probe is told what is waited for), then the allotment, then keys that
+the ledger hands over, then the input file, then ready. At the end, after the agent has exited: refuse, let calls in
+flight settle, read the output, post, return, and write the cumulative totals where the kubelet picks them up: the
+second witness besides the ledger.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from almoner_runner.meter.forward import Forwarder
 from almoner_runner.meter.health import Health
 from almoner_runner.meter.holds import IN_FLIGHT_MAX, Holds
 from almoner_runner.meter.ids import uuid7
+from almoner_runner.meter.keys import Keys, KeysMissingError
 from almoner_runner.meter.lastword import LastOutput, compose, last_output
 from almoner_runner.meter.ledger import LedgerClient, LedgerError, LedgerUnreachableError, Secret
 from almoner_runner.meter.machine import FOREVER
@@ -164,7 +166,8 @@ class Meter:
             self._paid_left = lambda: books.machine.left
             holds = Holds(books)
             progress = Progress(client)
-            app = App(self.config, holds, Forwarder(provider_session, holds), progress, self.settings.providers_dir)
+            keys = Keys(self.config, self.settings.providers_dir, client)
+            app = App(self.config, holds, Forwarder(provider_session, holds), progress, keys)
             token = self.config.extra.get(names.EXTRA_PRESTOP_TOKEN)
             health = Health(app, lambda: self._prestop(holds), token if isinstance(token, str) else None)
             try:
@@ -182,14 +185,16 @@ class Meter:
         try:
             async with _serving(app.handle, self.settings.address):
                 health.waiting_for = "the allotment: the ledger has not handed it over"
-                starting = asyncio.ensure_future(self._start(app, activation))
+                starting = asyncio.ensure_future(self._start(app, health, activation))
                 stopping = asyncio.create_task(self._stop.wait())
                 await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
                 if not starting.done():
                     starting.cancel()
-                    return self._last_word(books, LastOutput(), final=False, complete=False, lacking=books.lacking)
+                    return self._last_word(
+                        books, LastOutput(), final=False, complete=False, lacking=app.keys.lacking or books.lacking
+                    )
                 starting.result()
-                background = [asyncio.create_task(books.run()), asyncio.create_task(progress.run())]
+                background = [asyncio.create_task(each.run()) for each in (books, progress, app.keys)]
                 health.ready = True
                 # What was made at the start stays: the collector need not look at it again and again.
                 gc.collect()
@@ -202,16 +207,23 @@ class Meter:
                 await self._drain(app.holds)
         except BooksClosedError as error:
             return self._fail(str(error))
+        except KeysMissingError as error:
+            # Whole, since the allotment is taken: nothing of it was spent.
+            logger.error("%s", error)  # noqa: TRY400 - expected, no trace needed
+            self._last_word(books, LastOutput(), final=False, complete=True, lacking=str(error))
+            return EXIT_CLOSED
         except (OSError, ValueError) as error:
             return self._fail(f"the meter cannot start: {error}")
         # The agent has exited and its calls are settled or were cut off just now, with their server.
         await _cancel(background)
         return await self._finish(app, books, progress)
 
-    async def _start(self, app: App, activation: Awaitable[None]) -> None:
+    async def _start(self, app: App, health: Health, activation: Awaitable[None]) -> None:
         source = self.config.input_file
         app.input = read_input(self.config.input, Path(source) if source else None)
         await activation
+        health.waiting_for = "keys of providers: the ledger has not handed them over"
+        await app.keys.start()
         write_input(self.settings.input_file, app.input)
 
     def _ends(self) -> float:
