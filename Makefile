@@ -48,9 +48,10 @@ test-unit: $(STAMP) ## Run the unit tests: seconds, no network
 	@$(PY) -m pytest tests/unit $(PYTEST_FLAGS)
 
 # A KUBECONFIG of the environment is somebody's own cluster: only one that was said on the command line counts.
-e2e: $(STAMP) ## Run the tests in a cluster: a real node of this machine (root), KUBECONFIG=FILE, or KIND=1
+e2e: $(STAMP) ## Run the tests in a cluster: a real node of this machine (root), KUBECONFIG=FILE IMAGE=REF, or KIND=1
 	@exec $(PY) -m almoner_dev e2e $(if $(filter-out 0 no false,$(KIND)),--kind) \
-	  $(if $(filter command,$(firstword $(origin KUBECONFIG))),--kubeconfig "$(KUBECONFIG)") -- $(TESTS) $(PYTEST_FLAGS)
+	  $(if $(filter command,$(firstword $(origin KUBECONFIG))),--kubeconfig "$(KUBECONFIG)") \
+	  $(if $(filter command,$(firstword $(origin IMAGE))),--image "$(IMAGE)") -- $(TESTS) $(PYTEST_FLAGS)
 
 locks: $(STAMP) ## Resolve the packages of the images anew and write locks/ (uv)
 	@$(PY) -m almoner_dev.locks

@@ -21,7 +21,8 @@ from almoner_dev.cluster import Cluster, checkout
 from tests.support.polling import until
 from tests.support.restricted import RESTRICTED
 
-IMAGE = "localhost/almoner-checkout:1"
+IMAGE = os.environ.get("ALMONER_E2E_IMAGE") or checkout.REFERENCE
+"""The image of this checkout: made and loaded by the tests on their own node; elsewhere whoever asks says its name."""
 SYSTEM = "almoner-system"
 MODELS = "models"
 PARTS = {"almoner-ledger": SYSTEM, "almoner-operator": SYSTEM, "model": MODELS}
@@ -84,10 +85,10 @@ def given_images() -> list[Path]:
 
 def image_values(image: str | None = None) -> dict[str, str]:
     """The chart's values for an image with all of Almoner; None: the two that are given, or else this checkout's."""
-    values = {"image.registry": "localhost/"}
     if image is None and given_images():
-        return values  # Under the names that the chart has by itself.
-    name, _, tag = (image or IMAGE).removeprefix("localhost/").partition(":")
+        return {"image.registry": "localhost/"}  # Under the names that the chart has by itself.
+    name, _, tag = (image or IMAGE).rpartition(":")
+    values: dict[str, str] = {}
     for part in ("operator", "runner"):
         values |= {f"image.{part}.repository": name, f"image.{part}.tag": tag}
     return values

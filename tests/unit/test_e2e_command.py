@@ -80,6 +80,21 @@ def test_another_cluster_is_named_by_its_kubeconfig(
     assert prepared == [False]
 
 
+def test_in_another_cluster_the_image_is_where_it_is_said_to_be(
+    started: list[tuple[list[str], dict[str, str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kubeconfig").write_text("")
+    # One of the environment is somebody's of another day.
+    monkeypatch.setenv(e2e.IMAGE_VARIABLE, "old:1")
+    e2e.run(options("--kubeconfig", str(tmp_path / "kubeconfig"), "--image", "registry.example:5000/almoner:1"))
+    e2e.run(options("--kubeconfig", str(tmp_path / "kubeconfig")))
+    (_, given), (_, without) = started
+    assert given[e2e.IMAGE_VARIABLE] == "registry.example:5000/almoner:1"
+    assert e2e.IMAGE_VARIABLE not in without
+    with pytest.raises(ProcessError, match="--image goes with --kubeconfig"):
+        e2e.run(options("--image", "almoner:1"))
+
+
 def test_without_docker_kind_is_refused_in_one_line(
     started: list[tuple[list[str], dict[str, str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,8 @@ LEFT_OUT = frozenset(
 """Folders that no part of Almoner imports in a pod, and that are large."""
 APPLETS = ("sh", "sleep", "cat", "echo", "ln", "mkdir", "ls", "test", "env")
 HOME = "/tmp"
+REFERENCE = "localhost/almoner-checkout:1"
+"""The image's name, where nobody gives it another."""
 ROOT = Path(__file__).resolve().parents[3]
 
 

@@ -22,6 +22,7 @@ TESTS = "tests/cluster"
 KUBECONFIG_VARIABLE = "ALMONER_E2E_KUBECONFIG"
 KIND_VARIABLE = "ALMONER_E2E_KIND"
 IMAGES_VARIABLE = "ALMONER_E2E_IMAGES"
+IMAGE_VARIABLE = "ALMONER_E2E_IMAGE"
 KIND_SECONDS = "180s"
 
 
@@ -34,6 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     where.add_argument("--check", action="store_true", help="say whether a real node can be started here, and end")
     where.add_argument("--packages", action="store_true", help="print the Debian packages that one lacks, and end")
+    parser.add_argument(
+        "--image",
+        metavar="REF",
+        help="with --kubeconfig: the image of this checkout, which the cluster has or can pull (`images checkout` "
+        "writes it); without it the tests that install Almoner are skipped",
+    )
     parser.add_argument("pytest", nargs="*", metavar="ARGUMENT", help="for pytest, after --: files, -k, -x, ...")
 
 
@@ -53,17 +60,21 @@ def run(options: argparse.Namespace) -> int:
         print("a real node can be started here")
         print(without_images() or "and the images can be built")
         return 0
-    environment = {
-        name: value for name, value in os.environ.items() if name not in {KUBECONFIG_VARIABLE, KIND_VARIABLE}
-    }
+    if options.image and not options.kubeconfig:
+        raise ProcessError("--image goes with --kubeconfig: elsewhere the image is made and loaded by itself")
+    ours = {KUBECONFIG_VARIABLE, KIND_VARIABLE, IMAGE_VARIABLE}
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
     with contextlib.ExitStack() as stack:
         if options.kind:
             name, kubeconfig = stack.enter_context(kind_cluster())
             environment |= {KIND_VARIABLE: name, KUBECONFIG_VARIABLE: str(kubeconfig)}
+            environment |= {IMAGE_VARIABLE: load_into_kind(name)}
         elif options.kubeconfig:
             if not options.kubeconfig.is_file():
                 raise ProcessError(f"--kubeconfig: there is no file {options.kubeconfig}")
             environment[KUBECONFIG_VARIABLE] = str(options.kubeconfig.resolve())
+            if options.image:
+                environment[IMAGE_VARIABLE] = options.image
         else:
             requirements.demand()
         prepare(real_node=KUBECONFIG_VARIABLE not in environment)
@@ -72,6 +83,19 @@ def run(options: argparse.Namespace) -> int:
         files = [] if any(part.startswith(TESTS) for part in options.pytest) else [TESTS]
         command = [sys.executable, "-m", "pytest", *files, *options.pytest]
         return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+
+
+def load_into_kind(name: str) -> str:
+    """Makes the image of this checkout, loads it into a kind cluster, and returns its name. Raises ProcessError."""
+    from almoner_dev import model  # noqa: PLC0415 - --help does not need it
+    from almoner_dev.cluster import checkout  # noqa: PLC0415 - likewise
+
+    with tempfile.TemporaryDirectory(prefix="almoner-image-") as folder:
+        archive = Path(folder) / "checkout.tar"
+        checkout.write_image(archive, checkout.REFERENCE, more=[model.weights()])
+        if subprocess.run(["kind", "load", "image-archive", str(archive), "--name", name], check=False).returncode != 0:
+            raise ProcessError("kind could not load the image of this checkout; what it said is above")
+    return checkout.REFERENCE
 
 
 def prepare(*, real_node: bool) -> None:
