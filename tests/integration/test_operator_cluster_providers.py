@@ -7,11 +7,13 @@ import secrets
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx
 import pytest
 import sqlalchemy as sa
 from kubernetes import client, config
 from kubernetes.client import ApiException
 
+from almoner_core.contract import LEDGER_AUDIENCE
 from almoner_core.environment import ENV_METER_CONFIG, METER_CONTAINER
 from almoner_dev.controlplane import ControlPlane
 from almoner_dev.stack import SYSTEM_NAMESPACE, Stack
@@ -118,6 +120,26 @@ def test_another_namespace_is_refused_until_it_is_allowed(cluster: Cluster, neig
     neighbour.wait_ready("Agent", "agent", "ProviderNotAllowed")
     neighbour.execution("again")
     neighbour.wait_reason("again", "ProviderNotAllowed")
+
+
+def test_who_was_let_in_is_in_the_log_of_changes(cluster: Cluster, stack: Stack, shared: str) -> None:
+    cluster.create("ClusterModelProvider", shared, spec(cluster, "x", credentials=None))
+    cluster.wait_ready("ClusterModelProvider", shared)
+    cluster.patch("ClusterModelProvider", shared, {"allow": {"namespaces": ["*"]}})
+    headers = {"Authorization": f"Bearer {stack.token('almoner-operator', audience=LEDGER_AUDIENCE)}"}
+    query = {"kind": "ClusterModelProvider", "name": shared}
+
+    def changed() -> Json | None:
+        answer = httpx.get(f"{stack.ledger_url}/v1/audit/changes", params=query, headers=headers, timeout=30)
+        assert answer.status_code == 200, answer.text
+        found = [each for each in answer.json()["changes"] if each["action"] == "changed"]
+        return found[0] if found else None
+
+    entry = cluster.wait(changed, "the change in the log")
+    assert entry["namespace"] == ""
+    (field,) = entry["fields"]
+    assert field["path"].startswith("allow.namespaces")
+    assert "*" in field["after"]
 
 
 def test_an_owner_is_refused_at_admission(cluster: Cluster, shared: str) -> None:
