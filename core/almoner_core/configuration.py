@@ -23,6 +23,7 @@ KINDS: Final[Mapping[str, str]] = {
     "ClusterToolProvider": "clustertoolproviders",
 }
 """Kinds whose changes are recorded, with their resources in the group almoner.dev."""
+NAMESPACED: Final = ("ResourceQuota", "ModelProvider", "ToolProvider")
 
 SPEC_CHARS_MAX: Final = 65_536
 FIELDS_MAX: Final = 100

@@ -67,7 +67,7 @@ class ConfigurationLog:
         scope = self._context.settings.namespaces
         known = [each async for each in self._context.ledger.known_configuration()]
         for each in known:
-            if each.kind in KINDS and (not scope or each.namespace in scope):
+            if each.kind in KINDS and (not scope or not each.namespace or each.namespace in scope):
                 self._recorder.missing(each)
         self._digests = {each.uid: each.digest for each in known}
 

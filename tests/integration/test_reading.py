@@ -260,6 +260,12 @@ def test_changes_of_the_configuration_are_for_whoever_may_get_what_changed(
         assert [(each["namespace"], each["action"]) for each in said["changes"]] == [(site.a, "created")]
 
 
+def test_the_clusters_providers_are_no_part_of_a_question_about_a_namespace(site: Site, as_reader: str) -> None:
+    status, error = site.answer(f"{AUDIT}&kind=ClusterModelProvider", as_reader)
+    assert (status, "get clustermodelproviders.almoner.dev in all namespaces" in error["message"]) == (403, True)
+    assert site.answer(f"{AUDIT}&kind=ClusterModelProvider", site.reader(everywhere=True))[0] == 200
+
+
 def test_reading_what_was_spent_is_not_reading_who_changed_a_limit(site: Site) -> None:
     rules = [{"apiGroups": ["almoner.dev"], "resources": ["executions", "modelproviders"], "verbs": ["get"]}]
     account = site.account(site.a)

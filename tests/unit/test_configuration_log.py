@@ -105,6 +105,16 @@ def test_every_generation_is_told_in_its_order_and_a_status_is_nothing() -> None
     assert amounts(ledger) == ["5", "9", "5", None]
 
 
+def test_what_is_the_clusters_is_looked_after_whatever_namespaces_are_served() -> None:
+    ledger = Ledger()
+    operator = Operator(ledger, namespaces=("a",))
+    operator.take(None, quota("5", uid="whole", namespace=None), "ClusterModelProvider")
+    operator.tell()
+    assert [(each.kind, each.namespace) for each in ledger.specs.values()] == [("ClusterModelProvider", "")]
+    Operator(ledger, namespaces=("a",)).tell()
+    assert [uid for uid, spec in ledger.told if spec is None] == ["whole"]
+
+
 def test_an_event_from_before_is_nothing_and_a_list_is_believed() -> None:
     ledger = Ledger()
     operator = Operator(ledger)

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from almoner_core.configuration import KINDS
+from almoner_core.configuration import KINDS, NAMESPACED
 from almoner_core.wire import ConfigurationChange, ConfigurationChanges, FieldChange, FieldManager
 from almoner_ledger import schema
 from almoner_ledger.errors import invalid
@@ -19,8 +19,9 @@ _COLUMNS = {By.NAMESPACE: _table.c.namespace, By.KIND: _table.c.kind, By.NAME: _
 
 
 def kinds_of(question: Question) -> tuple[str, ...]:
-    """Give the kinds that a question is about: those that it names, else all. Raises LedgerError."""
-    asked = question.filters.get(By.KIND, tuple(KINDS))
+    """Give the kinds that a question is about: those that it names, else all there can be. Raises LedgerError."""
+    usual = tuple(KINDS) if question.namespaces() is None else NAMESPACED
+    asked = question.filters.get(By.KIND, usual)
     for kind in asked:
         if kind not in KINDS:
             raise invalid("kind", f"write one of {', '.join(KINDS)}")
