@@ -33,15 +33,15 @@ class Log:
         token = stack.token("almoner-operator", audience=LEDGER_AUDIENCE)
         self._headers = {"Authorization": f"Bearer {token}"}
 
-    def read(self, name: str) -> list[Json]:
-        query = {"namespace": self._cluster.namespace, "name": name}
+    def read(self, name: str, **of: str) -> list[Json]:
+        query = {**(of or {"namespace": self._cluster.namespace}), "name": name}
         answer = httpx.get(f"{self._url}/v1/audit/changes", params=query, headers=self._headers, timeout=30)
         assert answer.status_code == 200, answer.text
         return list(answer.json()["changes"][::-1])
 
-    def wait(self, name: str, count: int) -> list[Json]:
-        self._cluster.wait(lambda: len(self.read(name)) >= count, f"{count} changes of {name}")
-        found = self.read(name)
+    def wait(self, name: str, count: int, **of: str) -> list[Json]:
+        self._cluster.wait(lambda: len(self.read(name, **of)) >= count, f"{count} changes of {name}")
+        found = self.read(name, **of)
         assert len(found) == count, found
         return found
 
@@ -89,6 +89,19 @@ def test_limits_prices_and_providers_are_logged_with_who_from_what_to_what(clust
     log.wait("search", 1)
     cluster.delete("ToolProvider", "search")
     assert [each["action"] for each in log.wait("search", 2)] == ["created", "deleted"]
+
+
+def test_providers_of_the_cluster_are_logged_too(cluster: Cluster, log: Log) -> None:
+    kind, plural, name = "ClusterModelProvider", "clustermodelproviders", f"whole-{cluster.namespace}"
+    body = {"apiVersion": f"{GROUP}/{VERSION}", "kind": kind, "metadata": {"name": name}}
+    spec: Json = {"type": "OpenAICompatible", "baseURL": "http://127.0.0.1:9/v1", "models": [{"name": "small"}]}
+    spec["allow"] = {"namespaces": [cluster.namespace]}
+    cluster.custom.create_cluster_custom_object(GROUP, VERSION, plural, {**body, "spec": spec})
+    log.wait(name, 1, kind=kind)
+    cluster.custom.delete_cluster_custom_object(GROUP, VERSION, plural, name)
+    created, deleted = log.wait(name, 2, kind=kind)
+    assert fields(created)["models[0].name"] == (None, '"small"')
+    assert (created["namespace"], deleted["action"]) == ("", "deleted")
 
 
 def test_what_changed_while_no_operator_lived_is_found_by_the_next(cluster: Cluster, stack: Stack, log: Log) -> None:
