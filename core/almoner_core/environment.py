@@ -53,12 +53,26 @@ ENV_ATTEMPT: Final = "ALMONER_ATTEMPT"
 ENV_AGENT_SPEC: Final = "ALMONER_AGENT_SPEC"  # the pinned AgentSpec as JSON, for our agent loop alone
 ENV_METER_URL: Final = "ALMONER_METER_URL"  # http://$(ALMONER_METER_ADDRESS)
 ENV_OPENAI_BASE_URL: Final = "OPENAI_BASE_URL"
+ENV_OPENAI_API_BASE: Final = "OPENAI_API_BASE"  # the older spelling: LlamaIndex, LiteLLM
 ENV_OPENAI_API_KEY: Final = "OPENAI_API_KEY"
 ENV_ANTHROPIC_BASE_URL: Final = "ANTHROPIC_BASE_URL"
 ENV_ANTHROPIC_API_KEY: Final = "ANTHROPIC_API_KEY"
 PLACEHOLDER_KEY: Final = "almoner-metered"
 # The model that the Agent names, so that a plain SDK script need not repeat it.
 ENV_MODEL: Final = "ALMONER_MODEL"
+# ... and under the names that frameworks read, by the dialect that the model's provider speaks.
+ENV_OPENAI_DEFAULT_MODEL: Final = "OPENAI_DEFAULT_MODEL"  # OpenAI's agents SDK
+ENV_ANTHROPIC_MODEL: Final = "ANTHROPIC_MODEL"  # Claude Code, and the agent SDK on it
+LOOPBACK_NAMES: Final = "127.0.0.1,localhost"
+# What an image finds unless it says otherwise: calls to the meter go through no proxy, and frameworks send what they
+# were asked, and traces of it, to nobody else.
+AGENT_DEFAULTS: Final = {
+    "NO_PROXY": LOOPBACK_NAMES,
+    "no_proxy": LOOPBACK_NAMES,
+    "OPENAI_AGENTS_DISABLE_TRACING": "1",
+    "CREWAI_DISABLE_TELEMETRY": "true",
+    "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+}
 
 # --- paths and ports --------------------------------------------------------------------------------------------------
 METER_ADDRESS: Final = "127.0.0.1:8790"

@@ -35,6 +35,7 @@ PROVIDERS_MAX: Final = 9
 RESERVED_ENV: Final = frozenset(
     {
         contract.ENV_OPENAI_BASE_URL,
+        contract.ENV_OPENAI_API_BASE,
         contract.ENV_OPENAI_API_KEY,
         contract.ENV_ANTHROPIC_BASE_URL,
         contract.ENV_ANTHROPIC_API_KEY,
@@ -386,6 +387,8 @@ def _agent_env(request: PodRequest, *, ours: bool) -> list[Json]:
         "HOME": contract.SCRATCH_DIR,
         "TMPDIR": contract.SCRATCH_DIR,
         "PYTHONUNBUFFERED": "1",  # what it prints is in the log at once, also of a run that is killed
+        **contract.AGENT_DEFAULTS,
+        **_default_models(request),
     }
     plain = {
         contract.ENV_METER_ADDRESS: contract.METER_ADDRESS,
@@ -407,9 +410,22 @@ def _agent_env(request: PodRequest, *, ours: bool) -> list[Json]:
         *_plain_env(plain),
         {"name": contract.ENV_METER_URL, "value": address},
         {"name": contract.ENV_OPENAI_BASE_URL, "value": f"{address}/openai/v1"},
+        {"name": contract.ENV_OPENAI_API_BASE, "value": f"{address}/openai/v1"},
         {"name": contract.ENV_ANTHROPIC_BASE_URL, "value": f"{address}/anthropic"},
         *own,
     ]
+
+
+def _default_models(request: PodRequest) -> dict[str, str]:
+    """The agent's model under the names that frameworks read, in the dialects that its provider speaks."""
+    if request.agent is None or not request.providers:
+        return {}
+    names = {
+        contract.Dialect.OPENAI: contract.ENV_OPENAI_DEFAULT_MODEL,
+        contract.Dialect.ANTHROPIC: contract.ENV_ANTHROPIC_MODEL,
+    }
+    dialects = request.providers[0].meter.dialects
+    return {variable: request.agent.model.name for dialect, variable in names.items() if dialect in dialects}
 
 
 def _plain_env(values: dict[str, str]) -> list[Json]:

@@ -215,3 +215,22 @@ def test_every_line_of_a_header_that_is_a_list_reaches_the_provider(
         answer = httpx.post(f"{meter.url}/anthropic/v1/messages?beta=true", json=body, headers=headers)
         assert answer.status_code == 200, answer.text
     assert provider.requests[-1]["headers"]["anthropic-beta"] == ",".join(lines)
+
+
+@pytest.mark.parametrize(
+    "path", ["/anthropic/messages", "/anthropic//v1/messages", "/anthropic/v1/messages/", "//anthropic/messages//"]
+)
+def test_slashes_and_a_base_with_v1_lead_to_the_same_route(start: Callable[..., Meter], path: str) -> None:
+    """Faults F8 and F13."""
+    with LedgerDouble({"usd": DOLLAR}) as ledger:
+        meter = start(ledger)
+        assert meter.post(path, {"model": MODEL, "max_tokens": 16, "messages": HI})[0] == 200
+
+
+def test_a_client_that_asks_for_a_websocket_is_told_to_use_http(start: Callable[..., Meter]) -> None:
+    """Fault F10: answered otherwise, Codex tries again for seconds."""
+    with LedgerDouble({"usd": DOLLAR}) as ledger:
+        meter = start(ledger)
+        headers = {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
+        answer = httpx.get(f"{meter.url}/openai/v1/responses", headers={**headers, "sec-websocket-key": "AAAA"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (426, "no_websockets")

@@ -77,13 +77,26 @@ def test_the_agent_gets_no_key_no_token_and_no_spool() -> None:
 def test_an_sdk_finds_the_meter_and_placeholders() -> None:
     _, agent = containers(build_pod(request(), SETTINGS))
     seen = env(agent)
-    assert seen["OPENAI_BASE_URL"] == "http://127.0.0.1:8790/openai/v1"
+    assert seen["OPENAI_BASE_URL"] == seen["OPENAI_API_BASE"] == "http://127.0.0.1:8790/openai/v1"
     assert seen["ANTHROPIC_BASE_URL"] == "http://127.0.0.1:8790/anthropic"
     assert seen["OPENAI_API_KEY"] == seen["ANTHROPIC_API_KEY"] == "almoner-metered"
     assert seen["ALMONER_EXECUTION"] == "team-a/hello"
     assert seen["ALMONER_MODEL"] == "small"
     assert seen["ALMONER_METER_URL"] == "http://127.0.0.1:8790"
     assert seen["HOME"] == seen["TMPDIR"] == "/almoner/scratch"
+
+
+def test_frameworks_find_the_model_and_send_nothing_elsewhere_unless_they_are_told_to() -> None:
+    """Fault F8."""
+    seen = env(containers(build_pod(request(providers=(provider(),)), SETTINGS))[1])
+    assert seen["NO_PROXY"] == seen["no_proxy"] == "127.0.0.1,localhost"
+    assert seen["OPENAI_AGENTS_DISABLE_TRACING"] == "1"
+    assert seen["OPENAI_DEFAULT_MODEL"] == "small"
+    assert "ANTHROPIC_MODEL" not in seen, "its provider does not speak that"
+    own = {"NO_PROXY": "*", "OPENAI_DEFAULT_MODEL": "x"}
+    runner = Runner.model_validate({"env": [{"name": name, "value": value} for name, value in own.items()]})
+    seen = env(containers(build_pod(replace(request(providers=(provider(),)), runner=runner), SETTINGS))[1])
+    assert own.items() <= seen.items()
 
 
 def test_addresses_follow_the_one_variable_that_a_node_may_rewrite() -> None:

@@ -25,6 +25,7 @@ from almoner_core.api.volumes import Volume, VolumeMount
 RESERVED_ENV_PREFIX: Final = "ALMONER_"
 RESERVED_ENV: Final = (
     contract.ENV_OPENAI_BASE_URL,
+    contract.ENV_OPENAI_API_BASE,
     contract.ENV_OPENAI_API_KEY,
     contract.ENV_ANTHROPIC_BASE_URL,
     contract.ENV_ANTHROPIC_API_KEY,

@@ -7,6 +7,7 @@ spoken, so that unmodified SDKs understand them and stop trying where that is va
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -33,6 +34,7 @@ PROGRESS_BYTES_MAX: Final = 64 * 1024
 # Paths and status classes that are told apart in /metrics: an agent may invent paths without end.
 ROUTES_COUNTED_MAX: Final = 128
 # Refusals after which trying again helps.
+_SLASHES: Final = re.compile(r"/{2,}")
 PASSING_CODES: Final = ("too_many_calls", "ledger_unreachable", "spool_full", "not_started", "rate_limit_exceeded")
 TOOL_NAME_CHARS_MAX: Final = 64
 KEY_REFUSED_STATUS: Final = 401
@@ -112,10 +114,13 @@ class App:
         return response
 
     async def _dispatch(self, request: web.BaseRequest, path: str) -> tuple[str, web.StreamResponse]:
+        path = _SLASHES.sub("/", path).rstrip("/")
         if path.startswith("/openai/v1/"):
             return await self._provider_call(request, OPENAI, self.config.provider_for(OPENAI), path[11:])
-        if path.startswith("/anthropic/v1/"):
-            return await self._provider_call(request, ANTHROPIC, self.config.provider_for(ANTHROPIC), path[14:])
+        if path.startswith("/anthropic/"):
+            # Some clients take the base for one that ends with /v1, as OpenAI's does.
+            route = path[11:].removeprefix("v1/")
+            return await self._provider_call(request, ANTHROPIC, self.config.provider_for(ANTHROPIC), route)
         if path.startswith("/p/"):
             name, _, rest = path[3:].partition("/v1/")
             dialect = ANTHROPIC if rest.partition("/")[0] == "messages" else OPENAI
@@ -137,6 +142,8 @@ class App:
     ) -> tuple[str, web.StreamResponse]:
         if request.method == "GET" and (route == "models" or route.startswith("models/")):
             return "models", self._models(dialect, provider, route)
+        if request.headers.get("upgrade", "").lower() == "websocket":
+            raise RefusedError(426, "no_websockets", "the meter speaks plain HTTP: send the request by POST")
         bounder = ROUTES[dialect].get(route)
         if request.method != "POST" or (bounder is None and route not in FREE_ROUTES[dialect]):
             known = ", ".join([*ROUTES[dialect], *FREE_ROUTES[dialect], "models"])
