@@ -61,9 +61,9 @@ def test_the_images_agree_on_what_both_have() -> None:
 @pytest.mark.parametrize("name", locks.IMAGES)
 def test_an_image_is_built_from_its_lock(name: str) -> None:
     text = (ROOT / f"Dockerfile.{name}").read_text()
-    installs = re.findall(r"/pip install (.+?)(?: \\)?$", text, re.MULTILINE)
+    installs = re.findall(r"/pip (?:--python \S+ )?install (.+?)(?: \\)?$", text, re.MULTILINE)
     hashed = [words for words in installs if "--require-hashes" in words]
     assert any(f"/locks/{name}.txt" in words for words in hashed)
     assert any("/locks/build.txt" in words for words in hashed)
     # What else is installed is this checkout's own wheel, and nothing that it asks for.
-    assert [words for words in installs if words not in hashed] == ["--no-deps --no-index /wheels/*.whl"]
+    assert [words for words in installs if words not in hashed] == ["--no-compile --no-deps --no-index /wheels/*.whl"]

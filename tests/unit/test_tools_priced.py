@@ -113,7 +113,7 @@ def test_a_tool_of_unknown_price_is_refused_where_money_is_limited() -> None:
 
 def test_one_call_keeps_to_the_most_of_one_call() -> None:
     ToolCall(STORE, 1).check(["usd"], {"usd": 107})
-    with pytest.raises(RefusedError, match="at most 106"):
+    with pytest.raises(RefusedError, match=r"at most \$0\.000000106, this one would use \$0\.000000107"):
         ToolCall(STORE, 1).check(["usd"], {"usd": 106})
     # No record may cost more than the ledger takes, or it could never be posted.
     dear = Tool("dear", "p", "tool", ToolPrice("v", per_unit=10**15))

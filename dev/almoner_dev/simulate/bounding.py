@@ -154,11 +154,12 @@ class CountingProvider:
         if self._chance.random() < 0.1:
             self.unknown += 1
             body = b"{}"
+        chunks = once(body)
         yield SimpleNamespace(
             status=200,
             content_type="application/json",
             headers={},
-            content=SimpleNamespace(iter_any=lambda: once(body)),
+            content=SimpleNamespace(iter_any=lambda: chunks),
         )
 
     def _count(self, data: bytes, window: int) -> TokenCounts:
@@ -274,7 +275,7 @@ async def _agent(app: App, drawer: Drawer, calls: int, result: Result) -> None:
             problem(result, f"{drawn.route}: {type(error).__name__}: {error}: {drawn.content[:300]!r}")
             continue
         result.faults[f"answered_{answer.status}"] += 1
-        if answer.status not in (200, 400, 429) or (answer.status == 400 and drawn.sound):
+        if answer.status not in (200, 400, 402, 429) or (answer.status == 400 and drawn.sound):
             problem(result, f"{drawn.route}: HTTP {answer.status}: {answer.body!r}: {drawn.content[:300]!r}")  # type: ignore[attr-defined]
 
 

@@ -120,9 +120,14 @@ class Forwarder:
             ) as answer:
                 if answer.status >= 300:
                     return await self._pass_error(answer, tried)
+                first = b""
                 if call.stream:
-                    return await self._pass_stream(request, answer, tried, call)
-                body = await _read(answer)
+                    # Some servers give a stream another content type, and some answer with one object all the same.
+                    if answer.content_type != "text/event-stream":
+                        first = await anext(answer.content.iter_any(), b"")
+                    if not _begins_object(first):
+                        return await self._pass_stream(request, answer, tried, call, first)
+                body = await _read(answer, first)
                 seen = Seen(call.usage_shape)
                 seen.read(_object_of(body))
                 self._settle_seen(tried, seen, None, gone=not _connected(request))
@@ -183,17 +188,15 @@ class Forwarder:
         return web.Response(status=answer.status, body=body, headers=response_headers(answer.headers))
 
     async def _pass_stream(
-        self, request: web.BaseRequest, answer: aiohttp.ClientResponse, tried: Try, call: Call
+        self, request: web.BaseRequest, answer: aiohttp.ClientResponse, tried: Try, call: Call, first: bytes
     ) -> web.StreamResponse:
-        """Pass events on as they come, watching for usage; hides the event that only we asked for.
-
-        Some servers give a stream another content type, and some answer with one object: both pass as they are.
-        """
+        """Pass events on as they come, watching for usage; hides the event that only we asked for."""
         response = web.StreamResponse(status=answer.status, headers=response_headers(answer.headers, call))
         relay = _Relay(request, response, call)
         error: str | None = None
         try:
             await relay.prepare()
+            await relay.take(first)
             await self._relay(answer, relay)
         except TimeoutError:
             error = None if relay.seen.complete else "the provider's stream did not end in time"
@@ -252,8 +255,6 @@ class _Relay:
         only_usage = self.seen.watch(rest)
         if not (only_usage and self._hide):
             await self._write(rest)
-        if rest.lstrip(BOM).lstrip()[:1] == b"{":
-            self.seen.read(_object_of(rest))
 
     async def _write(self, data: bytes) -> None:
         if not data or self.client_gone:
@@ -282,15 +283,19 @@ def _connected(request: web.BaseRequest) -> bool:
     return transport is not None and not transport.is_closing()
 
 
-async def _read(answer: aiohttp.ClientResponse) -> bytes:
-    """Read an answer whole. Raises ClientPayloadError where it is larger than ANSWER_BYTES_MAX."""
-    parts, size = [], 0
+async def _read(answer: aiohttp.ClientResponse, first: bytes = b"") -> bytes:
+    """Read an answer whole, after what was read. Raises ClientPayloadError where it is larger than ANSWER_BYTES_MAX."""
+    parts, size = [first], len(first)
     async for chunk in answer.content.iter_any():
         size += len(chunk)
         if size > ANSWER_BYTES_MAX:
             raise aiohttp.ClientPayloadError(f"the answer is larger than {ANSWER_BYTES_MAX} bytes")
         parts.append(chunk)
     return b"".join(parts)
+
+
+def _begins_object(first: bytes) -> bool:
+    return first.removeprefix(BOM).lstrip()[:1] == b"{"
 
 
 def _object_of(body: bytes) -> dict[str, Any]:
