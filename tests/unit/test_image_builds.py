@@ -17,7 +17,7 @@ from almoner_dev import __main__ as command_line
 from almoner_dev import images
 from almoner_dev.cluster import oci
 from almoner_dev.commands import images as command
-from almoner_dev.images import archive, debian, machine, wheels
+from almoner_dev.images import archive, debian, machine, running, wheels
 
 
 def layer(*entries: tuple[str, str] | tuple[str, str, int]) -> bytes:
@@ -201,3 +201,35 @@ def test_the_command_copies_the_archives_and_says_whether_a_second_build_is_the_
     assert command.run(command_line.parser().parse_args([*words, "--base", "registry.example/python:3.12-slim"])) == 1
     assert "opt/x" in capsys.readouterr().out
     assert bases == [None, "registry.example/python:3.12-slim"]
+
+
+@pytest.fixture
+def without_namespaces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Stands in for unshare, which needs root: runs what comes after `--`."""
+    stand_in = tmp_path / "unshare"
+    stand_in.write_text('#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done\nshift\nexec "$@"\n')
+    stand_in.chmod(0o755)
+    monkeypatch.setattr(running, "program", lambda _: stand_in)
+
+
+@pytest.mark.usefixtures("without_namespaces")
+def test_a_program_says_how_far_it_is_and_why_it_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    gate = tmp_path / "gate"
+    monkeypatch.setattr(running, "PROGRESS_EVERY_S", 0.0)
+
+    def tell(line: str) -> None:
+        told.append(line)
+        if line.endswith("kneading"):
+            gate.touch()
+
+    def run(script: str, seconds: float) -> str:
+        return running.run("baker", ["sh", "-c", script], tmp_path / "log", seconds=seconds, tell=tell)
+
+    # It ends once somebody has been told what it does.
+    assert run(f"echo kneading; until [ -e {gate} ]; do sleep 0.05; done; echo done", 60) == "kneading\ndone\n"
+    assert any(line.endswith("s: baker: kneading") for line in told)
+    with pytest.raises(images.ImagesImpossible, match="baker failed; the end of its output:\nno flour"):
+        run("echo no flour; exit 3", 60)
+    with pytest.raises(images.ImagesImpossible, match=r"baker took longer than 0\.1 s"):
+        run("exec sleep 600", 0.1)
