@@ -386,6 +386,20 @@ def test_a_secret_that_a_provider_names_must_have_the_key(well: Place, check: An
         well.kubectl("delete", "modelprovider", "openai", "-n", "team")
 
 
+def test_what_is_being_deleted_is_not_judged(well: Place, check: Any) -> None:
+    """Seen in a cluster: a namespace's Secret went before the provider that names it. Here a namespace never goes."""
+    well.kubectl("create", "namespace", "going")
+    leaving = provider("openai", type="OpenAI", credentials={"name": "gone", "key": "openai"})
+    leaving["metadata"]["namespace"] = "going"
+    well.apply(leaving)
+    assert "going/gone" in check().only()["says"]
+    try:
+        well.kubectl("delete", "namespace", "going", "--wait=false")
+        assert check().code == 0
+    finally:
+        well.kubectl("delete", "modelprovider", "openai", "-n", "going")
+
+
 def test_what_is_not_ready_and_what_can_be_walked_past_are_hints(well: Place, check: Any) -> None:
     well.apply(provider("local", type="OpenAICompatible", baseURL="http://model:8080/v1"))
     moment = "2026-01-01T00:00:00Z"

@@ -27,7 +27,7 @@ def provider_secrets(place: Place) -> Iterator[Finding]:
     """Whether the Secrets that providers name exist, with the key."""
     count = 0
     for plural, kind in PROVIDERS.items():
-        for each in place.cluster.objects(plural):
+        for each in _staying(place.cluster, plural):
             reference = (each.get("spec") or {}).get("credentials")
             if not reference:
                 continue
@@ -36,6 +36,19 @@ def provider_secrets(place: Place) -> Iterator[Finding]:
             if found is not None:
                 yield found
     yield ok("providers", f"{count} of them name a Secret")
+
+
+def _staying(cluster: Cluster, plural: str) -> list[Json]:
+    """Objects that are not on their way out: in a namespace that is being deleted, Secrets may go first."""
+    try:
+        going = {each["metadata"]["name"] for each in cluster.namespaces() if each["metadata"].get("deletionTimestamp")}
+    except DeniedError:
+        going = set()
+    return [
+        each
+        for each in cluster.objects(plural)
+        if not each["metadata"].get("deletionTimestamp") and each["metadata"].get("namespace") not in going
+    ]
 
 
 def _secret(place: Place, kind: str, provider: Json, reference: Json) -> Finding | None:
@@ -60,7 +73,7 @@ def not_ready(place: Place) -> Iterator[Finding]:
     found: list[Finding] = []
     count = 0
     for plural, kind in JUDGED.items():
-        for each in place.cluster.objects(plural):
+        for each in _staying(place.cluster, plural):
             count += 1
             ready = _condition(each, "Ready")
             if ready.get("status") == "False":
