@@ -75,6 +75,20 @@ def test_kill_9_before_the_records_are_posted_loses_none(
     assert ledger.used()["usd"] == 5 * 20 * MICRO
 
 
+def test_a_call_waits_for_a_ledger_that_is_started_anew(start: Callable[..., Meter]) -> None:
+    """Seen in an upgrade: nothing was held yet, and the run failed within seconds."""
+    with LedgerDouble({"usd": DOLLAR}) as ledger, ThreadPoolExecutor(2) as pool:
+        meter = start(ledger)
+        ledger.away = True
+        client = openai_client(meter)
+        asked = pool.submit(lambda: client.chat.completions.create(model=MODEL, messages=HI, max_tokens=16))
+        until(lambda: ledger.asked_in_vain.count("extend") >= 3, 20, "the meter to ask again and again")
+        assert not asked.done()
+        ledger.away = False
+        assert asked.result(20).choices
+        settled(meter, ledger, 1)
+
+
 def test_lost_answers_of_the_ledger_change_nothing(start: Callable[..., Meter]) -> None:
     with LedgerDouble({"usd": DOLLAR}) as ledger:
         ledger.chunk = 0

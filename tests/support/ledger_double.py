@@ -38,6 +38,8 @@ class LedgerDouble:
         self.calls: list[str] = []
         self.tokens: set[str] = set()
         self.away = False
+        self.asked_in_vain: list[str] = []
+        """What was asked while it was away."""
         self.lose_answers = 0
         self.chunk: int | None = None  # grants beyond `need` are at most this; None: all of `want`
         self._answers: dict[str, Any] = {}
@@ -130,6 +132,7 @@ class LedgerDouble:
     async def _handle(self, request: web.Request) -> web.StreamResponse:  # noqa: C901 - one case a verb
         verb = request.match_info["verb"]
         if self.away:
+            self.asked_in_vain.append(verb)
             assert request.transport is not None
             request.transport.abort()
             return web.Response(status=503)

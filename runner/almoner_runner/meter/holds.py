@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from almoner_core.allotment import Hold
 from almoner_core.pricing import TokenCounts
-from almoner_runner.meter.books import Books
+from almoner_runner.meter.books import PASSING_CODES, Books
 from almoner_runner.meter.dialect import Call
 from almoner_runner.meter.ids import uuid7
 from almoner_runner.meter.ledger import LedgerError, LedgerUnreachableError
@@ -30,6 +30,8 @@ WAIT_SECONDS: Final = 30.0
 # How long to wait for what others hold and may return (they return what is idle after a second), and how often.
 OTHERS_WAIT_S: Final = 0.6
 OTHERS_TRIES: Final = 3
+# How long between two questions to a ledger that does not answer.
+LEDGER_WAIT_S: Final = 0.5
 LOWER_TRIES: Final = 3
 RETRY_WORTH_SECONDS: Final = 60
 ERROR_CHARS_MAX: Final = 256
@@ -87,15 +89,15 @@ class Holds:
             await turn.join(books)
             while True:
                 settlement = books.next_settlement()
-                try:
-                    hold, refusal = await self._extend_for(bound, "")
-                except LedgerUnreachableError:
-                    raise _unreachable() from None
+                hold, refusal, unreachable = await self._ask_for(bound, "")
                 if hold is not None:
                     return hold
+                left = deadline - books.now
                 if refusal and refusal.get("rate_seconds"):
                     await turn.wait(books, refusal, settlement)
-                elif self._may_settle(settlement) and (left := deadline - books.now) > 0:
+                elif unreachable:
+                    await _wait_for_ledger(settlement, left)
+                elif self._may_settle(settlement) and left > 0:
                     await _wait(settlement, left)
                 else:
                     raise _insufficient(bound, refusal, self.books.allotment.free_amounts())
@@ -213,10 +215,10 @@ class Holds:
                     bound = await self._wait_for_rate(call, bound, refusal, turn, settlement)
                     continue
                 turn.leave()
-                if self._may_settle(settlement) and left > 0:
+                if unreachable:
+                    await _wait_for_ledger(settlement, left)
+                elif self._may_settle(settlement) and left > 0:
                     await _wait(settlement, left)
-                elif unreachable:
-                    raise _unreachable()
                 elif refusal is not None and refusal.get("may_free_up") and others > 0:
                     others -= 1
                     await _wait(settlement, OTHERS_WAIT_S)
@@ -255,11 +257,17 @@ class Holds:
         return self._within_rates(call, bound)
 
     async def _ask_for(self, bound: dict[str, int], provider: str) -> tuple[Hold | None, dict[str, Any] | None, bool]:
-        """Ask the ledger for what a call lacks; gives the hold, or the refusal, and whether the ledger is away."""
+        """Ask the ledger for what a call lacks; gives the hold, or the refusal, and whether the ledger is away.
+
+        Raises RefusedError where it answers, and asking again is vain.
+        """
         try:
             return *(await self._extend_for(bound, provider)), False
-        except LedgerUnreachableError:
-            return self.books.hold(bound, provider), None, True
+        except LedgerUnreachableError as error:
+            hold, said = self.books.hold(bound, provider), error.__cause__
+            if hold is None and isinstance(said, LedgerError) and said.code not in PASSING_CODES:
+                raise _unreachable() from None
+            return hold, None, True
 
     async def _extend_for(self, bound: dict[str, int], provider: str) -> tuple[Hold | None, dict[str, Any] | None]:
         """Ask the ledger for what a call lacks; gives the hold, or the refusal. Raises LedgerUnreachableError."""
@@ -426,6 +434,16 @@ async def _wait(event: asyncio.Event, seconds: float) -> None:
             await event.wait()
     except TimeoutError:
         return
+
+
+async def _wait_for_ledger(settlement: asyncio.Event, left: float) -> None:
+    """Wait a moment before the ledger is asked again: while it is started anew nobody's call fails.
+
+    Raises RefusedError where nothing is left of the time.
+    """
+    if left <= 0:
+        raise _unreachable()
+    await _wait(settlement, min(left, LEDGER_WAIT_S))
 
 
 def _unreachable() -> RefusedError:
