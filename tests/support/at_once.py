@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 SLOW_SECONDS = 90.0
+TOLD_BEFORE_VARIABLE = "ALMONER_TOLD_BEFORE"
+"""A file with what ran before these tests: its end is repeated where everybody looks, before the summary."""
+LINES_MAX = 30
 
 
 class AtOnce:
@@ -25,6 +30,15 @@ class AtOnce:
         reporter: Any = self._config.pluginmanager.get_plugin("terminalreporter")
         for text in told if reporter is not None else ():
             reporter.write_line(f"\n{text}")
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """Repeat what was told before."""
+        file = os.environ.get(TOLD_BEFORE_VARIABLE)
+        if not file or not Path(file).is_file():
+            return
+        terminalreporter.section("before these tests")
+        for line in Path(file).read_text(encoding="utf-8", errors="replace").splitlines()[-LINES_MAX:]:
+            terminalreporter.write_line(line[:300])
 
 
 def register(config: pytest.Config) -> None:
