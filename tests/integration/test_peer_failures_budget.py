@@ -51,7 +51,8 @@ def test_parallel_calls_of_one_run_never_pass_its_budget(team: Team) -> None:
     answers = together(calls, 24)
     turned_away = refused(answers)
     assert 0 < len(turned_away) < 60
-    assert {error.status_code for error in turned_away} == {429}
+    # Anthropic's clients are told 402 where waiting is vain.
+    assert {error.status_code for error in turned_away} <= {402, 429}
     assert team.asked() == 60 - len(turned_away), "what was refused never reached the provider"
     team.finish()
     state = team.account()

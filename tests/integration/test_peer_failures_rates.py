@@ -130,5 +130,6 @@ def test_every_limit_that_can_be_set_stops_a_call(team: Team, where: str) -> Non
         answers = [tried(call) for call in calls]
         free = 1 if "rate" in where and dimension is Dimension.REQUESTS else 0
         assert len(refused(answers)) == 3 - free, (where, dimension, answers)
-        assert {error.status_code for error in refused(answers)} == {429}
+        # Anthropic's clients are told 402 where waiting is vain; a rate's refusal passes.
+        assert {error.status_code for error in refused(answers)} == ({429} if "rate" in where else {402, 429})
         assert team.asked() == before + free
