@@ -269,6 +269,8 @@ def spoilt(random: Random, spec: Json) -> Json:
     made = copy.deepcopy(spec)
     for _ in range(random.randint(1, 3)):
         holders = [each for each in walk(made) if each]
+        if not holders:
+            break  # A small spec may have lost everything already.
         holder = random.choice(holders)
         key = random.choice(list(holder) if isinstance(holder, dict) else range(len(holder)))
         match random.randrange(5):
