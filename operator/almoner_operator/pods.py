@@ -15,7 +15,7 @@ from typing import Any, Final
 from almoner_core import contract
 from almoner_core.api.agent import AgentSpec, Limits, ModelAPI
 from almoner_core.api.base import API_VERSION, ConfigMapKeyReference, SecretKeyReference
-from almoner_core.api.runner import EnvVar, ResourceAmounts, Runner
+from almoner_core.api.runner import RESERVED_ENV, RESERVED_ENV_PREFIX, EnvVar, ResourceAmounts, Runner
 from almoner_core.contract import MeterConfig, MeterProvider, MeterTool
 from almoner_core.identity import allotment_id, pod_name
 from almoner_core.quantity import millicores, whole
@@ -31,17 +31,6 @@ SOURCE_FILE: Final = f"{SOURCE_DIR}/input"
 AGENT_SPEC_BYTES_MAX: Final = 120_000
 LABEL_CHARS_MAX: Final = 63
 PROVIDERS_MAX: Final = 9
-# What the runner sets and a user's env may not: everything that leads to the meter.
-RESERVED_ENV: Final = frozenset(
-    {
-        contract.ENV_OPENAI_BASE_URL,
-        contract.ENV_OPENAI_API_BASE,
-        contract.ENV_OPENAI_API_KEY,
-        contract.ENV_ANTHROPIC_BASE_URL,
-        contract.ENV_ANTHROPIC_API_KEY,
-    }
-)
-RESERVED_ENV_PREFIX: Final = "ALMONER_"
 START_SECONDS: Final = 600  # what the pod's own deadline leaves for its start
 _PROBE_PERIOD_SECONDS: Final = 1
 _NOT_LABEL: Final = re.compile(r"[^-A-Za-z0-9_.]")

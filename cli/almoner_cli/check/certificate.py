@@ -24,9 +24,9 @@ _BY_THE_OPERATOR: Final = "--ledger-certificate-secret="
 def certificate(place: Place) -> Iterator[Finding]:
     """Whether the Secret that the ledger mounts holds a pair that is good, for its name, from an authority it names."""
     ledger = place.cluster.deployment(place.namespace, LEDGER)
-    name = _secret_of(ledger) if ledger is not None else None
     if ledger is None:
         return
+    name = _secret_of(ledger)
     if name is None:
         yield warning(ABOUT, "tls.mode is none: tokens cross the pod network in clear", "set tls.mode, " + _PAGE)
         return

@@ -25,9 +25,9 @@ _MESSAGE_MAX: Final = 300
 
 def provider_secrets(place: Place) -> Iterator[Finding]:
     """Whether the Secrets that providers name exist, with the key."""
-    count = 0
+    count, going = 0, _going(place.cluster)
     for plural, kind in PROVIDERS.items():
-        for each in _staying(place.cluster, plural):
+        for each in _staying(place.cluster, plural, going):
             reference = (each.get("spec") or {}).get("credentials")
             if not reference:
                 continue
@@ -38,12 +38,16 @@ def provider_secrets(place: Place) -> Iterator[Finding]:
     yield ok("providers", f"{count} of them name a Secret")
 
 
-def _staying(cluster: Cluster, plural: str) -> list[Json]:
-    """Objects that are not on their way out: in a namespace that is being deleted, Secrets may go first."""
+def _going(cluster: Cluster) -> set[str]:
+    """Namespaces that are being deleted: there Secrets may go before what names them."""
     try:
-        going = {each["metadata"]["name"] for each in cluster.namespaces() if each["metadata"].get("deletionTimestamp")}
+        return {each["metadata"]["name"] for each in cluster.namespaces() if each["metadata"].get("deletionTimestamp")}
     except DeniedError:
-        going = set()
+        return set()
+
+
+def _staying(cluster: Cluster, plural: str, going: set[str]) -> list[Json]:
+    """Objects that are not on their way out."""
     return [
         each
         for each in cluster.objects(plural)
@@ -71,9 +75,9 @@ def _secret(place: Place, kind: str, provider: Json, reference: Json) -> Finding
 def not_ready(place: Place) -> Iterator[Finding]:
     """What the operator says that it cannot use."""
     found: list[Finding] = []
-    count = 0
+    count, going = 0, _going(place.cluster)
     for plural, kind in JUDGED.items():
-        for each in _staying(place.cluster, plural):
+        for each in _staying(place.cluster, plural, going):
             count += 1
             ready = _condition(each, "Ready")
             if ready.get("status") == "False":

@@ -64,12 +64,7 @@ def chat(provider: Provider, payload: Body, rules: Rules) -> Call:
         faults = Faults()
         faults.add_unknown(unknown(payload.fields, CHAT_FIELDS, CHAT_FREE), "chat/completions")
         _check_tools(sequence(payload, "tools"), faults)
-        if not batch:
-            _check_service_tier(payload, faults)
-        faults.check()
-        if not batch and provider.type == OPENAI_TYPE:
-            # Another tier, or a project's own default, is billed otherwise.
-            payload.set("service_tier", "default")
+        _finish_check(provider, payload, faults, batch=batch)
     asked = [number(payload, name, least=1) for name in MAXIMA]
     maximum = output_maximum(asked, model, rules)
     # The client's own field, alone: servers refuse both at once, and some of them one of the two.
@@ -137,14 +132,18 @@ def _asks_for_batch(model: Model, payload: Body) -> bool:
     return payload.get("service_tier") == BATCH_TIER and model.price is not None and bool(model.price.batch)
 
 
-def _check_service_tier(payload: Body, faults: Faults) -> None:
-    """Hold the call to the list price."""
-    if payload.get("service_tier") not in SERVICE_TIERS:
+def _finish_check(provider: Provider, payload: Body, faults: Faults, *, batch: bool) -> None:
+    """Hold the call to the list price, and refuse it where anything is at fault. Raises InvalidCallError."""
+    if not batch and payload.get("service_tier") not in SERVICE_TIERS:
         faults.add(
             "service_tier",
             "service_tier: under a budget only the default tier is let through, and flex where the model has a batch "
             "price: the others are billed at other prices",
         )
+    faults.check()
+    if not batch and provider.type == OPENAI_TYPE:
+        # Another tier, or a project's own default, is billed otherwise.
+        payload.set("service_tier", "default")
 
 
 def _ask_for_usage(payload: Body) -> bool:
@@ -171,11 +170,7 @@ def responses(provider: Provider, payload: Body, rules: Rules) -> Call:
         for item in payload.get("input") if isinstance(payload.get("input"), list) else ():
             if isinstance(item, dict) and isinstance(item.get("tools"), list):
                 _check_tools(item["tools"], faults, at_the_clients=RESPONSE_TOOLS)
-        if not batch:
-            _check_service_tier(payload, faults)
-        faults.check()
-        if not batch and provider.type == OPENAI_TYPE:
-            payload.set("service_tier", "default")
+        _finish_check(provider, payload, faults, batch=batch)
     maximum = output_maximum([number(payload, "max_output_tokens", least=1)], model, rules)
     payload.set("max_output_tokens", maximum)
     return Call(

@@ -13,7 +13,10 @@ def kind(dimension: str) -> str:
 
 
 def amount(dimension: str, value: int) -> str:
-    """Give an amount for people: money, which comes in nano-dollars, in dollars."""
+    """Give an amount for people: money, which comes in nano-dollars, in dollars.
+
+    As core's `Money` writes it, which brings pydantic along; the meter starts without.
+    """
     if dimension != "usd":
         return str(value)
     whole, nanos = divmod(value, NANOS_PER_DOLLAR)
