@@ -113,7 +113,8 @@ LEASE_MARGIN_SECONDS: Final = 30
 SILENCE_SECONDS: Final = LEASE_SECONDS + CALL_SECONDS_MAX + LEASE_MARGIN_SECONDS
 PAID_ALWAYS_SECONDS: Final = 10**9  # told for how long machine time is paid where nothing limits it
 PROGRESS_INTERVAL_SECONDS: Final = 1
-DEFAULT_MAX_OUTPUT_TOKENS: Final = 1024  # set by the meter where neither request nor agent bounds the output
+# The output that admission asks for a first call of an agent that says no maximum: to start well, no limit.
+DEFAULT_MAX_OUTPUT_TOKENS: Final = 1024
 # For estimates, where neither provider nor price data say, and nothing is limited.
 DEFAULT_CONTEXT_WINDOW: Final = 128_000
 

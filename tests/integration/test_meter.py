@@ -305,7 +305,7 @@ def test_the_clients_spelling_reaches_the_provider(start: Callable[..., Meter], 
         meter = start(ledger)
         assert httpx.post(f"{meter.url}/openai/v1/chat/completions", content=body).status_code == 200
         settled(meter, ledger, 1)
-    sent = body[:-1] + b',"max_tokens":1024}'
+    sent = body[:-1] + b',"max_tokens":2000}'
     assert provider.requests[0]["text"].encode() == sent
 
 

@@ -16,6 +16,9 @@ class OddProvider:
     def __init__(self) -> None:
         self.answer = b""
         self.stay = False
+        self.bodies: list[bytes] = []
+        """What it was asked, oldest first."""
+        self._first: list[bytes] = []
         self._over = threading.Event()
         provider = self
 
@@ -29,7 +32,8 @@ class OddProvider:
                 (length,) = [int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length:")]
                 while len(body) < length:
                     body += self.request.recv(READ_BYTES_MAX)
-                self.request.sendall(provider.answer)
+                provider.bodies.append(body)
+                self.request.sendall(provider._first.pop(0) if provider._first else provider.answer)
                 if provider.stay:
                     provider._over.wait(60)
 
@@ -43,8 +47,11 @@ class OddProvider:
     def say(self, body: bytes, *, status: str = "200 OK", kind: str = "application/json", stay: bool = False) -> None:
         """Answer so from now on. Without a length, unless it is an error: the end of the connection is the body's."""
         self.stay = stay
-        head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nConnection: close\r\n"
-        self.answer = head.encode() + b"\r\n" + body
+        self.answer = _answer(body, status, kind)
+
+    def say_once(self, body: bytes, *, status: str = "200 OK", kind: str = "application/json") -> None:
+        """Answer one request so, after those that wait for their turn already, and before what it says to all."""
+        self._first.append(_answer(body, status, kind))
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
@@ -56,3 +63,8 @@ class OddProvider:
         self._over.set()
         self._server.shutdown()
         self._server.server_close()
+
+
+def _answer(body: bytes, status: str, kind: str) -> bytes:
+    head = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nConnection: close\r\n"
+    return head.encode() + b"\r\n" + body

@@ -22,7 +22,6 @@ from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.models.test import TestModel
 from pydantic_ai.profiles import ModelProfile
 
-from almoner_core import contract
 from almoner_core.api.agent import AgentSpec, ModelAPI, ModelSettings, Tool
 from almoner_core.contract import AgentExitCode
 from almoner_runner.agent.failures import AgentFailure, classify
@@ -416,7 +415,8 @@ def test_decimal_strings_become_floats_in_the_settings_alone() -> None:
         "seed": 7,
     }
     assert build_settings(settings, ModelAPI.ANTHROPIC) == {"max_tokens": 48, "temperature": 0.25, "top_p": 0.9}
-    assert build_settings(ModelSettings(), ModelAPI.OPENAI) == {"max_tokens": contract.DEFAULT_MAX_OUTPUT_TOKENS}
+    assert build_settings(ModelSettings(), ModelAPI.OPENAI) == {}
+    assert build_settings(ModelSettings(), ModelAPI.ANTHROPIC) == {"max_tokens": 20_000}
 
 
 def test_pace_holds_in_any_minute() -> None:

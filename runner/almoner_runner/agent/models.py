@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from almoner_core.api.agent import ModelAPI, ModelSettings
-from almoner_core.contract import DEFAULT_MAX_OUTPUT_TOKENS
 from almoner_runner.agent.invocation import Invocation
 
 if TYPE_CHECKING:
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
 
 # The meter retries against the provider; these are for a meter that just restarts.
 SDK_RETRIES: Final = 2
+ANTHROPIC_OUTPUT_TOKENS: Final = 20_000
+"""Anthropic's SDK refuses to wait for a longer answer that is not streamed."""
 
 
 def build_model(invocation: Invocation) -> Model:
@@ -47,7 +48,12 @@ def _anthropic(invocation: Invocation) -> Model:
 
 def build_settings(settings: ModelSettings, api: ModelAPI) -> FrameworkSettings:
     """Give the settings of every call. The API's decimal strings become floats here and nowhere else."""
-    built: FrameworkSettings = {"max_tokens": settings.max_output_tokens or DEFAULT_MAX_OUTPUT_TOKENS}
+    built: FrameworkSettings = {}
+    if settings.max_output_tokens is not None:
+        built["max_tokens"] = settings.max_output_tokens
+    elif api is ModelAPI.ANTHROPIC:
+        # Its API demands one; OpenAI's dialect is left to the meter, which knows the model and the budget.
+        built["max_tokens"] = ANTHROPIC_OUTPUT_TOKENS
     if settings.temperature is not None:
         built["temperature"] = float(settings.temperature)
     if settings.top_p is not None:

@@ -22,8 +22,8 @@ from almoner_runner.meter.dialect import (
     flag,
     input_bound,
     number,
-    output_maximum,
     sequence,
+    set_output_maximum,
     words,
 )
 from almoner_runner.meter.fields import Faults, Free, only_clears, standard, unknown
@@ -45,10 +45,8 @@ def messages(provider: Provider, payload: Body, rules: Rules) -> Call:
     model = find_model(provider, payload, rules)
     if rules.strict:
         _check(payload)
-    maximum = output_maximum([number(payload, "max_tokens", least=1)], model, rules)
-    payload.set("max_tokens", maximum)
     thinking = _thinking_budget(payload)
-    return Call(
+    call = Call(
         operation="chat",
         resource_type="llm",
         provider=provider,
@@ -56,13 +54,15 @@ def messages(provider: Provider, payload: Body, rules: Rules) -> Call:
         payload=payload,
         usage_shape="anthropic",
         input_bound=_input(provider, payload, model, rules),
-        output_max=maximum,
         output_fields=("max_tokens",),
         # The API wants max_tokens above the thinking budget; with interleaved thinking the budget may be the larger.
         output_least=max(16, thinking + 1),
-        output_extra=thinking if thinking >= maximum else 0,
         stream=flag(payload, "stream"),
     )
+    set_output_maximum(call, [number(payload, "max_tokens", least=1)], rules)
+    if thinking >= call.output_max:
+        call.output_extra = thinking
+    return call
 
 
 def _check(payload: Body) -> None:

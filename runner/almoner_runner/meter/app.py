@@ -14,12 +14,11 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from almoner_core.environment import DEFAULT_MAX_OUTPUT_TOKENS
 from almoner_runner.meter import anthropic, openai
 from almoner_runner.meter.body import Body, read_body, read_json
 from almoner_runner.meter.config import ANTHROPIC, OPENAI, Config, Provider
 from almoner_runner.meter.dialect import Call, Rules
-from almoner_runner.meter.forward import Forwarder, ProviderFailedError, Target, request_headers
+from almoner_runner.meter.forward import AskAgainError, Forwarder, ProviderFailedError, Target, request_headers
 from almoner_runner.meter.free import FreeCalls
 from almoner_runner.meter.holds import RETRY_WORTH_SECONDS, Holds
 from almoner_runner.meter.keys import Keys
@@ -90,7 +89,8 @@ class App:
             self._rules = Rules(
                 strict="usd" in limited or "tokens" in limited or books.rates.counts("usd", "tokens"),
                 priced="usd" in limited,
-                default_output=self.config.max_output_tokens or DEFAULT_MAX_OUTPUT_TOKENS,
+                default_output=self.config.max_output_tokens,
+                learned=self._forwarder.learned,
             )
         return self._rules
 
@@ -162,7 +162,12 @@ class App:
             rules = replace(rules, window_least=window)
         call = bounder(provider, payload, rules)
         tried = await self.holds.begin(call)
-        return route, self._heed(provider, await self._forwarder.forward(request, tried, target))
+        try:
+            response = await self._forwarder.forward(request, tried, target, again=True)
+        except AskAgainError:
+            tried = await self.holds.begin(call)
+            response = await self._forwarder.forward(request, tried, target)
+        return route, self._heed(provider, response)
 
     def _heed(self, provider: Provider, response: web.StreamResponse) -> web.StreamResponse:
         """Have the key asked for anew where the provider does not know it (any more)."""

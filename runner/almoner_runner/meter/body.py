@@ -103,6 +103,12 @@ class Body:
         self._written[name] = written
         self._content = None
 
+    def drop(self, name: str) -> None:
+        """Leave out a field that the meter had set, and the client had not."""
+        if name in self._written and name not in self._spans:
+            del self.fields[name], self._written[name]
+            self._content = None
+
     def content(self) -> bytes:
         """Give what is sent."""
         if self._content is None:

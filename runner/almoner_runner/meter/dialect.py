@@ -6,11 +6,12 @@ refuses by name, because an unknown field may cost money.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from almoner_core.environment import DEFAULT_CONTEXT_WINDOW
+from almoner_core.model_facts import default_output
 from almoner_core.pricing import (
     MIN_OUTPUT_TOKENS,
     SLOW_TIERS,
@@ -35,7 +36,8 @@ class Rules:
 
     strict: bool  # money or tokens are limited: only known fields
     priced: bool  # money is limited: only priced models
-    default_output: int  # output maximum where neither request nor model says
+    default_output: int | None = None  # output maximum where the request says none: the Agent's word
+    learned: Mapping[str, int] = field(default_factory=dict)  # ... and the provider's own, by provider/model
     window_least: int = 0  # of a model's context window, where the request's headers ask for a larger one
 
 
@@ -52,6 +54,7 @@ class Call:
     input_bound: int
     output_max: int = 0  # tokens of output a choice
     output_fields: tuple[str, ...] = ()  # where the payload says so
+    output_chosen: bool = False  # the meter chose what is sent: the request says none
     output_least: int = MIN_OUTPUT_TOKENS  # below this a lower maximum makes no sense
     output_extra: int = 0  # output that the maximum does not bound
     choices: int = 1
@@ -121,6 +124,16 @@ class Call:
         if self.limited_from == output_max:
             self.limited_from = None
 
+    def choose_output(self, output_max: int, name: str | None = None) -> None:
+        """Send another output maximum than the meter chose, in another field where one is named."""
+        if name is not None:
+            for used in self.output_fields:
+                self.payload.drop(used)
+            self.output_fields = (name,)
+        self.output_max = output_max
+        for used in self.output_fields:
+            self.payload.set(used, output_max)
+
     def body(self) -> bytes:
         """Give what is sent: never more bytes than were bounded, since a maximum is only ever lowered afterwards."""
         return self.payload.content()
@@ -180,13 +193,25 @@ def find_model(provider: Provider, payload: Body, rules: Rules) -> Model:
     return model if model is not None else Model(name)
 
 
-def output_maximum(asked: Iterable[int | None], model: Model, rules: Rules) -> int:
-    """Give the output maximum: the largest that the request says (a server may heed any), else the default.
+def set_output_maximum(call: Call, asked: Iterable[int | None], rules: Rules) -> None:
+    """Set the output maximum: the largest that the request says (a server may heed any), else the longest answer.
 
-    Never more than the model can give: a larger one would only hold money that cannot be spent.
+    Never more than the ModelProvider says that the model can give: a larger one would only hold money that cannot be
+    spent. Where nothing is limited and nobody said a maximum, the request goes on without one.
     """
-    maximum = max((value for value in asked if value is not None), default=rules.default_output)
-    return maximum if model.max_output_tokens is None else min(maximum, model.max_output_tokens)
+    model = call.model
+    maximum = max((value for value in asked if value is not None), default=None)
+    said = maximum is not None
+    if maximum is None:
+        maximum = rules.default_output or model.max_output_tokens
+    if maximum is None:
+        maximum = default_output(model.name, call.input_bound, model.context_window)
+        maximum = min(maximum, rules.learned.get(f"{call.provider.name}/{model.name}", maximum))
+    call.output_max = maximum if model.max_output_tokens is None else min(maximum, model.max_output_tokens)
+    call.output_chosen = not said and (rules.strict or rules.default_output is not None)
+    if said or call.output_chosen:
+        for name in call.output_fields:
+            call.payload.set(name, call.output_max)
 
 
 def input_bound(bound: int, *, whole: bool, name: str, provider: Provider, model: Model, rules: Rules) -> int:

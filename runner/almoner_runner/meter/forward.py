@@ -31,6 +31,7 @@ from almoner_runner.meter.body import Body
 from almoner_runner.meter.config import ANTHROPIC
 from almoner_runner.meter.dialect import Call
 from almoner_runner.meter.holds import Holds, Try
+from almoner_runner.meter.maxima import LEARNED_MAX, field_told, limit_told, message_of
 from almoner_runner.meter.sse import Splitter
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 # By these a gateway says that it lost sight of the provider: 408 and 504 in RFC 9110, 499 nginx's, 520 and 524
 # Cloudflare's, 598 and 599 of other proxies. Cloudflare's 521 to 523, 525 and 526 say that there was no connection.
 GATEWAY_STATUSES: Final = frozenset({408, 499, 502, 504, 520, 524, 598, 599})
+MAXIMUM_REFUSED: Final = frozenset({400, 422})
 LINGER_SECONDS: Final = 2.0
 """A stream that said that it is over is closed so long after: some servers leave the connection open."""
 TIMEOUT: Final = aiohttp.ClientTimeout(
@@ -57,6 +59,9 @@ RESPONSE_HEADERS_DROPPED: Final = frozenset(
     | {"set-cookie", "server", "date", "proxy-authenticate", "alt-svc", "strict-transport-security"}
 )
 OUTPUT_LIMITED_HEADER: Final = "x-almoner-output-limited"
+"""The output maximum that was sent, where it is lower than the client's: a limit has no room for more."""
+OUTPUT_CHOSEN_HEADER: Final = "x-almoner-output-max"
+"""The output maximum that was sent, where the client said none."""
 NO_USAGE: Final = "the provider's answer has no usage, or not all of it"
 
 
@@ -67,6 +72,10 @@ class ProviderFailedError(Exception):
         super().__init__(message)
         self.status = status
         self.message = message
+
+
+class AskAgainError(Exception):
+    """The provider refused the output maximum that the meter chose, unbilled. The call has the one that it said now."""
 
 
 @dataclass(slots=True)
@@ -96,6 +105,8 @@ def request_headers(given: MultiMapping[str], dialect: str, key: str) -> dict[st
 def response_headers(given: Mapping[str, str], call: Call | None = None) -> dict[str, str]:
     """Give the headers that go to the agent."""
     headers = {name: value for name, value in given.items() if name.lower() not in RESPONSE_HEADERS_DROPPED}
+    if call is not None and call.output_chosen:
+        headers[OUTPUT_CHOSEN_HEADER] = str(call.output_max)
     if call is not None and call.limited_from is not None:
         headers[OUTPUT_LIMITED_HEADER] = str(call.output_max)
     return headers
@@ -107,19 +118,29 @@ class Forwarder:
     def __init__(self, session: aiohttp.ClientSession, holds: Holds) -> None:
         self._session = session
         self._holds = holds
+        self.learned: dict[str, int] = {}
+        """Output maxima that providers said, by provider/model: only of those that they refused a larger one for."""
 
-    async def forward(self, request: web.BaseRequest, tried: Try, target: Target) -> web.StreamResponse:
-        """Do one try. The try is settled when this returns or raises. Raises ProviderFailedError."""
+    async def forward(
+        self, request: web.BaseRequest, tried: Try, target: Target, *, again: bool = False
+    ) -> web.StreamResponse:
+        """Do one try. The try is settled when this returns or raises. Raises ProviderFailedError, AskAgainError.
+
+        again: where the provider wants another output maximum than the meter chose, say so rather than pass that on.
+        """
         call = tried.call
         assert call is not None
         try:
             body = call.body()
-            call.payload.release()
+            again = again and call.output_chosen
+            if not again:
+                call.payload.release()
             async with self._session.post(
                 target.url, data=body, headers=target.headers, timeout=TIMEOUT, allow_redirects=False
             ) as answer:
                 if answer.status >= 300:
-                    return await self._pass_error(answer, tried)
+                    return await self._pass_error(answer, tried, again=again)
+                call.payload.release()
                 first = b""
                 if call.stream:
                     # Some servers give a stream another content type, and some answer with one object all the same.
@@ -178,14 +199,30 @@ class Forwarder:
         else:
             self._holds.settle(tried, "ok", None, error=error or NO_USAGE)
 
-    async def _pass_error(self, answer: aiohttp.ClientResponse, tried: Try) -> web.StreamResponse:
+    async def _pass_error(
+        self, answer: aiohttp.ClientResponse, tried: Try, *, again: bool = False
+    ) -> web.StreamResponse:
         """Pass an error on as it is: nothing was generated, unless a gateway speaks for a provider it lost sight of."""
         unknown = answer.status in GATEWAY_STATUSES
         self._holds.settle(tried, "error", None if unknown else TokenCounts(), error=f"HTTP {answer.status}")
         if answer.status < 400:
             raise ProviderFailedError(502, f"the provider redirects (HTTP {answer.status}): correct its base URL")
         body = await _read(answer)
+        if again and answer.status in MAXIMUM_REFUSED and tried.call is not None and self._learn(tried.call, body):
+            raise AskAgainError
         return web.Response(status=answer.status, body=body, headers=response_headers(answer.headers))
+
+    def _learn(self, call: Call, body: bytes) -> bool:
+        """Heed what a refusal says of the output maximum that the meter chose; gives whether it says anything."""
+        message = message_of(_object_of(body))
+        limit = limit_told(message, call.output_max)
+        name = field_told(message, call.output_fields[0])
+        if limit is None and name is None:
+            return False
+        if limit is not None and len(self.learned) < LEARNED_MAX:
+            self.learned[f"{call.provider.name}/{call.model.name}"] = limit
+        call.choose_output(limit or call.output_max, name)
+        return True
 
     async def _pass_stream(
         self, request: web.BaseRequest, answer: aiohttp.ClientResponse, tried: Try, call: Call, first: bytes

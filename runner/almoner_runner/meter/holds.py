@@ -403,6 +403,8 @@ def _estimate(call: Call) -> dict[str, Any]:
     record["price_version"] = None if call.price is None else call.price.version
     if call.stream:
         record["metadata"]["stream"] = True
+    if call.output_chosen:
+        record["metadata"]["output_max_chosen"] = call.output_max
     if call.limited_from is not None:
         record["metadata"]["output_limited_from"] = call.limited_from
     return record

@@ -22,8 +22,8 @@ from almoner_runner.meter.dialect import (
     flag,
     input_bound,
     number,
-    output_maximum,
     sequence,
+    set_output_maximum,
     words,
 )
 from almoner_runner.meter.fields import Faults, Free, labels, only_text, unknown
@@ -66,16 +66,13 @@ def chat(provider: Provider, payload: Body, rules: Rules) -> Call:
         _check_tools(sequence(payload, "tools"), faults)
         _finish_check(provider, payload, faults, batch=batch)
     asked = [number(payload, name, least=1) for name in MAXIMA]
-    maximum = output_maximum(asked, model, rules)
     # The client's own field, alone: servers refuse both at once, and some of them one of the two.
     fields = tuple(name for name, value in zip(MAXIMA, asked, strict=True) if value is not None)
     if not fields:
         fields = MAXIMA[:1] if provider.type == OPENAI_TYPE else MAXIMA[1:]
-    for name in fields:
-        payload.set(name, maximum)
     stream = flag(payload, "stream")
     hide_usage = stream and _ask_for_usage(payload)
-    return Call(
+    call = Call(
         operation="chat",
         resource_type="llm",
         provider=provider,
@@ -83,13 +80,14 @@ def chat(provider: Provider, payload: Body, rules: Rules) -> Call:
         payload=payload,
         usage_shape="openai",
         input_bound=_chat_input(provider, payload, model, rules),
-        output_max=maximum,
         output_fields=fields,
         choices=number(payload, "n", least=1, most=CHOICES_MAX) or 1,
         stream=stream,
         hide_usage=hide_usage,
         batch=batch,
     )
+    set_output_maximum(call, asked, rules)
+    return call
 
 
 def _chat_input(provider: Provider, payload: Body, model: Model, rules: Rules) -> int:
@@ -171,9 +169,7 @@ def responses(provider: Provider, payload: Body, rules: Rules) -> Call:
             if isinstance(item, dict) and isinstance(item.get("tools"), list):
                 _check_tools(item["tools"], faults, at_the_clients=RESPONSE_TOOLS)
         _finish_check(provider, payload, faults, batch=batch)
-    maximum = output_maximum([number(payload, "max_output_tokens", least=1)], model, rules)
-    payload.set("max_output_tokens", maximum)
-    return Call(
+    call = Call(
         operation="chat",
         resource_type="llm",
         provider=provider,
@@ -181,11 +177,12 @@ def responses(provider: Provider, payload: Body, rules: Rules) -> Call:
         payload=payload,
         usage_shape="responses",
         input_bound=_response_input(provider, payload, model, rules),
-        output_max=maximum,
         output_fields=("max_output_tokens",),
         stream=flag(payload, "stream"),
         batch=batch,
     )
+    set_output_maximum(call, [number(payload, "max_output_tokens", least=1)], rules)
+    return call
 
 
 def _response_input(provider: Provider, payload: Body, model: Model, rules: Rules) -> int:
