@@ -23,7 +23,7 @@ from almoner_runner.meter.free import FreeCalls
 from almoner_runner.meter.holds import RETRY_WORTH_SECONDS, Holds
 from almoner_runner.meter.keys import Keys
 from almoner_runner.meter.progress import Progress
-from almoner_runner.meter.refusals import InvalidCallError, RefusedError
+from almoner_runner.meter.refusals import BUDGET_IN_USE, InvalidCallError, RefusedError
 from almoner_runner.meter.tools import read_call, tools_of
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,14 @@ PROGRESS_BYTES_MAX: Final = 64 * 1024
 ROUTES_COUNTED_MAX: Final = 128
 # Refusals after which trying again helps.
 _SLASHES: Final = re.compile(r"/{2,}")
-PASSING_CODES: Final = ("too_many_calls", "ledger_unreachable", "spool_full", "not_started", "rate_limit_exceeded")
+PASSING_CODES: Final = (
+    BUDGET_IN_USE,
+    "too_many_calls",
+    "ledger_unreachable",
+    "spool_full",
+    "not_started",
+    "rate_limit_exceeded",
+)
 TOOL_NAME_CHARS_MAX: Final = 64
 KEY_REFUSED_STATUS: Final = 401
 

@@ -6,7 +6,7 @@ refuses by name, because an unknown field may cost money.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -27,6 +27,8 @@ from almoner_runner.meter.told import TOKENS_MAX
 
 CHOICES_MAX: Final = 128
 
+Count = Callable[[], Awaitable[int | None]]
+"""Gives a bound on the tokens of input by the provider's own count; None where it gave none."""
 UsageShape = Literal["openai", "embeddings", "responses", "anthropic"]
 
 
@@ -63,6 +65,7 @@ class Call:
     limited_from: int | None = None  # the output maximum before the meter lowered it
     batch: bool = False  # asks for slow processing, which has a price of its own
     served: str | None = None  # the service tier that the answer says; None: it did not say
+    count: Count | None = None  # has the provider count the input, where it does so for nothing
     beyond: str | None = None  # what the answer says was used that no price card has a price for
 
     @property

@@ -1,13 +1,11 @@
-"""From a bounded call to its hold, in the ledger's order, and from its end to its record.
+"""From a bounded call to its hold, and from its end to its record.
 
-A call that fits what is held waits for nobody. One that does not goes, in this order: more from the ledger; waiting for
-calls in flight to settle; a lower output maximum; refusal. Every try has a record: written to the spool before it goes
-out, settled exactly once.
+A call that fits what is held waits for nobody; for one that does not, `room` finds room. Every try has a record, which
+is written to the spool before it goes out, and settled exactly once.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,25 +13,28 @@ from typing import Any, Final
 
 from almoner_core.allotment import Hold
 from almoner_core.pricing import TokenCounts
-from almoner_runner.meter.books import PASSING_CODES, Books
+from almoner_runner.meter.books import Books
 from almoner_runner.meter.dialect import Call
 from almoner_runner.meter.ids import uuid7
 from almoner_runner.meter.ledger import LedgerError, LedgerUnreachableError
-from almoner_runner.meter.pacing import Pacing, Turn, too_large
+from almoner_runner.meter.pacing import too_large
 from almoner_runner.meter.refusals import RefusedError, amount, kind
+from almoner_runner.meter.room import (
+    DECENT_OUTPUT_TOKENS,
+    WAIT_SECONDS,
+    Room,
+    insufficient,
+    unreachable_ledger,
+    wait,
+    wait_for_ledger,
+)
 from almoner_runner.meter.spool import SpoolError
 from almoner_runner.meter.tools import ToolCall
 
 IN_FLIGHT_MAX: Final = 256
-WAITING_MAX: Final = 256
-WAIT_SECONDS: Final = 30.0
-# How long to wait for what others hold and may return (they return what is idle after a second), and how often.
-OTHERS_WAIT_S: Final = 0.6
-OTHERS_TRIES: Final = 3
-# How long between two questions to a ledger that does not answer.
-LEDGER_WAIT_S: Final = 0.5
-LOWER_TRIES: Final = 3
 RETRY_WORTH_SECONDS: Final = 60
+RATE_PARTS: Final = 8
+"""Into so many parts a rate's tokens are divided, where the meter chooses how much output a call may have."""
 ERROR_CHARS_MAX: Final = 256
 
 
@@ -55,7 +56,7 @@ class Holds:
         self.in_flight = 0
         self.draining_from: float | None = None  # monotonic: from then no call is started
         self.refused: dict[str, int] = {}
-        self._pacing = Pacing()
+        self.room = Room(books, self._gate, self._within_rates)
 
     # --- before the call ----------------------------------------------------------------------------------------------
 
@@ -81,37 +82,31 @@ class Holds:
         return self._write(hold, None, record)
 
     async def _extended_tool(self, bound: dict[str, int]) -> Hold:
-        books = self.books
-        self._wait_among_others()
+        books, room = self.books, self.room
+        room.enter()
         deadline = books.now + WAIT_SECONDS
-        turn = self._pacing.turn("", deadline)
+        turn = room.pacing.turn("", deadline)
         try:
             await turn.join(books)
             while True:
                 settlement = books.next_settlement()
-                hold, refusal, unreachable = await self._ask_for(bound, "")
+                hold, refusal, unreachable = await room.ask(bound, "")
                 if hold is not None:
                     return hold
                 left = deadline - books.now
                 if refusal and refusal.get("rate_seconds"):
-                    await turn.wait(books, refusal, settlement)
+                    await turn.wait(books, dict(refusal), settlement)
                 elif unreachable:
-                    await _wait_for_ledger(settlement, left)
-                elif self._may_settle(settlement) and left > 0:
-                    await _wait(settlement, left)
+                    await wait_for_ledger(settlement, left)
+                elif room.may_settle(settlement) and left > 0:
+                    await wait(settlement, left)
                 else:
-                    raise _insufficient(bound, refusal, self.books.allotment.free_amounts())
+                    passing = room.may_settle(settlement) or bool(refusal and refusal.get("may_free_up"))
+                    raise insufficient(bound, refusal, books.allotment.free_amounts(), passing=passing)
                 await self._gate()
         finally:
             turn.leave()
             books.waiting -= 1
-
-    def _wait_among_others(self) -> None:
-        """Count one more that waits; the caller counts it off again. Raises RefusedError where too many do."""
-        books = self.books
-        if books.waiting + books.waiting_for_rates >= WAITING_MAX:
-            raise RefusedError(429, "too_many_calls", f"{WAITING_MAX} calls wait for room already", retry_after=1)
-        books.waiting += 1
 
     def _write(self, hold: Hold, call: Call | None, record: dict[str, Any]) -> Try:
         try:
@@ -156,17 +151,27 @@ class Holds:
             if books.now >= books.window_until:
                 await books.roll_window()
         except (LedgerError, LedgerUnreachableError):
-            raise _unreachable() from None
+            raise unreachable_ledger() from None
 
     async def _acquire(self, call: Call) -> Hold:
         await self._gate()
+        if not self._fits_one(call) and await self.room.tightened(call):
+            await self._gate()
         bound = call.bound()
         if self.books.max_per_request:
             bound = self._within_request_limit(call, bound)
         if self.books.rates.in_force:
             bound = self._within_rates(call, bound)
-        hold = self.books.hold(bound, call.provider.name)
-        return hold if hold is not None else await self._wait_for_room(call, bound)
+        # While others stand in line for what is left, nobody takes all that is free.
+        hold = None if self.room.short else self.books.hold(bound, call.provider.name)
+        return hold if hold is not None else await self.room.find(call, bound)
+
+    def _fits_one(self, call: Call) -> bool:
+        """Say whether a call is within what one call may use, at its own output maximum."""
+        books, bound = self.books, call.bound()
+        return all(bound.get(d, 0) <= most for d, most in books.max_per_request.items()) and not (
+            books.rates.in_force and books.rates.too_large(call.provider.name, bound)
+        )
 
     def _within_request_limit(self, call: Call, bound: dict[str, int]) -> dict[str, int]:
         for dimension, most in self.books.max_per_request.items():
@@ -185,8 +190,16 @@ class Holds:
         return bound
 
     def _within_rates(self, call: Call, bound: dict[str, int]) -> dict[str, int]:
-        """Lower the output to what a full bucket lets through; no waiting would help a larger call."""
+        """Lower the output to what a full bucket lets through; no waiting would help a larger call.
+
+        An output maximum that the meter chose takes a part of the bucket alone, so that calls need not go in turn.
+        """
         rates, provider = self.books.rates, call.provider.name
+        if call.output_chosen and (most := rates.capacities(provider).get("tokens")) is not None:
+            part = max(call.output_least, DECENT_OUTPUT_TOKENS, most // RATE_PARTS)
+            if part < call.output_max:
+                call.lower_output(part)
+                bound = call.bound()
         while (excess := rates.too_large(provider, bound)) is not None:
             dimension, capacity = excess
             output = call.output_max_within(dimension, capacity)
@@ -195,114 +208,6 @@ class Holds:
             call.lower_output(output)
             bound = call.bound()
         return bound
-
-    async def _wait_for_room(self, call: Call, bound: dict[str, int]) -> Hold:
-        """Go the ledger's order: more from the ledger, waiting, a lower output maximum, refusal."""
-        books, provider = self.books, call.provider.name
-        self._wait_among_others()
-        deadline = books.now + WAIT_SECONDS
-        others = OTHERS_TRIES
-        turn = self._pacing.turn(provider, deadline)
-        try:
-            await turn.join(books)
-            while True:
-                settlement = books.next_settlement()
-                hold, refusal, unreachable = await self._ask_for(bound, provider)
-                if hold is not None:
-                    return hold
-                left = deadline - books.now
-                if refusal is not None and refusal.get("rate_seconds"):
-                    bound = await self._wait_for_rate(call, bound, refusal, turn, settlement)
-                    continue
-                turn.leave()
-                if unreachable:
-                    await _wait_for_ledger(settlement, left)
-                elif self._may_settle(settlement) and left > 0:
-                    await _wait(settlement, left)
-                elif refusal is not None and refusal.get("may_free_up") and others > 0:
-                    others -= 1
-                    await _wait(settlement, OTHERS_WAIT_S)
-                else:
-                    hold, refusal = await self._lower(call, refusal)
-                    if hold is not None:
-                        return hold
-                    # Somebody else may have taken the room just now, and will leave some of it.
-                    if not self._may_settle(settlement) or left <= 0:
-                        raise _insufficient(bound, refusal, self.books.allotment.free_amounts())
-                await self._gate()
-        finally:
-            turn.leave()
-            books.waiting -= 1
-
-    def _may_settle(self, settlement: asyncio.Event) -> bool:
-        """Say whether a call in flight may leave room, or one did while the ledger was asked: its refusal is stale."""
-        return settlement.is_set() or any(self.books.allotment.in_flight.values())
-
-    async def _wait_for_rate(
-        self,
-        call: Call,
-        bound: dict[str, int],
-        refusal: dict[str, Any],
-        turn: Turn,
-        settlement: asyncio.Event,
-    ) -> dict[str, int]:
-        """Wait until asking a rate again is worth it, or lower the output; gives the bound to ask for."""
-        books = self.books
-        if refusal.get("retry_after_ms") is None:
-            # A full bucket is smaller than we were told.
-            books.rates.shrunk(call.provider.name, str(refusal.get("dimension")), refusal.get("limit", 0))
-        else:
-            await turn.wait(books, refusal, settlement)
-        await self._gate()
-        return self._within_rates(call, bound)
-
-    async def _ask_for(self, bound: dict[str, int], provider: str) -> tuple[Hold | None, dict[str, Any] | None, bool]:
-        """Ask the ledger for what a call lacks; gives the hold, or the refusal, and whether the ledger is away.
-
-        Raises RefusedError where it answers, and asking again is vain.
-        """
-        try:
-            return *(await self._extend_for(bound, provider)), False
-        except LedgerUnreachableError as error:
-            hold, said = self.books.hold(bound, provider), error.__cause__
-            if hold is None and isinstance(said, LedgerError) and said.code not in PASSING_CODES:
-                raise _unreachable() from None
-            return hold, None, True
-
-    async def _extend_for(self, bound: dict[str, int], provider: str) -> tuple[Hold | None, dict[str, Any] | None]:
-        """Ask the ledger for what a call lacks; gives the hold, or the refusal. Raises LedgerUnreachableError."""
-        try:
-            return await self.books.cover(bound, provider), None
-        except LedgerError as error:
-            if error.code != "insufficient":
-                raise LedgerUnreachableError(str(error)) from error
-            return self.books.hold(bound, provider), error.refusal or {}
-
-    async def _lower(self, call: Call, refusal: dict[str, Any] | None) -> tuple[Hold | None, dict[str, Any] | None]:
-        """Lower the output maximum to what there is room for; gives the hold, or the last refusal."""
-        allotment = self.books.allotment
-        asked = call.output_max
-        for _ in range(LOWER_TRIES):
-            dimension = str(refusal.get("dimension")) if refusal else ""
-            if refusal is None or dimension not in allotment.limited:
-                break
-            left = refusal.get("limit", 0) - refusal.get("spent", 0) - refusal.get("reserved", 0)
-            output = call.output_max_within(dimension, allotment.free(dimension) + max(0, left))
-            if not call.output_least <= output < call.output_max:
-                break
-            call.lower_output(output)
-            try:
-                # No comfort now: exactly this call.
-                hold = await self.books.cover(call.bound(), call.provider.name, comfort=False)
-            except LedgerError as error:
-                refusal = error.refusal if error.code == "insufficient" else None
-                continue
-            except LedgerUnreachableError:
-                raise _unreachable() from None
-            if hold is not None:
-                return hold, None
-        call.restore_output(asked)
-        return None, refusal
 
     # --- after the call -----------------------------------------------------------------------------------------------
 
@@ -428,48 +333,3 @@ def _tokens(tokens: TokenCounts) -> dict[str, int]:
         "output": tokens.output,
         "reasoning": tokens.reasoning,
     }
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return
-
-
-async def _wait_for_ledger(settlement: asyncio.Event, left: float) -> None:
-    """Wait a moment before the ledger is asked again: while it is started anew nobody's call fails.
-
-    Raises RefusedError where nothing is left of the time.
-    """
-    if left <= 0:
-        raise _unreachable()
-    await _wait(settlement, min(left, LEDGER_WAIT_S))
-
-
-def _unreachable() -> RefusedError:
-    return RefusedError(
-        503, "ledger_unreachable", "the call does not fit what is held, and the ledger does not answer", retry_after=2
-    )
-
-
-def _insufficient(bound: Mapping[str, int], refusal: Mapping[str, Any] | None, own: Mapping[str, int]) -> RefusedError:
-    """Say that there is no room; `own` is what this run holds and does not use, which is left for it as well."""
-    if not refusal:
-        return RefusedError(
-            429, "insufficient_quota", "no room for this call: others were quicker; try again", retry_after=1
-        )
-    dimension = str(refusal.get("dimension"))
-    limit = int(refusal.get("limit", 0))
-    left = max(0, limit - refusal.get("spent", 0) - refusal.get("reserved", 0)) + own.get(dimension, 0)
-    message = (
-        f"no room for this call in {refusal.get('account')}: of {kind(dimension)} it could use up to "
-        f"{amount(dimension, bound.get(dimension, 0))}, and {amount(dimension, min(left, limit))} of "
-        f"{amount(dimension, limit)} are left"
-    )
-    retry_after = refusal.get("retry_after_seconds")
-    if refusal.get("may_free_up"):
-        # Others are asked to return what is idle; that comes sooner than the end of the window.
-        retry_after = min(2, 2 if retry_after is None else retry_after)
-    return RefusedError(429, "insufficient_quota", message, retry_after=retry_after)

@@ -27,7 +27,7 @@ from almoner_runner.meter.dialect import (
     words,
 )
 from almoner_runner.meter.fields import Faults, Free, labels, only_text, unknown
-from almoner_runner.meter.refusals import InvalidCallError
+from almoner_runner.meter.refusals import BUDGET_IN_USE, InvalidCallError
 
 CHAT_FIELDS: Final = words(
     "model messages max_tokens max_completion_tokens n stream stream_options temperature top_p stop presence_penalty "
@@ -241,6 +241,8 @@ def embeddings(provider: Provider, payload: Body, rules: Rules) -> Call:
 def error_body(code: str, message: str, status: int, param: str | None) -> dict[str, Any]:
     """Give a refusal in OpenAI's shape."""
     kind = code if code in ("insufficient_quota", "rate_limit_exceeded") else "invalid_request_error"
+    if code == BUDGET_IN_USE:
+        kind = "rate_limit_exceeded"
     if status >= 500:
         kind = "server_error"
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
