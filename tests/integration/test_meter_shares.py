@@ -10,18 +10,14 @@ from typing import Any
 import anthropic
 import pytest
 
-from almoner_core.contract import MeterModel, PriceCard, PriceTier
+from almoner_core.contract import MeterModel
 from almoner_dev.scripted import Reply, ScriptedProvider, Usage
 from tests.support.calls import HI, settled
 from tests.support.ledger_double import LedgerDouble
-from tests.support.meter import DOLLAR, Meter, meter_config, provider_config
+from tests.support.meter import CLAUDE_CARD, DOLLAR, Meter, meter_config, provider_config
 
-# Three and fifteen dollars a million, as frameworks' default model; 64,000 tokens of output are $0.96.
-CARD = PriceCard(
-    version="test",
-    tiers=(PriceTier(input=3 * DOLLAR, cached_input=300_000_000, cache_write=3_750_000_000, output=15 * DOLLAR),),
-)
-MODEL = MeterModel(name="claude-sonnet-4-5", price=CARD, context_window=200_000)
+# 64,000 tokens of output are $0.96.
+MODEL = MeterModel(name="claude-sonnet-5", price=CLAUDE_CARD, context_window=200_000)
 AT_ONCE = 16
 
 

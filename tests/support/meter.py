@@ -24,6 +24,11 @@ CARD = PriceCard(
     version="test",
     tiers=(PriceTier(input=1 * DOLLAR, cached_input=100_000_000, cache_write=1_250_000_000, output=2 * DOLLAR),),
 )
+# Three and fifteen dollars a million tokens, as the models cost that frameworks choose by default.
+CLAUDE_CARD = PriceCard(
+    version="test",
+    tiers=(PriceTier(input=3 * DOLLAR, cached_input=300_000_000, cache_write=3_750_000_000, output=15 * DOLLAR),),
+)
 START_SECONDS = 20.0
 
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from almoner_core import pricing
 from almoner_dev.simulate import bounding
 from almoner_dev.simulate.bodies import Drawer
 from almoner_runner.meter import anthropic, app, body, inline, openai
@@ -81,6 +82,7 @@ def overlooks_a_larger_window(patch: pytest.MonkeyPatch) -> None:
 
 def counts_tools_once(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Body, "schema_bytes", lambda _each, *_names: 0)
+    patch.setattr(pricing, "TOOLS_OVERHEAD_TOKENS", 0)
 
 
 def takes_a_key_twice(patch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from almoner_runner.meter.told import DEARER_TIERS, Told, details
 
 TIER_CHARS_MAX: Final = 32
 ERROR_CHARS_MAX: Final = 200
+ID_CHARS_MAX: Final = 256
 BOM: Final = b"\xef\xbb\xbf"
 _ANTHROPIC_EVENTS: Final = (b"message_start", b"message_delta", b"message_stop", b'"error"')
 _RESPONSE_ENDS: Final = ("response.completed", "response.incomplete", "response.failed")
@@ -32,6 +33,8 @@ class Seen:
     """The stream said that it is over."""
     error: str | None = None
     """What the answer is instead of one."""
+    response_id: str | None = None
+    """The id of a response that later calls may name."""
     tier: str | None = None
     """The service tier that the call was served as."""
 
@@ -59,6 +62,7 @@ class Seen:
         self._note(data.get("usage"))
         self._note_tier(data)
         self._note_error(data)
+        self._note_id(data)
         self.complete = True
 
     def watch(self, event: bytes) -> bool:
@@ -79,6 +83,11 @@ class Seen:
 
     def _note_tier(self, data: dict[str, Any]) -> None:
         self.tier = tier_of(data) or self.tier
+
+    def _note_id(self, data: dict[str, Any]) -> None:
+        value = data.get("id")
+        if self.shape == "responses" and isinstance(value, str) and len(value) <= ID_CHARS_MAX:
+            self.response_id = value
 
     def _note_error(self, data: dict[str, Any]) -> None:
         """Some gateways answer 200 with an error in the place of the answer."""
@@ -117,6 +126,7 @@ class Seen:
             response = details(data, "response")
             self._note(response.get("usage"))
             self._note_tier(response)
+            self._note_id(response)
             self.complete = True
         elif data.get("type") == "error":
             self.error = "the provider's stream reported an error"

@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterable
 from typing import Any, Final
 
+from almoner_core.model_facts import image_tokens
 from almoner_core.pricing import TOOLS_OVERHEAD_TOKENS, input_tokens_bound
-from almoner_runner.meter import inline
+from almoner_runner.meter import images, inline
 from almoner_runner.meter.body import Body, growth
 from almoner_runner.meter.config import Model, Provider
 from almoner_runner.meter.dialect import (
@@ -24,6 +25,7 @@ from almoner_runner.meter.dialect import (
     number,
     sequence,
     set_output_maximum,
+    tool_bytes,
     words,
 )
 from almoner_runner.meter.fields import Faults, Free, only_clears, standard, unknown
@@ -81,14 +83,21 @@ def _check(payload: Body) -> None:
 
 def _input(provider: Provider, payload: Body, model: Model, rules: Rules) -> int:
     given, tools = sequence(payload, "messages"), sequence(payload, "tools")
-    schemas = payload.schema_bytes("tools", "output_config", "output_format")
-    bound = input_tokens_bound(payload.text_bytes(), len(given) + 1, tool_bytes=schemas)
+    seen, each = images.in_messages(given), image_tokens(provider.type, model.name)
+    text = payload.text_bytes() - (seen.size if each is not None else 0)
+    names = ("tools", "output_config", "output_format")
+    schemas = tool_bytes(provider, payload, *names)
+    bound = input_tokens_bound(
+        text, len(given) + 1, tool_bytes=schemas, schema=any(payload.get(name) for name in names)
+    )
+    bound += seen.count * (each or 0)
     bound += TOOLS_OVERHEAD_TOKENS * sum(1 for tool in tools if _is_client_tool(tool))
     whole = (
         not unknown(payload.fields, MESSAGE_FIELDS, MESSAGE_FREE)
         and inline.system(payload.get("system") or "")
         and all(map(inline.message, given))
         and all(map(inline.message_tool, tools))
+        and (not seen.count or each is not None)
     )
     bound += sum(map(_calls_growth, given)) if whole else 0
     return input_bound(bound, whole=whole, name="messages", provider=provider, model=model, rules=rules)

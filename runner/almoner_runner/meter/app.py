@@ -10,11 +10,12 @@ import logging
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
 from aiohttp import web
 
-from almoner_runner.meter import anthropic, openai
+from almoner_runner.meter import anthropic, counting, openai
 from almoner_runner.meter.body import Body, read_body, read_json
 from almoner_runner.meter.config import ANTHROPIC, OPENAI, Config, Provider
 from almoner_runner.meter.dialect import Call, Rules
@@ -98,6 +99,7 @@ class App:
                 priced="usd" in limited,
                 default_output=self.config.max_output_tokens,
                 learned=self._forwarder.learned,
+                stored=self._forwarder.stored,
             )
         return self._rules
 
@@ -168,6 +170,7 @@ class App:
         if window := anthropic.window_asked(request.headers.getall("anthropic-beta", ())):
             rules = replace(rules, window_least=window)
         call = bounder(provider, payload, rules)
+        call.count = partial(self._count, request, call)
         tried = await self.holds.begin(call)
         try:
             response = await self._forwarder.forward(request, tried, target, again=True)
@@ -175,6 +178,22 @@ class App:
             tried = await self.holds.begin(call)
             response = await self._forwarder.forward(request, tried, target)
         return route, self._heed(provider, response)
+
+    async def _count(self, request: web.BaseRequest, call: Call) -> int | None:
+        """Have the provider count a call's input; None where it does not, or gives no answer in time."""
+        asked = counting.question(call)
+        if asked is None:
+            return None
+        route, body = asked
+        provider = call.provider
+        dialect = ANTHROPIC if call.usage_shape == "anthropic" else OPENAI
+        try:
+            with self._free.one(provider.name):
+                answer = await self._forwarder.count(body, self._target(request, dialect, provider, route))
+        except (RefusedError, ProviderFailedError) as error:
+            logger.info("the input of a call is not counted: %s", error)
+            return None
+        return counting.bound_of(call, answer)
 
     def _heed(self, provider: Provider, response: web.StreamResponse) -> web.StreamResponse:
         """Have the key asked for anew where the provider does not know it (any more)."""

@@ -139,6 +139,12 @@ class Body:
         self.content()
         self.fields, self._text, self._spans = {}, "", {}
 
+    def is_ascii(self, name: str) -> bool:
+        """Say whether a field's value, as the client wrote it, is ASCII without escapes; so is one that is absent."""
+        start, end = self._spans.get(name, (0, 0))
+        written = self._text[start:end]
+        return name not in self._written and written.isascii() and "\\" not in written
+
     def schema_bytes(self, *names: str) -> int:
         """Give the bytes to count once more for fields that a server writes anew: tools and output schemas.
 

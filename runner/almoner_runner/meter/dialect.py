@@ -21,7 +21,7 @@ from almoner_core.pricing import (
     output_tokens_within,
 )
 from almoner_runner.meter.body import Body
-from almoner_runner.meter.config import Card, Model, Provider
+from almoner_runner.meter.config import ANTHROPIC, OPENAI, Card, Model, Provider
 from almoner_runner.meter.refusals import InvalidCallError, RefusedError
 from almoner_runner.meter.told import TOKENS_MAX
 
@@ -40,6 +40,9 @@ class Rules:
     priced: bool  # money is limited: only priced models
     default_output: int | None = None  # output maximum where the request says none: the Agent's word
     learned: Mapping[str, int] = field(default_factory=dict)  # ... and the provider's own, by provider/model
+    stored: Mapping[str, int] = field(
+        default_factory=dict
+    )  # tokens of the responses that this meter saw, by provider/id
     window_least: int = 0  # of a model's context window, where the request's headers ask for a larger one
 
 
@@ -54,6 +57,8 @@ class Call:
     payload: Body
     usage_shape: UsageShape
     input_bound: int
+    files: tuple[dict[str, Any], ...] = ()  # what of a chat completion no byte bounds, and its provider can count
+    beside_files: int = 0  # tokens of input beside those
     output_max: int = 0  # tokens of output a choice
     output_fields: tuple[str, ...] = ()  # where the payload says so
     output_chosen: bool = False  # the meter chose what is sent: the request says none
@@ -217,14 +222,28 @@ def set_output_maximum(call: Call, asked: Iterable[int | None], rules: Rules) ->
             call.payload.set(name, call.output_max)
 
 
+def tool_bytes(provider: Provider, payload: Body, *names: str) -> int:
+    """Give the bytes to count once more for tools and output schemas, which servers write anew in a prompt.
+
+    OpenAI's and Anthropic's own models are shown them in a form that is no longer than the JSON, and far fewer tokens.
+    So plain text counts once there. What other characters become when they are escaped anew is not known anywhere.
+    """
+    if provider.type in (OPENAI, ANTHROPIC) and all(payload.is_ascii(name) for name in names):
+        return 0
+    return payload.schema_bytes(*names)
+
+
 def input_bound(bound: int, *, whole: bool, name: str, provider: Provider, model: Model, rules: Rules) -> int:
     """Give the most tokens of input: `bound`, which its bytes say, where the request is `whole`, else the window.
 
     `name` is the field where what its bytes do not bound is. Raises InvalidCallError: the window is not known.
     """
+    window = None if model.context_window is None else max(model.context_window, rules.window_least)
+    # Whose own models these are, whose windows are documented and enforced. Elsewhere a stated one may be too small.
+    enforced = provider.type in (OPENAI, ANTHROPIC)
     if whole:
-        return bound
-    if model.context_window is None and rules.strict:
+        return min(bound, window) if enforced and window is not None else bound
+    if window is None and rules.strict:
         raise InvalidCallError(
             f"{name}: holds what its bytes do not bound (an image, a file, something stored, or a field that the meter "
             f"does not know), and the context window of model {model.name!r} is not known, so no budget can bound it: "
@@ -232,4 +251,6 @@ def input_bound(bound: int, *, whole: bool, name: str, provider: Provider, model
             code="unbounded_input",
             param=name,
         )
-    return max(bound, model.context_window or DEFAULT_CONTEXT_WINDOW, rules.window_least)
+    if window is not None and enforced:
+        return window
+    return max(bound, window or DEFAULT_CONTEXT_WINDOW, rules.window_least)

@@ -44,6 +44,9 @@ ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 # By these a gateway says that it lost sight of the provider: 408 and 504 in RFC 9110, 499 nginx's, 520 and 524
 # Cloudflare's, 598 and 599 of other proxies. Cloudflare's 521 to 523, 525 and 526 say that there was no connection.
 GATEWAY_STATUSES: Final = frozenset({408, 499, 502, 504, 520, 524, 598, 599})
+COUNT_TIMEOUT: Final = aiohttp.ClientTimeout(total=10.0)
+STORED_MAX: Final = 4096
+STORED_MARGIN_TOKENS: Final = 64
 MAXIMUM_REFUSED: Final = frozenset({400, 422})
 LINGER_SECONDS: Final = 2.0
 """A stream that said that it is over is closed so long after: some servers leave the connection open."""
@@ -120,6 +123,8 @@ class Forwarder:
         self._holds = holds
         self.learned: dict[str, int] = {}
         """Output maxima that providers said, by provider/model: only of those that they refused a larger one for."""
+        self.stored: dict[str, int] = {}
+        """Tokens of responses that the provider keeps, by provider/id: what a call that names one gets as input."""
 
     async def forward(
         self, request: web.BaseRequest, tried: Try, target: Target, *, again: bool = False
@@ -180,6 +185,25 @@ class Forwarder:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ProviderFailedError(502, f"the provider did not answer: {type(error).__name__}") from None
 
+    async def count(self, body: dict[str, Any], target: Target) -> dict[str, Any]:
+        """Ask a provider to count, which costs nothing; gives its answer. Raises ProviderFailedError."""
+        try:
+            async with self._session.post(
+                target.url, json=body, headers=target.headers, timeout=COUNT_TIMEOUT, allow_redirects=False
+            ) as answer:
+                if answer.status != 200:
+                    raise ProviderFailedError(502, f"the provider does not count: HTTP {answer.status}")
+                return _object_of(await _read(answer))
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise ProviderFailedError(502, f"the provider does not count: {type(error).__name__}") from None
+
+    def _remember(self, call: Call, seen: Seen, tokens: TokenCounts) -> None:
+        """Keep how many tokens a response has that later calls may name: its input, and its output."""
+        if seen.response_id is not None:
+            if len(self.stored) >= STORED_MAX:
+                del self.stored[next(iter(self.stored))]
+            self.stored[f"{call.provider.name}/{seen.response_id}"] = tokens.total + STORED_MARGIN_TOKENS
+
     def _settle(self, tried: Try, outcome: str, error: str) -> None:
         """Settle a try of whose answer nothing is known."""
         self._holds.settle(tried, outcome, None, error=error)
@@ -193,6 +217,7 @@ class Forwarder:
         # Usage that came before the answer broke may not be the last word: counts of a stream are cumulative.
         if tokens is not None and (seen.complete or error is None):
             outcome = "error" if seen.error else "cancelled" if gone else "ok"
+            self._remember(call, seen, tokens)
             self._holds.settle(tried, outcome, tokens, error=error)
         elif (known := seen.input_tokens()) is not None:
             self._holds.settle_partly(tried, known, error or NO_USAGE)

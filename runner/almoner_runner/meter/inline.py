@@ -83,10 +83,24 @@ _REFUSAL_PART: Final = _shape("refusal", {"type": _text, "refusal": _text, **_CA
 
 # --- OpenAI -----------------------------------------------------------------------------------------------------------
 
+# Images are bounded by what one can cost (images.py), wherever they lie. A chat completion's files are counted apart.
+_IMAGE_URL: Final = _either(_text, _shape("url", {"url": _text, "detail": _text}))
 _OPENAI_PART: Final = _kinds(
     {
         **dict.fromkeys(("text", "input_text", "output_text", "summary_text", "reasoning_text"), _TEXT_PART),
         "refusal": _REFUSAL_PART,
+        "input_image": _shape("", {"type": _text, "image_url": _text, "file_id": _text, "detail": _text}),
+    }
+)
+_CHAT_PART: Final = _kinds(
+    {
+        **dict.fromkeys(("text", "input_text", "output_text"), _TEXT_PART),
+        "refusal": _REFUSAL_PART,
+        "image_url": _shape("image_url", {"type": _text, "image_url": _IMAGE_URL, **_CACHE}),
+        "file": _shape(
+            "file",
+            {"type": _text, "file": _shape("", {"file_data": _text, "file_id": _text, "filename": _text}), **_CACHE},
+        ),
     }
 )
 _OPENAI_CONTENT: Final = _either(_text, _every(_either(_text, _OPENAI_PART)))
@@ -103,7 +117,7 @@ chat_message: Final = _shape(
     "role",
     {
         "role": _text,
-        "content": _OPENAI_CONTENT,
+        "content": _either(_text, _every(_either(_text, _CHAT_PART))),
         "name": _text,
         "refusal": _text,
         "tool_calls": _every(_kinds({"function": _CHAT_FUNCTION, "custom": _CHAT_CUSTOM}, _CHAT_FUNCTION)),
@@ -202,11 +216,51 @@ _SEARCH_RESULT: Final = _shape(
         **_CACHE,
     },
 )
-_RESULT_CONTENT: Final = _either(_text, _every(_kinds({"text": _TEXT_PART, "search_result": _SEARCH_RESULT})))
+_IMAGE: Final = _shape(
+    "source",
+    {
+        "type": _text,
+        "source": _shape("type", {"type": _text, "media_type": _text, "data": _text, "url": _text, "file_id": _text}),
+        **_CACHE,
+    },
+)
+# Documents of text alone: of a PDF no byte says how many tokens its pages have.
+_DOCUMENT: Final = _shape(
+    "source",
+    {
+        "type": _text,
+        "source": _kinds(
+            {
+                "text": _shape("data", {"type": _text, "media_type": _text, "data": _text}),
+                "content": _shape(
+                    "content",
+                    {"type": _text, "content": _either(_text, _every(_kinds({"text": _TEXT_PART, "image": _IMAGE})))},
+                ),
+            }
+        ),
+        "title": _text,
+        "context": _text,
+        "citations": _shape("", {"enabled": _flag}),
+        **_CACHE,
+    },
+)
+
+
+def _document(value: Any) -> bool:
+    """Nothing is known of one without a source."""
+    return _DOCUMENT(value) and bool(value["source"])
+
+
+_RESULT_CONTENT: Final = _either(
+    _text,
+    _every(_kinds({"text": _TEXT_PART, "search_result": _SEARCH_RESULT, "image": _IMAGE, "document": _document})),
+)
 _BLOCKS: Final = _kinds(
     {
         "text": _TEXT_PART,
         "search_result": _SEARCH_RESULT,
+        "image": _IMAGE,
+        "document": _document,
         "thinking": _shape("thinking", {"type": _text, "thinking": _text, "signature": _text}),
         "redacted_thinking": _shape("data", {"type": _text, "data": _text}),
         "tool_use": _shape(

@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 from almoner_core.environment import DEFAULT_CONTEXT_WINDOW
+from almoner_core.model_facts import image_tokens
 from almoner_core.pricing import input_tokens_bound
-from almoner_runner.meter import inline
+from almoner_runner.meter import images, inline
 from almoner_runner.meter.body import Body, growth, schema_growth
 from almoner_runner.meter.config import Model, Provider
 from almoner_runner.meter.dialect import (
@@ -24,6 +25,7 @@ from almoner_runner.meter.dialect import (
     number,
     sequence,
     set_output_maximum,
+    tool_bytes,
     words,
 )
 from almoner_runner.meter.fields import Faults, Free, labels, only_text, unknown
@@ -79,29 +81,44 @@ def chat(provider: Provider, payload: Body, rules: Rules) -> Call:
         model=model,
         payload=payload,
         usage_shape="openai",
-        input_bound=_chat_input(provider, payload, model, rules),
+        input_bound=0,
         output_fields=fields,
         choices=number(payload, "n", least=1, most=CHOICES_MAX) or 1,
         stream=stream,
         hide_usage=hide_usage,
         batch=batch,
     )
+    _bound_chat(call, rules)
     set_output_maximum(call, asked, rules)
     return call
 
 
-def _chat_input(provider: Provider, payload: Body, model: Model, rules: Rules) -> int:
+def _bound_chat(call: Call, rules: Rules) -> None:
+    provider, payload, model = call.provider, call.payload, call.model
     messages = sequence(payload, "messages")
-    tools = payload.schema_bytes("tools", "functions", "response_format")
-    bound = input_tokens_bound(payload.text_bytes(), len(messages), tool_bytes=tools)
-    whole = (
+    seen, each = images.in_chat(messages), image_tokens(provider.type, model.name)
+    files = images.files_in_chat(messages)
+    text = payload.text_bytes() - (seen.size if each is not None else 0)
+    bound = _text_bound(provider, payload, text, len(messages), "tools", "functions", "response_format")
+    bound += seen.count * (each or 0)
+    bounded = (
         not unknown(payload.fields, CHAT_FIELDS, CHAT_FREE)
         and all(map(inline.chat_message, messages))
         and all(map(inline.chat_tool, sequence(payload, "tools")))
         and all(map(inline.chat_function, sequence(payload, "functions")))
+        and (not seen.count or each is not None)
     )
-    bound += sum(map(_calls_growth, messages)) if whole else 0
-    return input_bound(bound, whole=whole, name="messages", provider=provider, model=model, rules=rules)
+    bound += sum(map(_calls_growth, messages)) if bounded else 0
+    if bounded and files.count:
+        call.files, call.beside_files = files.found, bound - files.size
+    whole = bounded and not files.count
+    call.input_bound = input_bound(bound, whole=whole, name="messages", provider=provider, model=model, rules=rules)
+
+
+def _text_bound(provider: Provider, payload: Body, text: int, messages: int, *schemas: str) -> int:
+    """Bound so many bytes of text, of which the fields `schemas` may be written anew."""
+    more = tool_bytes(provider, payload, *schemas)
+    return input_tokens_bound(text, messages, tool_bytes=more, schema=any(payload.get(name) for name in schemas))
 
 
 def _calls_growth(message: dict[str, Any]) -> int:
@@ -188,18 +205,22 @@ def responses(provider: Provider, payload: Body, rules: Rules) -> Call:
 def _response_input(provider: Provider, payload: Body, model: Model, rules: Rules) -> int:
     given = payload.get("input")
     items = given if isinstance(given, list) else []
-    tools = payload.schema_bytes("tools", "text")
-    bound = input_tokens_bound(payload.text_bytes(), len(items) + 2, tool_bytes=tools)
+    seen, each = images.in_items(items), image_tokens(provider.type, model.name)
+    text = payload.text_bytes() - (seen.size if each is not None else 0)
+    bound = _text_bound(provider, payload, text, len(items) + 2, "tools", "text") + seen.count * (each or 0)
+    # What the server stored is not in the request; what this meter saw of it bounds it.
+    previous = payload.get("previous_response_id")
+    stored = rules.stored.get(f"{provider.name}/{previous}")
     whole = (
         not unknown(payload.fields, RESPONSES_FIELDS, RESPONSES_FREE)
-        # What the server stored is not in the request.
-        and not payload.get("previous_response_id")
+        and (not previous or stored is not None)
+        and (not seen.count or each is not None)
         and (given is None or isinstance(given, str | list))
         and all(map(inline.response_item, items))
         and isinstance(payload.get("instructions") or "", str)
         and all(map(inline.response_tool, sequence(payload, "tools")))
     )
-    bound += sum(map(_item_growth, items)) if whole else 0
+    bound += sum(map(_item_growth, items)) + (stored or 0) if whole else 0
     return input_bound(bound, whole=whole, name="input", provider=provider, model=model, rules=rules)
 
 
