@@ -46,6 +46,9 @@ class PriceTier(ContractModel):
     cached_input: int = Field(ge=0)
     cache_write: int = Field(ge=0)
     output: int = Field(ge=0)
+    cache_write_long: int | None = Field(
+        default=None, ge=0, description="Of entries that live for an hour; None: there is no such price."
+    )
 
 
 class PriceCard(ContractModel):

@@ -24,9 +24,9 @@ from almoner_core.money import NANOS_PER_DOLLAR, Money
 
 _PROVIDER_IDS: Final = {ProviderType.OPENAI: "openai", ProviderType.ANTHROPIC: "anthropic"}
 _KINDS: Final = ("input_mtok", "cache_read_mtok", "cache_write_mtok", "output_mtok")
-# Priced things that the meter refuses under a budget, by name, so that they need no place in a card: hosted tools,
-# and cache entries that live for an hour.
-_REFUSED: Final = frozenset({"web_searches_kcount", "storage_searches_kcount", "cache_write_1h_mtok"})
+_LONG: Final = "cache_write_1h_mtok"
+# Priced things that the meter refuses under a budget, by name, so that they need no place in a card: hosted tools.
+_REFUSED: Final = frozenset({"web_searches_kcount", "storage_searches_kcount"})
 _VERSION_CHARS_MAX: Final = 128
 
 
@@ -116,18 +116,22 @@ def _tier(rates: ModelPrice | ModelPriceTier, start: int) -> PriceTier:
         start,
         rates.input_per_million,
         rates.output_per_million,
-        rates.cached_input_per_million,
-        rates.cache_write_per_million,
+        cached=rates.cached_input_per_million,
+        write=rates.cache_write_per_million,
+        long=rates.long_cache_write_per_million,
     )
 
 
-def _rates_tier(start: int, plain: Money, output: Money, cached: Money | None, write: Money | None) -> PriceTier:
+def _rates_tier(
+    start: int, plain: Money, output: Money, *, cached: Money | None, write: Money | None, long: Money | None
+) -> PriceTier:
     return PriceTier(
         input_tokens_min=start,
         input=plain.nanos,
         cached_input=plain.nanos if cached is None else cached.nanos,
         cache_write=plain.nanos if write is None else write.nanos,
         output=output.nanos,
+        cache_write_long=None if long is None else long.nanos,
     )
 
 
@@ -137,7 +141,10 @@ def _batch(price: BatchPrice | None, tiers: tuple[PriceTier, ...]) -> tuple[Pric
         return ()
     if price.input_per_million is not None and price.output_per_million is not None:
         cached, write = price.cached_input_per_million, price.cache_write_per_million
-        return (_rates_tier(0, price.input_per_million, price.output_per_million, cached, write),)
+        long = price.long_cache_write_per_million
+        return (
+            _rates_tier(0, price.input_per_million, price.output_per_million, cached=cached, write=write, long=long),
+        )
     if price.discount_percent is None:
         return ()
     kept = 100 - price.discount_percent
@@ -148,6 +155,7 @@ def _batch(price: BatchPrice | None, tiers: tuple[PriceTier, ...]) -> tuple[Pric
             cached_input=-(-tier.cached_input * kept // 100),
             cache_write=-(-tier.cache_write * kept // 100),
             output=-(-tier.output * kept // 100),
+            cache_write_long=None if tier.cache_write_long is None else -(-tier.cache_write_long * kept // 100),
         )
         for tier in tiers
     )
@@ -178,6 +186,7 @@ def _card(info: Any, version: str, at: datetime | None) -> PriceCard | None:
     if not known or len(known) != len(alternatives):
         return None
     starts = sorted({0} | {start for rates in known for kind in rates.values() for start, _ in kind if start})
+    long = all(_LONG in rates for rates in known)
     tiers = tuple(
         PriceTier(
             input_tokens_min=start,
@@ -185,6 +194,7 @@ def _card(info: Any, version: str, at: datetime | None) -> PriceCard | None:
             cached_input=max(_at(rates["cache_read_mtok"], start) for rates in known),
             cache_write=max(_at(rates["cache_write_mtok"], start) for rates in known),
             output=max(_at(rates["output_mtok"], start) for rates in known),
+            cache_write_long=max(_at(rates[_LONG], start) for rates in known) if long else None,
         )
         for start in starts
     )
@@ -219,10 +229,12 @@ def _rates(prices: Any) -> dict[str, Steps] | None:
         if key in _REFUSED:
             del given[key]
     per_request = given.pop("requests_kcount", None)
-    if "input_mtok" not in given or not set(given) <= set(_KINDS) or hasattr(per_request, "tiers"):
+    if "input_mtok" not in given or not set(given) <= {*_KINDS, _LONG} or hasattr(per_request, "tiers"):
         return None  # audio, images, pages, hours: no bound by text tokens holds for these
     plain = _steps(given["input_mtok"])
+    long = {_LONG: _steps(given[_LONG])} if _LONG in given else {}
     return {
+        **long,
         "input_mtok": plain,
         "cache_read_mtok": _steps(given["cache_read_mtok"]) if "cache_read_mtok" in given else plain,
         "cache_write_mtok": _steps(given["cache_write_mtok"]) if "cache_write_mtok" in given else plain,

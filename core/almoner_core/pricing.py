@@ -5,7 +5,8 @@ nano-dollars, rates are nano-dollars per million tokens; the sum of a call is ro
 that a thousand small calls are never billed at less than their price. Where a price comes from is `price_data`'s
 business.
 
-Subsets: `cached_input` and `cache_write` are part of `input`, `reasoning` is part of `output`; none is billed twice.
+Subsets: `cached_input` and `cache_write` are part of `input`, `cache_write_long` (entries that live for an hour) is
+part of `cache_write`, `reasoning` is part of `output`; none is billed twice.
 The tier of a call is chosen by its total input and applies to all of its tokens, as the providers do it.
 
 Batch: a call may ask for slow processing (flex, batch), and only the answer says whether it got it. So such a call is
@@ -22,6 +23,9 @@ TOKENS_PER_RATE: Final = 1_000_000
 UNBOUNDED_TOKENS: Final = 1_000_000_000
 # Service tiers, as answers name them, that are billed at the batch price of a card.
 SLOW_TIERS: Final = frozenset({"flex", "batch"})
+# In a record's metadata: how many tokens were written to the cache for an hour; and that a call asked for that.
+LONG_CACHE_WRITES: Final = "cache_write_long"
+LONG_CACHE_ASKED: Final = "long_cache"
 # The smallest output maximum worth a call: what an admission needs, and where lowering an output maximum stops.
 MIN_OUTPUT_TOKENS: Final = 16
 
@@ -54,6 +58,10 @@ class TierLike(Protocol):
     def output(self) -> int:
         """Nano-dollars per million tokens of output."""
 
+    @property
+    def cache_write_long(self) -> int | None:
+        """Nano-dollars per million tokens written to the cache for an hour; None: there is no such price."""
+
 
 class CardLike(Protocol):
     """A contract.PriceCard, or the meter's own light copy of one."""
@@ -80,9 +88,11 @@ class TokenCounts:
     cache_write: int = 0
     output: int = 0
     reasoning: int = 0
+    cache_write_long: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.input, self.cached_input, self.cache_write, self.output, self.reasoning) < 0:
+        counts = (self.input, self.cached_input, self.cache_write, self.output, self.reasoning, self.cache_write_long)
+        if min(counts) < 0:
             raise ValueError(f"token counts must not be negative: {self}")
 
     @property
@@ -110,27 +120,37 @@ def cost_nanos(card: CardLike, tokens: TokenCounts, *, batch: bool = False) -> i
     """
     tier = tier_for(card, max(tokens.input, tokens.cached_input + tokens.cache_write), batch=batch)
     plain = max(0, tokens.input - tokens.cached_input - tokens.cache_write)
+    long = min(tokens.cache_write_long, tokens.cache_write)
     scaled = (
         plain * tier.input
         + tokens.cached_input * tier.cached_input
-        + tokens.cache_write * tier.cache_write
+        + (tokens.cache_write - long) * tier.cache_write
+        + long * max(tier.cache_write, tier.cache_write_long or 0)
         + tokens.output * tier.output
     )
     return -(-scaled // TOKENS_PER_RATE) + card.per_request
 
 
-def bound_nanos(card: CardLike, input_tokens: int, output_tokens: int, *, batch: bool = False) -> int:
+def prices_long_writes(card: CardLike) -> bool:
+    """Say whether cache entries that live for an hour have a price, whatever the tier."""
+    return all(tier.cache_write_long is not None for tiers in (card.tiers, card.batch) for tier in tiers)
+
+
+def bound_nanos(
+    card: CardLike, input_tokens: int, output_tokens: int, *, batch: bool = False, long: bool = False
+) -> int:
     """Give the most that a call can cost: at most so much input of the dearest kind, so much output (all choices).
 
     Every tier that the input may reach counts, with the dearest rate of each kind among them: a tier for larger
-    inputs need not be the dearer one. `batch`: it may be served slowly or not.
+    inputs need not be the dearer one. `batch`: it may be served slowly or not. `long`: it may write to the cache for an
+    hour.
     """
-    input_rate, output_rate = _dearest_rates(card, input_tokens, batch)
+    input_rate, output_rate = _dearest_rates(card, input_tokens, batch, long)
     scaled = input_tokens * input_rate + output_tokens * output_rate
     return -(-scaled // TOKENS_PER_RATE) + card.per_request
 
 
-def _dearest_rates(card: CardLike, input_tokens: int, batch: bool) -> tuple[int, int]:
+def _dearest_rates(card: CardLike, input_tokens: int, batch: bool, long: bool) -> tuple[int, int]:
     """Give the dearest input and output rates among the tiers that so much input may reach."""
     input_rate = output_rate = 0
     for tiers in (card.tiers, card.batch) if batch else (card.tiers,):
@@ -138,16 +158,20 @@ def _dearest_rates(card: CardLike, input_tokens: int, batch: bool) -> tuple[int,
             if tier.input_tokens_min > input_tokens:
                 break
             input_rate = max(input_rate, tier.input, tier.cached_input, tier.cache_write)
+            if long:
+                input_rate = max(input_rate, tier.cache_write_long or 0)
             output_rate = max(output_rate, tier.output)
     return input_rate, output_rate
 
 
-def output_tokens_within(card: CardLike, input_tokens: int, nanos: int, *, batch: bool = False) -> int:
+def output_tokens_within(
+    card: CardLike, input_tokens: int, nanos: int, *, batch: bool = False, long: bool = False
+) -> int:
     """Give the largest output bound whose call stays within `nanos`; -1 where even no output does not fit.
 
     Where output costs nothing it is UNBOUNDED_TOKENS: callers take the smaller of this and their own maximum.
     """
-    input_rate, output_rate = _dearest_rates(card, input_tokens, batch)
+    input_rate, output_rate = _dearest_rates(card, input_tokens, batch, long)
     left = (nanos - card.per_request) * TOKENS_PER_RATE - input_tokens * input_rate
     if left < 0:
         return -1

@@ -21,7 +21,7 @@ from sqlalchemy.engine import Connection
 from almoner_core import wire
 from almoner_core.contract import PriceCard
 from almoner_core.money import Money
-from almoner_core.pricing import SLOW_TIERS, TokenCounts, bound_nanos, cost_nanos
+from almoner_core.pricing import LONG_CACHE_ASKED, LONG_CACHE_WRITES, SLOW_TIERS, TokenCounts, bound_nanos, cost_nanos
 from almoner_core.usage import Outcome, ResourceType
 from almoner_ledger import schema
 from almoner_ledger.correcting import operation_id
@@ -188,13 +188,15 @@ def _cost(row: dict[str, Any], card: PriceCard) -> int:
     """What a record's tokens cost; of an estimate, which holds a bound, the most that they can cost."""
     metadata = json.loads(row["metadata"])
     if row["outcome"] == Outcome.ESTIMATED.value and metadata.get("estimated") != "output":
-        return bound_nanos(card, row["input_tokens"], row["output_tokens"], batch=bool(card.batch))
+        long = LONG_CACHE_ASKED in metadata
+        return bound_nanos(card, row["input_tokens"], row["output_tokens"], batch=bool(card.batch), long=long)
     tokens = TokenCounts(
         input=row["input_tokens"],
         cached_input=row["cached_input_tokens"],
         cache_write=row["cache_write_tokens"],
         output=row["output_tokens"],
         reasoning=row["reasoning_tokens"],
+        cache_write_long=metadata.get(LONG_CACHE_WRITES, 0),
     )
     plain = cost_nanos(card, tokens)
     if "service_tier" not in metadata:

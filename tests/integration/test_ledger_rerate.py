@@ -149,6 +149,12 @@ def test_what_has_no_price_and_what_a_person_said_is_left_alone(books: Books, fi
         ({"tokens": Tokens(input=100), "metadata": {"service_tier": "default"}}, 100_000),
         ({"tokens": Tokens(input=100), "metadata": {"service_tier": None}}, 100_000),
         ({"tokens": Tokens(input=100), "resource_type": ResourceType.EMBEDDING}, 100_000),
+        # Cache entries of an hour have a price of their own.
+        ({"tokens": Tokens(input=20, cache_write=20), "metadata": {"cache_write_long": 5}}, 15 * 2_000 + 5 * 4_000),
+        (
+            {"tokens": Tokens(input=100), "outcome": Outcome.ESTIMATED, "metadata": {"long_cache": True}},
+            400_000,
+        ),
     ],
 )
 def test_every_kind_of_price(books: Books, clock: Clock, changes: dict[str, Any], cost: int) -> None:
@@ -156,7 +162,12 @@ def test_every_kind_of_price(books: Books, clock: Clock, changes: dict[str, Any]
     books.post(books.active(need={USD: 10**6}), [usage(clock, 1, 1, **changes)])
     tiers = [{"inputTokensMin": 1000, "inputPerMillion": 3, "outputPerMillion": 3}]
     by = prices(
-        cachedInputPerMillion="0.1", cacheWritePerMillion=2, tiers=tiers, batch={"discountPercent": 50}, perRequest=0
+        cachedInputPerMillion="0.1",
+        cacheWritePerMillion=2,
+        longCacheWritePerMillion=4,
+        tiers=tiers,
+        batch={"discountPercent": 50},
+        perRequest=0,
     )
     rerating.rerate(books.store, whole(), by)
     assert total(books) == cost

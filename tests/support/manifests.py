@@ -70,6 +70,7 @@ PROVIDER: Json = {
             "outputPerMillion": "2",
             "cachedInputPerMillion": "0.5",
             "cacheWritePerMillion": "1.5",
+            "longCacheWritePerMillion": "3",
             "perRequest": "0.001",
             "tiers": [
                 {
@@ -78,6 +79,7 @@ PROVIDER: Json = {
                     "outputPerMillion": "4",
                     "cachedInputPerMillion": "1",
                     "cacheWritePerMillion": "2",
+                    "longCacheWritePerMillion": "4",
                 }
             ],
             "batch": {"discountPercent": 50},
@@ -90,6 +92,7 @@ BATCH: Json = {
     "outputPerMillion": "1",
     "cachedInputPerMillion": "0.25",
     "cacheWritePerMillion": "0.75",
+    "longCacheWritePerMillion": "1.5",
 }
 TOOLS: Json = {
     "type": "Custom",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
 import pytest
 
+from almoner_core.pricing import TokenCounts
 from almoner_runner.meter import anthropic, openai
 from almoner_runner.meter.answers import tier_of
 from almoner_runner.meter.body import Body, read_body
@@ -398,3 +400,16 @@ def test_refusals_in_each_providers_shape(status: int, kind: str) -> None:
     assert anthropic.error_body("code", "why", status, None)["error"]["type"] == kind
     body = openai.error_body("insufficient_quota", "why", 429, None)
     assert body["error"]["type"] == body["error"]["code"] == "insufficient_quota"
+
+
+def test_c05_cache_entries_of_an_hour_pass_where_they_have_a_price() -> None:
+    system = [{"type": "text", "text": "x" * 500, "cache_control": {"type": "ephemeral", "ttl": "1h"}}]
+    tier = Tier(input=1000, cached_input=100, cache_write=1250, output=5000, cache_write_long=2000)
+    priced = dataclasses.replace(provider(), models={"m": Model("m", Card("v", (tier,)), WINDOW)})
+    asked = {"model": "m", "max_tokens": 5, "messages": MESSAGES}
+    long = anthropic.messages(priced, body(**asked, system=system), STRICT)
+    short = anthropic.messages(priced, body(**asked, system="x" * 500), STRICT)
+    assert (long.long_cache, short.long_cache) == (True, False)
+    assert long.bound()["usd"] > short.bound()["usd"] * 3 // 2
+    written = TokenCounts(input=100, cache_write=100, cache_write_long=60)
+    assert long.cost(written) == -(-(40 * 1250 + 60 * 2000) // 1_000_000)

@@ -342,7 +342,7 @@ def test_what_no_price_card_has_a_price_for_is_named(
     """Case C22."""
     seen = Seen(shape)
     seen.read({"choices": [{}], **data})
-    assert seen.beyond() == beyond
+    assert seen.beyond(None) == beyond
 
 
 # --- whatever comes ---------------------------------------------------------------------------------------------------

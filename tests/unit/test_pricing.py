@@ -29,13 +29,20 @@ DOLLAR = 1_000_000_000
 SONNET = PriceCard(
     version="test",
     tiers=(
-        PriceTier(input=3 * DOLLAR, cached_input=300_000_000, cache_write=3_750_000_000, output=15 * DOLLAR),
+        PriceTier(
+            input=3 * DOLLAR,
+            cached_input=300_000_000,
+            cache_write=3_750_000_000,
+            output=15 * DOLLAR,
+            cache_write_long=6 * DOLLAR,
+        ),
         PriceTier(
             input_tokens_min=200_001,
             input=6 * DOLLAR,
             cached_input=600_000_000,
             cache_write=7_500_000_000,
             output=22_500_000_000,
+            cache_write_long=12 * DOLLAR,
         ),
     ),
 )

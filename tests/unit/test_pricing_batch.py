@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -92,7 +93,9 @@ MONEY = st.integers(min_value=0, max_value=10**12).map(lambda nanos: f"{nanos //
 @st.composite
 def rates(draw: st.DrawFn) -> dict[str, Any]:
     given = {"inputPerMillion": draw(MONEY), "outputPerMillion": draw(MONEY)}
-    for name in draw(st.sets(st.sampled_from(["cachedInputPerMillion", "cacheWritePerMillion"]))):
+    for name in draw(
+        st.sets(st.sampled_from(["cachedInputPerMillion", "cacheWritePerMillion", "longCacheWritePerMillion"]))
+    ):
         given[name] = draw(MONEY)
     return given
 
@@ -115,7 +118,9 @@ def calls(draw: st.DrawFn) -> TokenCounts:
     given = draw(st.integers(min_value=0, max_value=400_000))
     cached = draw(st.integers(min_value=0, max_value=given))
     write = draw(st.integers(min_value=0, max_value=given - cached))
-    return TokenCounts(given, cached, write, output=draw(st.integers(min_value=0, max_value=100_000)))
+    long = draw(st.integers(min_value=0, max_value=write))
+    output = draw(st.integers(min_value=0, max_value=100_000))
+    return TokenCounts(given, cached, write, output=output, cache_write_long=long)
 
 
 MORE = st.integers(min_value=0, max_value=100_000)
@@ -125,9 +130,12 @@ MORE = st.integers(min_value=0, max_value=100_000)
 def test_no_call_is_dearer_than_its_bound_however_it_is_served(
     card: PriceCard, tokens: TokenCounts, more_in: int, more_out: int, served: bool
 ) -> None:
-    bound = bound_nanos(card, tokens.input + more_in, tokens.output + more_out, batch=True)
+    given_tokens, output = tokens.input + more_in, tokens.output + more_out
+    bound = bound_nanos(card, given_tokens, output, batch=True, long=True)
     assert cost_nanos(card, tokens, batch=served) <= bound
-    assert cost_nanos(card, tokens) <= bound_nanos(card, tokens.input + more_in, tokens.output + more_out) <= bound
+    assert cost_nanos(card, tokens) <= bound_nanos(card, given_tokens, output, long=True) <= bound
+    short = dataclasses.replace(tokens, cache_write_long=0)
+    assert cost_nanos(card, short) <= min(bound_nanos(card, given_tokens, output), cost_nanos(card, tokens))
 
 
 @given(overrides(), st.integers(min_value=0, max_value=400_000), st.integers(min_value=0, max_value=50 * DOLLAR))

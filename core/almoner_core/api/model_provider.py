@@ -57,6 +57,11 @@ class ModelPriceTier(APIModel):
     cache_write_per_million: Money | None = Field(
         default=None, description="US dollars per million input tokens written to the cache; input's where absent."
     )
+    long_cache_write_per_million: Money | None = Field(
+        default=None,
+        description="US dollars per million input tokens written to the cache for an hour; where absent, calls that "
+        "ask for such entries are refused under a budget.",
+    )
 
 
 class BatchPrice(APIModel):
@@ -74,7 +79,8 @@ class BatchPrice(APIModel):
             ".outputPerMillion",
         ),
         Rule(
-            "has(self.inputPerMillion) || (!has(self.cachedInputPerMillion) && !has(self.cacheWritePerMillion))",
+            "has(self.inputPerMillion) || (!has(self.cachedInputPerMillion) && !has(self.cacheWritePerMillion) "
+            "&& !has(self.longCacheWritePerMillion))",
             "rates of the cache go with inputPerMillion; a discount applies to them too",
             ".inputPerMillion",
         ),
@@ -90,6 +96,11 @@ class BatchPrice(APIModel):
     )
     cache_write_per_million: Money | None = Field(
         default=None, description="US dollars per million input tokens written to the cache; input's where absent."
+    )
+    long_cache_write_per_million: Money | None = Field(
+        default=None,
+        description="US dollars per million input tokens written to the cache for an hour; where absent, calls that "
+        "ask for such entries are refused under a budget.",
     )
 
 
@@ -112,6 +123,11 @@ class ModelPrice(APIModel):
     )
     cache_write_per_million: Money | None = Field(
         default=None, description="US dollars per million input tokens written to the cache; input's where absent."
+    )
+    long_cache_write_per_million: Money | None = Field(
+        default=None,
+        description="US dollars per million input tokens written to the cache for an hour; where absent, calls that "
+        "ask for such entries are refused under a budget.",
     )
     per_request: Money | None = Field(default=None, description="US dollars per call, besides the tokens.")
     tiers: list[ModelPriceTier] = Field(

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from almoner_core.pricing import TokenCounts
+from almoner_core.pricing import CardLike, TokenCounts, prices_long_writes
 from almoner_runner.meter import told as reading
 from almoner_runner.meter.dialect import UsageShape
 from almoner_runner.meter.told import DEARER_TIERS, Told, details
@@ -50,9 +50,11 @@ class Seen:
             return reading.anthropic_input(self.told)
         return reading.openai_input(self.told, embedding=self.shape == "embeddings")
 
-    def beyond(self) -> str | None:
-        """Name what was used that no price card has a price for; None where there is nothing of the kind."""
+    def beyond(self, card: CardLike | None) -> str | None:
+        """Name what was used that the price card has no price for; None where there is nothing of the kind."""
         used = sorted(self.told.beyond)
+        if self.told.get("written_long") and not (card is not None and prices_long_writes(card)):
+            used.insert(0, "cache writes of an hour")
         if self.tier in DEARER_TIERS:
             used.append(f"service tier {self.tier}")
         return ", ".join(used) or None

@@ -1,8 +1,7 @@
 """The Anthropic dialect: messages. Requests to bounds.
 
 Pure; answers are read in answers.py. Fields by Anthropic's API reference. Left out on purpose, because they cost what
-is not bounded here: server tools, MCP servers, containers, context editing (extra sampling), fast mode, data residency,
-cache entries that live an hour.
+is not bounded here: server tools, MCP servers, containers, context editing (extra sampling), fast mode, data residency.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from almoner_core.model_facts import image_tokens
-from almoner_core.pricing import TOOLS_OVERHEAD_TOKENS, input_tokens_bound
+from almoner_core.pricing import TOOLS_OVERHEAD_TOKENS, input_tokens_bound, prices_long_writes
 from almoner_runner.meter import images, inline
 from almoner_runner.meter.body import Body, growth
 from almoner_runner.meter.config import Model, Provider
@@ -45,8 +44,9 @@ CLIENT_TOOLS: Final = ("bash_", "text_editor_", "memory_", "computer_")
 def messages(provider: Provider, payload: Body, rules: Rules) -> Call:
     """Bound a message."""
     model = find_model(provider, payload, rules)
+    long_cache = _asks_for_long_cache(payload)
     if rules.strict:
-        _check(payload)
+        _check(payload, model, long_cache=long_cache)
     thinking = _thinking_budget(payload)
     call = Call(
         operation="chat",
@@ -57,6 +57,7 @@ def messages(provider: Provider, payload: Body, rules: Rules) -> Call:
         usage_shape="anthropic",
         input_bound=_input(provider, payload, model, rules),
         output_fields=("max_tokens",),
+        long_cache=long_cache,
         # The API wants max_tokens above the thinking budget; with interleaved thinking the budget may be the larger.
         output_least=max(16, thinking + 1),
         stream=flag(payload, "stream"),
@@ -67,7 +68,7 @@ def messages(provider: Provider, payload: Body, rules: Rules) -> Call:
     return call
 
 
-def _check(payload: Body) -> None:
+def _check(payload: Body, model: Model, *, long_cache: bool) -> None:
     """Raises InvalidCallError with everything in the request that may raise its cost beyond the bound."""
     faults = Faults()
     names = unknown(payload.fields, MESSAGE_FIELDS, MESSAGE_FREE)
@@ -75,7 +76,12 @@ def _check(payload: Body) -> None:
         raise ThreadsUnsupportedError
     faults.add_unknown(names, "messages")
     _check_tools(sequence(payload, "tools"), faults)
-    _check_cache(payload, faults)
+    if long_cache and not (model.price is not None and prices_long_writes(model.price)):
+        faults.add(
+            "cache_control",
+            f"cache_control.ttl: under a budget only '5m' is let through: the price of longer entries of model "
+            f"{model.name!r} is not known (longCacheWritePerMillion in spec.prices of the ModelProvider)",
+        )
     if payload.get("service_tier") not in SERVICE_TIERS:
         faults.add("service_tier", "service_tier: under a budget only 'auto' and 'standard_only' are let through")
     faults.check()
@@ -134,21 +140,18 @@ def _check_tools(tools: list[Any], faults: Faults) -> None:
             )
 
 
-def _check_cache(payload: Body, faults: Faults) -> None:
-    """Note cache entries that live for an hour: writing them costs more than the price card says."""
+def _asks_for_long_cache(payload: Body) -> bool:
+    """Say whether a cache entry may live for longer than five minutes: writing it costs more."""
     stack: list[Any] = [payload.fields]
     while stack:
         value = stack.pop()
         if isinstance(value, dict):
             control = value.get("cache_control")
             if isinstance(control, dict) and control.get("ttl") not in (None, "5m"):
-                faults.add(
-                    "cache_control",
-                    "cache_control.ttl: under a budget only '5m' is let through: longer entries cost more to write",
-                )
-                return
+                return True
             value = value.values()
         stack.extend(child for child in value if isinstance(child, (dict, list)))
+    return False
 
 
 class ThreadsUnsupportedError(InvalidCallError):

@@ -36,6 +36,7 @@ class Tier:
     cache_write: int
     output: int
     input_tokens_min: int = 0
+    cache_write_long: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +243,7 @@ def _tier(value: Any, path: str) -> Tier:
         cached_input=_number(given, path, "cached_input"),
         cache_write=_number(given, path, "cache_write"),
         output=_number(given, path, "output"),
+        cache_write_long=_optional_number(given, path, "cache_write_long", least=0),
     )
 
 

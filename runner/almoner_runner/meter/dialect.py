@@ -68,6 +68,7 @@ class Call:
     stream: bool = False
     hide_usage: bool = False  # the client did not ask for usage in its stream
     limited_from: int | None = None  # the output maximum before the meter lowered it
+    long_cache: bool = False  # may write to the cache for an hour
     batch: bool = False  # asks for slow processing, which has a price of its own
     served: str | None = None  # the service tier that the answer says; None: it did not say
     count: Count | None = None  # has the provider count the input, where it does so for nothing
@@ -89,7 +90,9 @@ class Call:
         output = (maximum + self.output_extra) * self.choices
         amounts = {"tokens": self.input_bound + output, "requests": 1}
         if self.model.price is not None:
-            amounts["usd"] = bound_nanos(self.model.price, self.input_bound, output, batch=self.batch)
+            amounts["usd"] = bound_nanos(
+                self.model.price, self.input_bound, output, batch=self.batch, long=self.long_cache
+            )
         return amounts
 
     def cost(self, tokens: TokenCounts) -> int | None:
@@ -113,7 +116,9 @@ class Call:
         if dimension == "tokens":
             output = room - self.input_bound
         elif dimension == "usd" and self.model.price is not None:
-            output = output_tokens_within(self.model.price, self.input_bound, room, batch=self.batch)
+            output = output_tokens_within(
+                self.model.price, self.input_bound, room, batch=self.batch, long=self.long_cache
+            )
         else:
             return -1
         return output // self.choices - self.output_extra if output >= 0 else -1

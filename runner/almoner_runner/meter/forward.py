@@ -212,7 +212,7 @@ class Forwarder:
         """Settle a try by what its answer said; `error` broke it off, and `gone` is a client that hung up."""
         call = tried.call
         assert call is not None
-        call.served, call.beyond = seen.tier, seen.beyond()
+        call.served, call.beyond = seen.tier, seen.beyond(call.price)
         tokens, error = seen.tokens(), seen.error or error
         # Usage that came before the answer broke may not be the last word: counts of a stream are cumulative.
         if tokens is not None and (seen.complete or error is None):

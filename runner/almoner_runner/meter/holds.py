@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from almoner_core.allotment import Hold
-from almoner_core.pricing import TokenCounts
+from almoner_core.pricing import LONG_CACHE_ASKED, LONG_CACHE_WRITES, TokenCounts
 from almoner_runner.meter.books import Books
 from almoner_runner.meter.dialect import Call
 from almoner_runner.meter.ids import uuid7
@@ -306,6 +306,8 @@ def _estimate(call: Call) -> dict[str, Any]:
     record["tokens"] = _tokens(TokenCounts(input=call.input_bound, output=call.output_bound))
     record["cost_nanos"] = bound.get("usd")
     record["price_version"] = None if call.price is None else call.price.version
+    if call.long_cache:
+        record["metadata"][LONG_CACHE_ASKED] = True
     if call.stream:
         record["metadata"]["stream"] = True
     if call.output_chosen:
@@ -317,6 +319,8 @@ def _estimate(call: Call) -> dict[str, Any]:
 
 def _price(record: dict[str, Any], call: Call | None, tokens: TokenCounts, *, billed: bool) -> None:
     record["tokens"] = _tokens(tokens)
+    if tokens.cache_write_long:
+        record["metadata"][LONG_CACHE_WRITES] = tokens.cache_write_long
     if not billed and tokens.total == 0:
         record["cost_nanos"] = 0  # known: the provider refused it, or never got it
     elif call is not None:

@@ -7,7 +7,7 @@ and what is missing or contradicts itself is never taken for zero.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from almoner_core.pricing import TokenCounts
@@ -138,7 +138,7 @@ def note_anthropic(value: Any, told: Told, *, output: bool = True) -> bool:
     if output:
         told.note("output", count(value, "output_tokens"))
         told.note("reasoning", count(details(value, "output_tokens_details"), "thinking_tokens"))
-    told.use("cache writes of an hour", count(details(value, "cache_creation"), "ephemeral_1h_input_tokens"))
+    told.note("written_long", count(details(value, "cache_creation"), "ephemeral_1h_input_tokens"))
     told.use("web searches", count(details(value, "server_tool_use"), "web_search_requests"))
     return True
 
@@ -148,8 +148,9 @@ def anthropic_input(told: Told) -> TokenCounts | None:
     plain = told.get("input")
     if plain is None:
         return None
-    cached, written = told.get("cached") or 0, told.get("written") or 0
-    return TokenCounts(input=plain + cached + written, cached_input=cached, cache_write=written)
+    cached, long = told.get("cached") or 0, told.get("written_long") or 0
+    written = max(told.get("written") or 0, long)
+    return TokenCounts(input=plain + cached + written, cached_input=cached, cache_write=written, cache_write_long=long)
 
 
 def anthropic_tokens(told: Told) -> TokenCounts | None:
@@ -158,4 +159,4 @@ def anthropic_tokens(told: Told) -> TokenCounts | None:
     if known is None or output is None:
         return None
     reasoning = min(told.get("reasoning") or 0, output)
-    return TokenCounts(known.input, known.cached_input, known.cache_write, output, reasoning)
+    return replace(known, output=output, reasoning=reasoning)
