@@ -22,7 +22,6 @@ SPEC_BYTES_MAX: Final = 116_000
 """Most bytes of a spec as JSON, without its runner: it reaches the loop in an environment variable."""
 CALCULATOR_PRECISION_DEFAULT: Final = 28
 CALCULATOR_PRECISION_MAX: Final = 100
-DEFINITIONS: Final = "#/$defs/"
 
 
 class ProblemKind(StrEnum):
@@ -209,11 +208,6 @@ def _output(document: dict[str, Any]) -> Iterator[Problem]:
     if found is not None:
         yield found
         return
-    for where, target in references(document):
-        if not target.startswith(DEFINITIONS):
-            message = f"at {where}: {target!r}: keep what is referred to in $defs, and write '{DEFINITIONS}<name>'"
-            yield _invalid(place, message)
-            return
     if circle := _circle(document):
         yield _invalid(place, f"$ref {circle!r} contains itself; models are given schemas without references")
 

@@ -19,6 +19,8 @@ MESSAGES_MAX: Final = 3
 MESSAGE_CHARS_MAX: Final = 200
 # Values of these are data, not schemas.
 _DATA: Final = frozenset({"const", "enum", "default", "examples"})
+# Values of these are schemas by names of the user's, which may be anything.
+_NAMED: Final = frozenset({"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"})
 
 
 class SchemaError(ValueError):
@@ -76,14 +78,19 @@ def references(document: Any) -> Iterator[tuple[str, str]]:
 
 def subschemas(document: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield every object of a schema that may be a schema itself, with its place. Does not recurse."""
-    waiting: list[tuple[str, Any]] = [("$", document)]
+    waiting: list[tuple[str, Any, bool]] = [("$", document, False)]
     while waiting:
-        place, value = waiting.pop()
-        if isinstance(value, dict):
-            yield place, value
-            waiting.extend((f"{place}.{key}", below) for key, below in value.items() if key not in _DATA)
-        elif isinstance(value, list):
-            waiting.extend((f"{place}[{index}]", below) for index, below in enumerate(value))
+        place, value, named = waiting.pop()
+        if isinstance(value, list):
+            waiting.extend((f"{place}[{index}]", below, False) for index, below in enumerate(value))
+        elif isinstance(value, dict):
+            if not named:
+                yield place, value
+            waiting.extend(
+                (f"{place}.{key}", below, not named and key in _NAMED)
+                for key, below in value.items()
+                if named or key not in _DATA
+            )
 
 
 def resolve(document: dict[str, Any], target: str) -> Any:
@@ -100,6 +107,38 @@ def resolve(document: dict[str, Any], target: str) -> Any:
         return registry.resolver("").lookup(target).contents
     except (Unresolvable, NoSuchResource, ValueError, TypeError, LookupError) as error:
         raise SchemaError(f"$ref {target!r} leads nowhere; only references within the schema work") from error
+
+
+def self_contained(document: dict[str, Any]) -> dict[str, Any]:
+    """Give a schema that says the same, whose references all lead to an entry of `$defs` by a plain name.
+
+    Draft-07's `definitions` and references to any other place are what models' APIs and frameworks do not follow.
+    Where the schema says which draft it is and what it is called is left out. Raises SchemaError.
+    """
+    names = {target: f"d{index}" for index, target in enumerate(sorted({each for _, each in references(document)}))}
+    left_out = {"$schema", "$id", "$defs", "definitions"}
+    rewritten: dict[str, Any] = _renamed({k: v for k, v in document.items() if k not in left_out}, names)
+    if names:
+        rewritten["$defs"] = {name: _renamed(resolve(document, target), names) for target, name in names.items()}
+    return rewritten
+
+
+def _renamed(value: Any, names: dict[str, str], *, named: bool = False) -> Any:
+    """Rewrite the references; `named`: the keys are names of the user's."""
+    if isinstance(value, list):
+        return [_renamed(each, names) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if named:
+        return {name: _renamed(below, names) for name, below in value.items()}
+    renamed = {
+        key: below if key in _DATA else _renamed(below, names, named=key in _NAMED) for key, below in value.items()
+    }
+    for keyword in ("$ref", "$dynamicRef"):
+        if isinstance(target := renamed.get(keyword), str):
+            del renamed[keyword]
+            renamed["$ref"] = f"#/$defs/{names[target]}"
+    return renamed
 
 
 def _check_patterns(document: dict[str, Any]) -> None:

@@ -72,11 +72,6 @@ INVALID: dict[str, tuple[dict[str, Any], str, str]] = {
         "output.jsonSchema",
         "leads out of the schema",
     ),
-    "output's definitions of draft 7": (
-        output(properties={"who": {"$ref": "#/definitions/Person"}}, definitions={"Person": OBJECT}),
-        "output.jsonSchema",
-        "write '#/$defs/<name>'",
-    ),
     "output's reference to nowhere": (
         output(properties={"a": {"$ref": "#/$defs/b"}}, **{"$defs": {"c": {}}}),
         "output.jsonSchema",
@@ -157,6 +152,7 @@ GOOD: list[dict[str, Any]] = [
     guard("input", pattern=r"(?i)\bsecret\b", action="Redact"),
     guard(jsonSchema={"$defs": {"a": {"items": {"$ref": "#/$defs/a"}}}, "$ref": "#/$defs/a"}),
     guard(jsonSchema={"definitions": {"a": {}}, "$ref": "#/definitions/a"}),
+    output(properties={"who": {"$ref": "#/definitions/Person"}}, definitions={"Person": OBJECT}),
     output(properties={"pattern": {"type": "string"}, "$ref": {"const": {"$ref": "x", "pattern": "("}}}),
     output(properties={"a": {"pattern": r"^\p{L}+\z"}}),
     output(properties={"a": {"$ref": "#/$defs/b"}}, **{"$defs": {"b": {"$ref": "#/$defs/c"}, "c": {}}}),

@@ -389,8 +389,6 @@ ANTHROPIC_QUOTA = {"type": "error", "error": {"type": "billing_error", "message"
         ),
         (ModelHTTPError(500, "m", "boom"), AgentExitCode.PROVIDER_FAILED, "500"),
         (ModelConnectionError("m", "refused"), AgentExitCode.PROVIDER_FAILED, "refused"),
-        (UnexpectedModelBehavior("empty"), AgentExitCode.INVALID_OUTPUT, "empty"),
-        (ValueError("odd\nthing"), 1, "ValueError: odd thing"),
         (ExceptionGroup("all", [ValueError("x"), AgentFailure(65, "guard")]), 65, "guard"),
     ],
 )
@@ -404,6 +402,26 @@ async def test_failures_of_the_provider_become_exit_codes(
     assert failure.exit_code == exit_code
     assert says in failure.line
     assert classify(error).exit_code == exit_code
+
+
+@pytest.mark.parametrize(
+    ("error", "code_elsewhere", "says"),
+    [
+        (UnexpectedModelBehavior("empty"), AgentExitCode.INVALID_OUTPUT, "empty"),
+        (ValueError("odd\nthing"), 1, "ValueError: odd thing"),
+    ],
+)
+async def test_what_goes_wrong_in_reading_an_answer_is_the_provider_s_failure(
+    tmp_path: Path, error: Exception, code_elsewhere: int, says: str
+) -> None:
+    def fail(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        raise error
+
+    failure = await failure_of(spec(), FunctionModel(fail), tmp_path)
+    assert failure.exit_code == AgentExitCode.PROVIDER_FAILED
+    assert says in failure.line
+    assert says in classify(error).line
+    assert classify(error).exit_code == code_elsewhere
 
 
 def test_decimal_strings_become_floats_in_the_settings_alone() -> None:

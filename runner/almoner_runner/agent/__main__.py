@@ -25,8 +25,8 @@ exit codes:
   0   the answer is in the output file
   64  the input or the agent's spec cannot be used
   65  a guardrail tripped
-  66  the answer is not of the declared shape
-  67  a limit of the run was reached: turns, tokens, tool calls
+  66  the answer is not of the declared shape, or was refused or filtered
+  67  a limit of the run was reached: turns, tokens, tool calls, the length of an answer
   68  a budget has no room for the next call
   69  the model provider failed
   70  a rate has no room for the next call

@@ -82,7 +82,7 @@ def _classify_framework(error: BaseException) -> AgentFailure | None:
         return AgentFailure(AgentExitCode.LIMIT_EXCEEDED, _without_hint(str(error)))
     if isinstance(error, exceptions.ModelAPIError):
         return _classify_provider(error)
-    if isinstance(error, exceptions.OutputTokenLimitExceeded):
+    if isinstance(error, exceptions.OutputTokenLimitExceeded | exceptions.IncompleteToolCall):
         return AgentFailure(
             AgentExitCode.LIMIT_EXCEEDED,
             "the answer did not fit model.settings.maxOutputTokens; raise it, or ask for a shorter answer",

@@ -125,6 +125,9 @@ def _json_schema(document: dict[str, Any], place: str) -> Callable[[str], str | 
             value = json.loads(text)
         except (ValueError, RecursionError):
             return "the text is not JSON"
-        return "; ".join(schema.problems(value)) or None
+        try:
+            return "; ".join(schema.problems(value)) or None
+        except SchemaError as error:
+            return str(error)
 
     return problem

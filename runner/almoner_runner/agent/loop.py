@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from almoner_core.contract import AgentExitCode
+from almoner_core.json_schema import SchemaError
 from almoner_runner.agent.failures import AgentFailure, classify
 from almoner_runner.agent.guardrails import Guards, RetryAsked
 from almoner_runner.agent.invocation import Invocation, check
+from almoner_runner.agent.mending import has_non_finite
 from almoner_runner.agent.models import build_model, build_settings
 from almoner_runner.agent.output import output_schema, output_type
 from almoner_runner.agent.time_bound import time_bound
@@ -66,7 +68,7 @@ async def _run(invocation: Invocation, model: Model | None, meter: Meter | None)
     # Only now the heavy imports: whatever is wrong with the manifest has been said in milliseconds.
     from pydantic_ai import Agent, UsageLimits  # noqa: PLC0415
 
-    chosen = model or build_model(invocation)
+    chosen = build_model(invocation) if model is None else _heard(model, schema)
     agent: Agent[None, Any] = Agent(
         chosen,
         output_type=output_type(schema, chosen),
@@ -86,19 +88,32 @@ async def _run(invocation: Invocation, model: Model | None, meter: Meter | None)
     return Answer(result.output, usage.requests, usage.tool_calls, usage.input_tokens, usage.output_tokens)
 
 
+def _heard(model: Model, schema: Schema | None) -> Model:
+    from almoner_runner.agent.heard import HeardModel  # noqa: PLC0415 - heavy
+
+    return HeardModel(model, None, structured=schema is not None)
+
+
+def _problems_of(value: Any, schema: Schema | None) -> list[str]:
+    """What is wrong with an answer by the schema; a value that the schema cannot be asked about is wrong too."""
+    if schema is None:
+        return []
+    if has_non_finite(value):
+        return ["NaN and Infinity are no JSON: leave the number out, or give it as a string"]
+    try:
+        with time_bound("output.jsonSchema"):
+            return schema.problems(value)
+    except SchemaError as error:
+        return [str(error)]
+
+
 def _check_output(agent: Agent[None, Any], schema: Schema | None, guards: Guards) -> None:
     """Have every answer checked, by the schema before and after the guardrails had their way with it."""
     from pydantic_ai import ModelRetry  # noqa: PLC0415 - heavy
 
-    def problems_of(value: Any) -> list[str]:
-        if schema is None:
-            return []
-        with time_bound("output.jsonSchema"):
-            return schema.problems(value)
-
     async def check(context: RunContext[None], value: Any) -> Any:
         last = context.retry >= OUTPUT_RETRIES
-        problems = problems_of(value)
+        problems = _problems_of(value, schema)
         if problems:
             message = "the answer does not fit output.jsonSchema: " + "; ".join(problems)
             if last:
@@ -112,7 +127,7 @@ def _check_output(agent: Agent[None, Any], schema: Schema | None, guards: Guards
                     AgentExitCode.GUARDRAIL_TRIPPED, f"{asked} Gave up after {last + 1} tries."
                 ) from asked
             raise ModelRetry(str(asked)) from asked
-        if problems := problems_of(checked):
+        if problems := _problems_of(checked, schema):
             raise AgentFailure(
                 AgentExitCode.INVALID_OUTPUT,
                 "the redacted answer does not fit output.jsonSchema: " + "; ".join(problems),

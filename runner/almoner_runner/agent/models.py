@@ -12,8 +12,11 @@ from almoner_core.api.agent import ModelAPI, ModelSettings
 from almoner_runner.agent.invocation import Invocation
 
 if TYPE_CHECKING:
+    import httpx2
     from pydantic_ai.models import Model
     from pydantic_ai.settings import ModelSettings as FrameworkSettings
+
+    from almoner_runner.agent.heard import MendingTransport
 
 # The meter retries against the provider; these are for a meter that just restarts.
 SDK_RETRIES: Final = 2
@@ -21,28 +24,41 @@ ANTHROPIC_OUTPUT_TOKENS: Final = 20_000
 """Anthropic's SDK refuses to wait for a longer answer that is not streamed."""
 
 
-def build_model(invocation: Invocation) -> Model:
-    """Give the model that speaks to the meter."""
-    if invocation.api is ModelAPI.ANTHROPIC:
-        return _anthropic(invocation)
-    return _openai(invocation)
+def build_model(invocation: Invocation, http: httpx2.AsyncBaseTransport | None = None) -> Model:
+    """Give the model that speaks to the meter; `http` is what carries its requests, for tests."""
+    from almoner_runner.agent.heard import HeardModel, MendingTransport  # noqa: PLC0415 - heavy
+
+    anthropic = invocation.api is ModelAPI.ANTHROPIC
+    transport = MendingTransport(anthropic=anthropic, wrapped=http)
+    model = _anthropic(invocation, transport) if anthropic else _openai(invocation, transport)
+    return HeardModel(model, transport, structured=invocation.spec.output is not None)
 
 
-def _openai(invocation: Invocation) -> Model:
-    from openai import AsyncOpenAI  # noqa: PLC0415 - see above
+def _openai(invocation: Invocation, transport: MendingTransport) -> Model:
+    from openai import AsyncOpenAI, DefaultAsyncHttpxClient  # noqa: PLC0415 - see above
     from pydantic_ai.models.openai import OpenAIChatModel  # noqa: PLC0415
     from pydantic_ai.providers.openai import OpenAIProvider  # noqa: PLC0415
 
-    client = AsyncOpenAI(base_url=invocation.base_url, api_key=invocation.api_key, max_retries=SDK_RETRIES)
+    client = AsyncOpenAI(
+        base_url=invocation.base_url,
+        api_key=invocation.api_key,
+        max_retries=SDK_RETRIES,
+        http_client=DefaultAsyncHttpxClient(transport=transport),
+    )
     return OpenAIChatModel(invocation.spec.model.name, provider=OpenAIProvider(openai_client=client))
 
 
-def _anthropic(invocation: Invocation) -> Model:
-    from anthropic import AsyncAnthropic  # noqa: PLC0415 - see above
+def _anthropic(invocation: Invocation, transport: MendingTransport) -> Model:
+    from anthropic import AsyncAnthropic, DefaultAsyncHttpxClient  # noqa: PLC0415 - see above
     from pydantic_ai.models.anthropic import AnthropicModel  # noqa: PLC0415
     from pydantic_ai.providers.anthropic import AnthropicProvider  # noqa: PLC0415
 
-    client = AsyncAnthropic(base_url=invocation.base_url, api_key=invocation.api_key, max_retries=SDK_RETRIES)
+    client = AsyncAnthropic(
+        base_url=invocation.base_url,
+        api_key=invocation.api_key,
+        max_retries=SDK_RETRIES,
+        http_client=DefaultAsyncHttpxClient(transport=transport),
+    )
     return AnthropicModel(invocation.spec.model.name, provider=AnthropicProvider(anthropic_client=client))
 
 

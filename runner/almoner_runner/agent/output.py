@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from almoner_core.api.agent import Output
 from almoner_core.contract import OUTPUT_BYTES_MAX, AgentExitCode
-from almoner_core.json_schema import Schema, SchemaError
+from almoner_core.json_schema import Schema, SchemaError, self_contained
 from almoner_runner.agent.failures import AgentFailure, invalid_input
 
 if TYPE_CHECKING:
@@ -38,14 +38,14 @@ def output_type(schema: Schema | None, model: Model) -> Any:
     from pydantic_ai import NativeOutput, PromptedOutput, StructuredDict  # noqa: PLC0415 - heavy
 
     name = str(schema.document.get("title") or "answer")
-    shape = StructuredDict(schema.document, name=name)
+    shape = StructuredDict(self_contained(schema.document), name=name)
     native = model.profile.get("supports_json_schema_output", False)
     return NativeOutput(shape, name="answer") if native else PromptedOutput(shape, name="answer")
 
 
 def render(value: Any) -> str:
     """Give what goes into the output file: text as it is, a structured answer as JSON on one line."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def write(path: Path, text: str) -> None:

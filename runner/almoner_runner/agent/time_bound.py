@@ -16,6 +16,7 @@ from typing import Final, NoReturn
 from almoner_runner.agent.failures import invalid_input
 
 CHECK_SECONDS: Final = 10.0
+AGAIN_SECONDS: Final = 0.5
 
 
 @contextmanager
@@ -29,7 +30,8 @@ def time_bound(what: str, seconds: float = CHECK_SECONDS) -> Iterator[None]:
         raise invalid_input(f"{what}: the check takes longer than {seconds:g} seconds: simplify its schema")
 
     before = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    # Again and again: what is raised in a finalizer, where the first alarm may find the program, goes nowhere.
+    signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN_SECONDS)
     try:
         yield
     finally:

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from almoner_core.api.agent import Tool
-from almoner_core.json_schema import Schema
+from almoner_core.json_schema import Schema, SchemaError
 from almoner_runner.agent.failures import (
     AgentFailure,
     invalid_input,
@@ -25,6 +25,7 @@ from almoner_runner.agent.failures import (
     provider_message,
     says_no_room,
 )
+from almoner_runner.agent.mending import NOT_AN_OBJECT
 from almoner_runner.tools.base import BuiltinTool, ToolConfigError
 from almoner_runner.tools.errors import ToolError, ToolErrorCode
 from almoner_runner.tools.registry import build
@@ -157,8 +158,11 @@ class MeteredTool:
         self._schema = Schema(tool.input_schema)
         self._pace = pace or Pace(manifest.calls_per_minute)
 
-    async def call(self, **arguments: Any) -> dict[str, Any]:
-        """Give what the model sees, an error in the tool's shape included. Raises AgentFailure where the run ends."""
+    async def call(self, /, **arguments: Any) -> dict[str, Any]:
+        """Give what the model sees, an error in the tool's shape included. Raises AgentFailure where the run ends.
+
+        Arguments are whatever the model said, by whatever names.
+        """
         began = time.monotonic()
         code = "ok"
         try:
@@ -174,7 +178,13 @@ class MeteredTool:
             print(f"almoner-agent: tool {self._tool.name}: {code}, {took_ms:.1f} ms", file=sys.stderr, flush=True)  # noqa: T201 - the audit line
 
     async def _call(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        if problems := self._schema.problems(arguments):
+        if arguments.keys() == {NOT_AN_OBJECT}:
+            raise ToolError(ToolErrorCode.TOOL_INPUT_INVALID, "the arguments must be one JSON object, by their names")
+        try:
+            problems = self._schema.problems(arguments)
+        except SchemaError as error:
+            problems = [str(error)]
+        if problems:
             raise ToolError(ToolErrorCode.TOOL_INPUT_INVALID, "; ".join(problems))
         self._pace.take()
         await self._meter.reserve(self._tool.name)
