@@ -9,6 +9,7 @@ from typing import Any
 from kubernetes import client
 
 from almoner_core.contract import HEALTH_PORT, LABEL_EXECUTION_UID
+from almoner_core.identity import allotment_id
 from almoner_dev.cluster import Cluster
 from tests.support import production
 from tests.support.installed import ENDED, ROLLOUT, ROOT, SYSTEM, UNREACHED, execution, kubectl
@@ -36,7 +37,8 @@ def reach(host, port):
 
 def http(url):
     try:
-        with urllib.request.urlopen(url, timeout=10, context=ssl._create_unverified_context()) as said:
+        asked = b'{"providers": ["scripted"]}' if url.endswith("/keys") else None
+        with urllib.request.urlopen(url, asked, timeout=10, context=ssl._create_unverified_context()) as said:
             return said.status
     except urllib.error.HTTPError as error:
         return error.code
@@ -111,6 +113,9 @@ def test_a_hostile_agent_gets_nothing(production_node: Cluster, production_api: 
 
     victim_ip = until(victim, SECONDS, "the other agent's call")
     services = {each.metadata.name: each.spec.cluster_ip for each in core.list_namespaced_service(SYSTEM).items}
+    # Another run's keys, without a token; tests/integration/test_ledger_keys.py has what another meter's token gets.
+    (pod,) = core.list_namespaced_pod(namespace, label_selector=LABEL_EXECUTION_UID).items
+    keys = [f"/v1/allotments/{allotment_id(pod.metadata.labels[LABEL_EXECUTION_UID], 1)}/keys"]
     (database,) = core.list_namespaced_pod(SYSTEM, label_selector="app=postgres").items
     given = {
         "closed": {
@@ -124,7 +129,7 @@ def test_a_hostile_agent_gets_nothing(production_node: Cluster, production_api: 
         "ledger": production.ledger_url(node.kubeconfig).replace(
             f"almoner-ledger.{SYSTEM}.svc", services["almoner-ledger"]
         ),
-        "paths": ["/v1/usage", "/v1/records", "/v1/executions"],
+        "paths": ["/v1/usage", "/v1/records", "/v1/executions", *keys],
     }
     run = production.manifest(
         namespace, "Execution", "hostile", {"agentRef": {"name": "hostile"}, "input": {"json": given}}

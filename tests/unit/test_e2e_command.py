@@ -173,3 +173,10 @@ def test_a_dockerfile_that_fails_is_no_reason_to_go_without(monkeypatch: pytest.
     monkeypatch.setattr(machine, "refusals", lambda _: [])
     with pytest.raises(images.ImagesImpossible):
         e2e.image_folder()
+
+
+def test_a_checkout_that_pods_cannot_see_is_refused_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requirements, "CHECKOUT", Path("/tmp/clone"))
+    (said,) = [reason for reason in requirements.refusals() if "/tmp/clone" in reason]
+    assert said == "/tmp/clone lies under /tmp, which pods cover with a folder of their own: put it elsewhere"
+    assert requirements.hidden_from_pods(Path("/srv/clone"), Path("/tmpfiles")) == []

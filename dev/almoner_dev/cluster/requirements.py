@@ -30,6 +30,9 @@ PROGRAMS = {
 CNI_FOLDERS = ("/usr/lib/cni", "/opt/cni/bin")
 CNI_PLUGINS = ("bridge", "host-local", "loopback", "portmap")
 CNI_PACKAGE = "containernetworking-plugins"
+COVERED = tuple(map(Path, ("/tmp", "/almoner", "/dev", "/proc", "/sys")))
+"""Folders that pods have of their own: what lies there on this machine is not seen by them."""
+CHECKOUT = Path(__file__).resolve().parents[3]
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -75,6 +78,7 @@ def refusals() -> list[str]:
     reasons = []
     if os.geteuid() != 0:
         reasons.append("a real node needs root for namespaces, mounts and containers: run as root (sudo -E)")
+    reasons += hidden_from_pods(CHECKOUT, Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve())
     packages = lacking_packages()
     if packages:
         reasons.append(f"packages are missing: apt-get install {' '.join(packages)}")
@@ -85,6 +89,16 @@ def refusals() -> list[str]:
             "/sys/fs/cgroup cannot be written: in a container, run it privileged with its own cgroup namespace"
         )
     return reasons
+
+
+def hidden_from_pods(*paths: Path) -> list[str]:
+    """Says which of the paths pods cannot see: they run this checkout, by this machine's Python, from where it lies."""
+    return [
+        f"{path} lies under {folder}, which pods cover with a folder of their own: put it elsewhere"
+        for path in dict.fromkeys(paths)
+        for folder in COVERED
+        if path.is_relative_to(folder)
+    ]
 
 
 def _namespaces_allowed() -> bool:
