@@ -78,8 +78,8 @@ class MeterModel(ContractModel):
 class MeterProvider(ContractModel):
     """One provider. `key_file` is below the providers' directory; None where the server asks for no credential.
 
-    `ledger_key`: the ledger hands its key over, to the meter's memory; there is no file then. Left out where it is
-    false, so that an older runner takes the configuration.
+    `ledger_key`: the ledger hands its key over, to the meter's memory; there is no file then. `allow_fields`: fields of
+    requests that pass under a budget besides those that the meter knows.
     """
 
     name: str
@@ -88,6 +88,7 @@ class MeterProvider(ContractModel):
     dialects: tuple[Dialect, ...]
     key_file: str | None = None
     ledger_key: bool = False
+    allow_fields: tuple[str, ...] = Field(default=(), max_length=32)
     models: tuple[MeterModel, ...] = Field(max_length=64)
 
 

@@ -500,11 +500,8 @@ def _meter_config(request: PodRequest, settings: RunnerSettings) -> str:
             **request.extra,
         },
     )
-    told = config.model_dump(mode="json", exclude={"ledger_ca"} if config.ledger_ca is None else None)
-    for provider in told["providers"]:
-        if not provider["ledger_key"]:
-            del provider["ledger_key"]
-    text = _json(told)
+    # Without what is the default: an older runner takes the configuration as long as nothing newer is in it.
+    text = _json(config.model_dump(mode="json", exclude_defaults=True))
     size = len(text.encode())
     if size > contract.METER_CONFIG_BYTES_MAX:
         given = len((request.input or "").encode())

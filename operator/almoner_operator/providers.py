@@ -64,6 +64,7 @@ def _provider(record: ProviderRecord | None, choice: ModelChoice, models: list[s
             type=str(spec.type),
             base_url=base_url,
             dialects=dialects_of(spec),
+            allow_fields=tuple(spec.allow_fields),
             models=tuple(_model(record, spec, model) for model in [*models, *listed][:MODELS_MAX]),
         ),
         credentials=spec.credentials,

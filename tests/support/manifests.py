@@ -86,6 +86,7 @@ PROVIDER: Json = {
         }
     ],
     "rateLimits": {"requestsPerMinute": 10, "tokensPerMinute": 10_000},
+    "allowFields": ["chat_template_kwargs"],
 }
 BATCH: Json = {
     "inputPerMillion": "0.5",

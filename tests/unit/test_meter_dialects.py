@@ -413,3 +413,18 @@ def test_c05_cache_entries_of_an_hour_pass_where_they_have_a_price() -> None:
     assert long.bound()["usd"] > short.bound()["usd"] * 3 // 2
     written = TokenCounts(input=100, cache_write=100, cache_write_long=60)
     assert long.cost(written) == -(-(40 * 1250 + 60 * 2000) // 1_000_000)
+
+
+@pytest.mark.parametrize("bounder", [openai.chat, openai.responses, openai.embeddings, anthropic.messages])
+def test_f11_what_the_provider_allows_passes_and_its_bytes_count(bounder: Any) -> None:
+    field = {"chat_template_kwargs": {"enable_thinking": True, "note": "x" * 300}}
+    given: dict[str, Any] = {"input": "hi"} if bounder in NO_MESSAGES else {"messages": MESSAGES, "max_tokens": 5}
+    request = {"model": "m", **given}
+    with pytest.raises(InvalidCallError, match=r"chat_template_kwargs.*allowFields"):
+        bounder(provider(), body(**request, **field), STRICT)
+    allowing = dataclasses.replace(provider(), allow_fields=frozenset(field))
+    call = bounder(allowing, body(**request, **field), STRICT)
+    plain = bounder(allowing, body(**request), STRICT)
+    assert 300 < call.input_bound - plain.input_bound < WINDOW / 2
+    with pytest.raises(InvalidCallError, match="guided_json"):
+        bounder(allowing, body(**request, **field, guided_json={"a": 1}), STRICT)

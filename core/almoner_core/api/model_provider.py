@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated, Final
 
 from pydantic import Field
 
@@ -173,6 +174,18 @@ class ProviderRateLimits(APIModel):
     tokens_per_minute: int | None = Field(default=None, ge=1, le=1_000_000_000_000, description="Tokens a minute.")
 
 
+FieldName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+DEARER_FIELDS: Final = (
+    # What the meter bounds or sets itself, and what serves calls otherwise, at other prices, or with more of them.
+    *("model", "models", "messages", "input", "prompt", "n", "best_of", "stream", "stream_options", "service_tier"),
+    *("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens", "max_gen_len", "n_predict"),
+    *("num_predict", "options", "tools", "functions", "plugins", "provider", "route", "fallbacks", "transforms"),
+    *("web_search_options", "search_parameters", "background", "conversation", "mcp_servers", "container", "thread"),
+    *("audio", "modalities", "prediction", "context_management", "speed", "inference_geo"),
+)
+"""Fields of requests that `allowFields` may not name."""
+
+
 class ModelProviderSpec(APIModel):
     """Desired state of a ModelProvider."""
 
@@ -193,6 +206,12 @@ class ModelProviderSpec(APIModel):
             "self.type == 'OpenAICompatible' || !has(self.apis) || size(self.apis) == 0",
             "apis goes with type OpenAICompatible only: the dialect of OpenAI and Anthropic is known",
             ".apis",
+        ),
+        Rule(
+            f"!has(self.allowFields) || !self.allowFields.exists(name, name in {list(DEARER_FIELDS)})",
+            "allowFields must not name a field that may raise a call's cost beyond its bound, such as n, max_tokens, "
+            "tools, options or provider",
+            ".allowFields",
         ),
     )
 
@@ -230,6 +249,14 @@ class ModelProviderSpec(APIModel):
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["model"]},
     )
     rate_limits: ProviderRateLimits | None = Field(default=None, description="How fast the provider may be called.")
+    allow_fields: list[FieldName] = Field(
+        default=[],
+        max_length=32,
+        description="Top-level fields of requests that pass under a budget besides those that the meter knows, such as "
+        "chat_template_kwargs, guided_json or safe_prompt. You vouch that the server charges nothing more for them; "
+        "their bytes count as input.",
+        json_schema_extra={"x-kubernetes-list-type": "set"},
+    )
 
 
 class ModelProviderStatus(APIModel):

@@ -46,7 +46,7 @@ def messages(provider: Provider, payload: Body, rules: Rules) -> Call:
     model = find_model(provider, payload, rules)
     long_cache = _asks_for_long_cache(payload)
     if rules.strict:
-        _check(payload, model, long_cache=long_cache)
+        _check(provider, payload, model, long_cache=long_cache)
     thinking = _thinking_budget(payload)
     call = Call(
         operation="chat",
@@ -68,10 +68,10 @@ def messages(provider: Provider, payload: Body, rules: Rules) -> Call:
     return call
 
 
-def _check(payload: Body, model: Model, *, long_cache: bool) -> None:
+def _check(provider: Provider, payload: Body, model: Model, *, long_cache: bool) -> None:
     """Raises InvalidCallError with everything in the request that may raise its cost beyond the bound."""
     faults = Faults()
-    names = unknown(payload.fields, MESSAGE_FIELDS, MESSAGE_FREE)
+    names = unknown(payload.fields, MESSAGE_FIELDS | provider.allow_fields, MESSAGE_FREE)
     if names == ["thread"]:
         raise ThreadsUnsupportedError
     faults.add_unknown(names, "messages")
@@ -99,7 +99,7 @@ def _input(provider: Provider, payload: Body, model: Model, rules: Rules) -> int
     bound += seen.count * (each or 0)
     bound += TOOLS_OVERHEAD_TOKENS * sum(1 for tool in tools if _is_client_tool(tool))
     whole = (
-        not unknown(payload.fields, MESSAGE_FIELDS, MESSAGE_FREE)
+        not unknown(payload.fields, MESSAGE_FIELDS | provider.allow_fields, MESSAGE_FREE)
         and inline.system(payload.get("system") or "")
         and all(map(inline.message, given))
         and all(map(inline.message_tool, tools))

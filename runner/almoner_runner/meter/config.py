@@ -17,6 +17,7 @@ ANTHROPIC: Final = "Anthropic"
 DIALECTS: Final = (OPENAI, ANTHROPIC)
 PROVIDERS_MAX: Final = 9
 MODELS_MAX: Final = 64
+ALLOWED_FIELDS_MAX: Final = 32
 TIERS_MAX: Final = 8
 TOOLS_MAX: Final = 64
 
@@ -70,6 +71,7 @@ class Provider:
     models: dict[str, Model]
     key_file: str | None = None
     ledger_key: bool = False  # the ledger hands it over
+    allow_fields: frozenset[str] = frozenset()  # of requests: they pass besides those that are known
 
     def url(self, dialect: str, route: str) -> str:
         """Give the address of a route such as `chat/completions` or `messages`.
@@ -183,7 +185,14 @@ def _provider(value: Any, path: str) -> Provider:
         models={model.name: model for model in models},
         key_file=_optional_text(given, path, "key_file"),
         ledger_key=_typed(given.get("ledger_key", False), f"{path}.ledger_key", bool),
+        allow_fields=_allowed(given, path),
     )
+
+
+def _allowed(given: dict[str, Any], path: str) -> frozenset[str]:
+    if "allow_fields" not in given:
+        return frozenset()
+    return frozenset(_typed(name, at, str) for name, at in _list(given, path, "allow_fields", ALLOWED_FIELDS_MAX))
 
 
 def _model(value: Any, path: str) -> Model:

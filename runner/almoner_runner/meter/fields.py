@@ -81,7 +81,7 @@ class Faults:
             self.add(
                 names[0][:64],
                 f"{operation}: under a budget the meter lets through only fields whose cost it knows, and not: "
-                f"{shown}{more}",
+                f"{shown}{more} (allowFields of the ModelProvider lets more through)",
             )
 
     def check(self) -> None:

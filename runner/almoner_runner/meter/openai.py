@@ -64,7 +64,7 @@ def chat(provider: Provider, payload: Body, rules: Rules) -> Call:
     batch = _asks_for_batch(model, payload)
     if rules.strict:
         faults = Faults()
-        faults.add_unknown(unknown(payload.fields, CHAT_FIELDS, CHAT_FREE), "chat/completions")
+        faults.add_unknown(unknown(payload.fields, CHAT_FIELDS | provider.allow_fields, CHAT_FREE), "chat/completions")
         _check_tools(sequence(payload, "tools"), faults)
         _finish_check(provider, payload, faults, batch=batch)
     asked = [number(payload, name, least=1) for name in MAXIMA]
@@ -102,7 +102,7 @@ def _bound_chat(call: Call, rules: Rules) -> None:
     bound = _text_bound(provider, payload, text, len(messages), "tools", "functions", "response_format")
     bound += seen.count * (each or 0)
     bounded = (
-        not unknown(payload.fields, CHAT_FIELDS, CHAT_FREE)
+        not unknown(payload.fields, CHAT_FIELDS | provider.allow_fields, CHAT_FREE)
         and all(map(inline.chat_message, messages))
         and all(map(inline.chat_tool, sequence(payload, "tools")))
         and all(map(inline.chat_function, sequence(payload, "functions")))
@@ -180,7 +180,9 @@ def responses(provider: Provider, payload: Body, rules: Rules) -> Call:
     batch = _asks_for_batch(model, payload)
     if rules.strict:
         faults = Faults()
-        faults.add_unknown(unknown(payload.fields, RESPONSES_FIELDS, RESPONSES_FREE), "responses")
+        faults.add_unknown(
+            unknown(payload.fields, RESPONSES_FIELDS | provider.allow_fields, RESPONSES_FREE), "responses"
+        )
         _check_tools(sequence(payload, "tools"), faults, at_the_clients=RESPONSE_TOOLS)
         for item in payload.get("input") if isinstance(payload.get("input"), list) else ():
             if isinstance(item, dict) and isinstance(item.get("tools"), list):
@@ -212,7 +214,7 @@ def _response_input(provider: Provider, payload: Body, model: Model, rules: Rule
     previous = payload.get("previous_response_id")
     stored = rules.stored.get(f"{provider.name}/{previous}")
     whole = (
-        not unknown(payload.fields, RESPONSES_FIELDS, RESPONSES_FREE)
+        not unknown(payload.fields, RESPONSES_FIELDS | provider.allow_fields, RESPONSES_FREE)
         and (not previous or stored is not None)
         and (not seen.count or each is not None)
         and (given is None or isinstance(given, str | list))
@@ -235,12 +237,12 @@ def embeddings(provider: Provider, payload: Body, rules: Rules) -> Call:
     model = find_model(provider, payload, rules)
     if rules.strict:
         faults = Faults()
-        faults.add_unknown(unknown(payload.fields, EMBEDDING_FIELDS, {}), "embeddings")
+        faults.add_unknown(unknown(payload.fields, EMBEDDING_FIELDS | provider.allow_fields, {}), "embeddings")
         faults.check()
     given = payload.get("input")
     texts = len(given) if isinstance(given, list) else 1
     bound = input_tokens_bound(payload.text_bytes(), texts)
-    if not inline.embedding_input(given) or unknown(payload.fields, EMBEDDING_FIELDS, {}):
+    if not inline.embedding_input(given) or unknown(payload.fields, EMBEDDING_FIELDS | provider.allow_fields, {}):
         if rules.strict:
             raise InvalidCallError(
                 "input: under a budget the meter lets through only texts and token ids, one or a list of them",
