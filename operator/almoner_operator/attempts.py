@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from almoner_core.api.execution import AttemptOutcome, ExecutionReason, FailureReason, Retry
 from almoner_core.contract import AGENT_CONTAINER, METER_CONTAINER, AgentExitCode
+from almoner_core.refusals import BUDGET_CODES, RATE_CODES, Refused, is_own_limit, read_refused
 from almoner_core.text import short
 from almoner_operator.clocks import LATENCY_SECONDS
 from almoner_operator.scheduling.model import StopCause
@@ -62,6 +63,13 @@ EXIT_CODES: Final[Mapping[int, FailureReason]] = {
     AgentExitCode.PROVIDER_FAILED: FailureReason.PROVIDER_FAILED,
     AgentExitCode.RATE_LIMITED: FailureReason.RATE_LIMITED,
 }
+KILLED_FROM: Final = 128
+"""Exit codes from there on are a signal's, or say that nothing was started."""
+# Why an agent failed whose calls were refused, by the codes of refusals.
+REFUSALS: Final[Mapping[frozenset[str], FailureReason]] = {
+    BUDGET_CODES: FailureReason.BUDGET_EXHAUSTED,
+    RATE_CODES: FailureReason.RATE_LIMITED,
+}
 # status.reason of a pod that the kubelet or a controller ended.
 POD_REASONS: Final[Mapping[str, FailureReason]] = {
     "Evicted": FailureReason.EVICTED,
@@ -106,6 +114,8 @@ class AttemptEnd:
     exit_code: int | None = None
     started: datetime | None = None
     finished: datetime | None = None
+    refused: int = 0
+    """Calls that its meter refused."""
 
 
 def started_at(pod: Mapping[str, Any]) -> datetime | None:
@@ -195,7 +205,8 @@ def classify(
         )
     ended = (_container(pod, AGENT_CONTAINER).get("state") or {}).get("terminated")
     if ended is not None:
-        return _agent_ended(pod, ended, now=now, intent=intent, timed_out=timed_out)
+        end = _agent_ended(pod, ended, now=now, intent=intent, timed_out=timed_out)
+        return _after_refusals(end, _refused(pod))
     started = started_at(pod)
     status = pod.get("status") or {}
     if status.get("phase") == "Failed":
@@ -245,6 +256,26 @@ def _agent_ended(
     else:
         reason, message = _own_failure(pod, ended, exit_code)
     return AttemptEnd(AttemptOutcome.FAILED, reason, short(message, MESSAGE_CHARS_MAX), exit_code, started, finished)
+
+
+def _after_refusals(end: AttemptEnd, refused: Refused | None) -> AttemptEnd:
+    """What refused calls make of an end: the reason of a failure that nothing else explains, and a word in any case.
+
+    An agent of any framework dies of a refusal by an exit code of its own. It is the refusal's where no call succeeded
+    after it: an agent that went on failed of something else.
+    """
+    if refused is None:
+        return end
+    reason, message = end.reason, "; ".join(part for part in (end.message, refused.told()) if part)
+    by_itself = end.exit_code is not None and 0 < end.exit_code < KILLED_FROM
+    if reason is FailureReason.AGENT_FAILED and by_itself and refused.last:
+        reason = next((why for codes, why in REFUSALS.items() if refused.code in codes), reason)
+        if reason is FailureReason.BUDGET_EXHAUSTED and is_own_limit(refused.message):
+            reason = FailureReason.LIMIT_EXCEEDED
+        message = message if reason is end.reason else f"{refused.told()} ({end.message})"
+    elif reason in (*REFUSALS.values(), FailureReason.LIMIT_EXCEEDED):
+        message = end.message  # the agent said it itself
+    return replace(end, reason=reason, message=short(message, MESSAGE_CHARS_MAX), refused=refused.count)
 
 
 def _own_failure(pod: Mapping[str, Any], ended: Mapping[str, Any], exit_code: int) -> tuple[FailureReason, str]:
@@ -431,6 +462,12 @@ def _unpaid(pod: Mapping[str, Any]) -> str:
     """What the meter says if it had the kubelet end the pod because its machine time was not paid for; else nothing."""
     ended = (_container(pod, METER_CONTAINER).get("state") or {}).get("terminated") or {}
     return str((_last_word(ended.get("message")) or {}).get("unpaid") or "")
+
+
+def _refused(pod: Mapping[str, Any]) -> Refused | None:
+    """What the meter's last word says of calls that it refused; None where there were none."""
+    ended = (_container(pod, METER_CONTAINER).get("state") or {}).get("terminated") or {}
+    return read_refused(_last_word(ended.get("message")) or {})
 
 
 def _last_word(message: Any) -> dict[str, Any] | None:

@@ -158,7 +158,8 @@ def ended(
         attempts[-1] = attempts[-1].model_copy(update={"log_tail": log_tail})
     if len(attempts) > LOG_TAILS_MAX and attempts[-LOG_TAILS_MAX - 1].log_tail is not None:
         attempts[-LOG_TAILS_MAX - 1] = attempts[-LOG_TAILS_MAX - 1].model_copy(update={"log_tail": None})
-    return status.model_copy(update={"output_issue": told.issue, "attempts": attempts})
+    refused = ((run.status.refused_calls or 0) + end.refused) or None
+    return status.model_copy(update={"output_issue": told.issue, "attempts": attempts, "refused_calls": refused})
 
 
 def _ended(run: Run, end: AttemptEnd, now: datetime, told: Told) -> RunStatus:
@@ -169,6 +170,7 @@ def _ended(run: Run, end: AttemptEnd, now: datetime, told: Told) -> RunStatus:
         reason=str(end.reason) if end.reason else _stop_reason(run, end),
         message=short("; ".join(part for part in (_said(run, end), told.note) if part), MESSAGE_CHARS_MAX) or None,
         exit_code=end.exit_code,
+        refused_calls=end.refused or None,
         admission=None,
         # Who saw it start knows best when that was.
         start_time=run.status.attempts[-1].start_time or end.started,

@@ -29,13 +29,29 @@ def results(status: dict[str, Any]) -> list[tuple[int, str]]:
 def test_what_has_spent_its_own_budget_ends_whatever_retries_are_left(world: World) -> None:
     """It went back to Queued for ever, since the ledger refused every further attempt."""
     world.script("crasher", SPENDER + "\nsys.exit(1)\n")
-    retry = {"limit": 2, "backoffSeconds": 600, "backoffMaxSeconds": 600}
+    retry = {"limit": 2, "backoffSeconds": 600, "backoffMaxSeconds": 600, "reasons": ["BudgetExhausted"]}
     run(world, "one", "crasher", {"calls": 100}, limits={"maxCost": "0.003"}, retry=retry)
     condition = world.failed("one", "BudgetExhausted")
     assert "limits.maxCost has no room for another attempt" in condition["message"]
     assert "of 0.003 USD spent" in condition["message"]
     (attempt,) = world.status("one")["attempts"]
-    assert attempt["reason"] == "AgentFailed"
+    assert attempt["reason"] == "BudgetExhausted"
+
+
+def test_f5_a_refused_call_is_why_an_agent_of_any_framework_failed_and_marks_one_that_made_do(world: World) -> None:
+    world.script("crasher", SPENDER + "\nsys.exit(1)\n")
+    world.script("stoic", SPENDER)
+    run(world, "dies", "crasher", {"calls": 100}, limits={"maxCost": "0.003"}, retry={"limit": 2})
+    condition = world.failed("dies", "BudgetExhausted")
+    assert condition["message"].startswith("a call was refused: no room for this call in")
+    assert "of $0.003 are left (exit code 1" in condition["message"]
+    status = world.status("dies")
+    (attempt,) = status["attempts"]  # not the agent's fault, and not tried again
+    assert (attempt["reason"], attempt["refusedCalls"], status["refusedCalls"]) == ("BudgetExhausted", 1, 1)
+    run(world, "lives", "stoic", {"calls": 100, "threads": 2}, limits={"maxCost": "0.003"})
+    (status,) = world.succeeded("lives")
+    assert status["refusedCalls"] == 2
+    assert "2 calls were refused, the last: no room for this call" in status["message"]
 
 
 def test_a_budget_that_runs_out_midway_is_spent_and_not_overspent(world: World) -> None:

@@ -7,10 +7,12 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import openai
 import pytest
 
 from almoner_core.environment import OutputProblem
 from almoner_core.last_word import read_word
+from almoner_core.refusals import read_refused
 from tests.support.calls import HI, MICRO, openai_client
 from tests.support.ledger_double import LedgerDouble
 from tests.support.meter import DOLLAR, MODEL, Meter
@@ -46,6 +48,32 @@ def test_without_a_ledger_the_last_word_has_the_totals_and_a_small_output(start:
     output = word["output"]
     assert (output["content"], output["truncated"], output["stored"]) == ("the answer: 42 é", False, False)
     assert "not reached" in output["detail"]
+
+
+def test_f5_it_says_what_was_refused(start: Callable[..., Meter]) -> None:
+    with LedgerDouble({"usd": 100 * MICRO}) as ledger:
+        meter = start(ledger)
+        client = openai_client(meter)
+        with pytest.raises(openai.RateLimitError):
+            client.chat.completions.create(model=MODEL, messages=HI)
+        with pytest.raises(openai.NotFoundError):
+            client.chat.completions.create(model="another", messages=HI)
+        assert meter.stop() == 0
+    refused = read_refused(meter.last_word)
+    assert refused is not None
+    assert (refused.count, refused.code, refused.last) == (2, "model_not_found", True)
+
+
+def test_f5_a_call_that_came_through_after_a_refusal_is_told(start: Callable[..., Meter]) -> None:
+    with LedgerDouble({"usd": DOLLAR}) as ledger:
+        meter = start(ledger)
+        with pytest.raises(openai.NotFoundError):
+            openai_client(meter).chat.completions.create(model="another", messages=HI)
+        call(meter, 1)
+        assert meter.stop() == 0
+    refused = read_refused(meter.last_word)
+    assert refused is not None
+    assert (refused.count, refused.last) == (1, False)
 
 
 def test_a_large_output_leaves_its_beginning_in_a_last_word_that_kubernetes_keeps_whole(

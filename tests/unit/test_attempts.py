@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -71,6 +72,15 @@ RUNNING: dict[str, Any] = {"state": {"running": {"startedAt": stamp(50)}}}
 WAITING: dict[str, Any] = {"state": {"waiting": {"reason": "PodInitializing"}}}
 TARGET = {"type": "DisruptionTarget", "status": "True"}
 
+
+def refusing(code: str, *, last: bool = True, count: Any = 3, **more: Any) -> dict[str, Any]:
+    """A meter that ended, and said that calls were refused."""
+    refused = {"count": count, "code": code, "message": "no room: $0.00 of $1.00 are left", "last": last, **more}
+    word = json.dumps({"version": 1, "refused": refused})
+    return {"state": {"terminated": {"exitCode": 0, "message": word}}}
+
+
+TOLD = "3 calls were refused, the last: no room: $0.00 of $1.00 are left"
 # Each case: the pod, options of classify, the outcome, the reason, part of the message.
 ENDS: dict[str, tuple[Any, dict[str, Any], AttemptOutcome, FailureReason | None, str]] = {
     "exit code 0": (pod(exited(0)), {}, SUCCEEDED, None, ""),
@@ -110,6 +120,84 @@ ENDS: dict[str, tuple[Any, dict[str, Any], AttemptOutcome, FailureReason | None,
     "invalid output": (pod(exited(66)), {}, FAILED, FailureReason.INVALID_OUTPUT, ""),
     "limit": (pod(exited(67)), {}, FAILED, FailureReason.LIMIT_EXCEEDED, ""),
     "budget": (pod(exited(68)), {}, FAILED, FailureReason.BUDGET_EXHAUSTED, ""),
+    "calls refused for want of money": (
+        pod(exited(1, "Node.js v20"), refusing("insufficient_quota")),
+        {},
+        FAILED,
+        FailureReason.BUDGET_EXHAUSTED,
+        f"{TOLD} (exit code 1: Node.js v20)",
+    ),
+    "one call refused, as others hold the room": (
+        pod(exited(3), refusing("budget_in_use", count=1)),
+        {},
+        FAILED,
+        FailureReason.BUDGET_EXHAUSTED,
+        "a call was refused: no room",
+    ),
+    "calls refused by a rate": (
+        pod(exited(1), refusing("rate_limit_exceeded")),
+        {},
+        FAILED,
+        FailureReason.RATE_LIMITED,
+        TOLD,
+    ),
+    "a call above what a rate ever has": (
+        pod(exited(1), refusing("request_exceeds_rate")),
+        {},
+        FAILED,
+        FailureReason.RATE_LIMITED,
+        TOLD,
+    ),
+    "calls refused for want of tokens that the run itself may use": (
+        pod(exited(1), refusing("insufficient_quota", message="no room in execution: of tokens it could")),
+        {},
+        FAILED,
+        FailureReason.LIMIT_EXCEEDED,
+        "in execution: of tokens",
+    ),
+    "calls refused as they may cost what is not bounded": (
+        pod(exited(1, "boom"), refusing("unsupported_parameter")),
+        {},
+        FAILED,
+        FailureReason.AGENT_FAILED,
+        f"exit code 1: boom; {TOLD}",
+    ),
+    "calls refused, and others made after": (
+        pod(exited(1, "boom"), refusing("insufficient_quota", last=False)),
+        {},
+        FAILED,
+        FailureReason.AGENT_FAILED,
+        f"exit code 1: boom; {TOLD}",
+    ),
+    "calls refused, and out of memory": (
+        pod(exited(137, reason="OOMKilled"), refusing("insufficient_quota")),
+        {},
+        FAILED,
+        FailureReason.AGENT_FAILED,
+        "out of memory",
+    ),
+    "calls refused, and it slept until its timeout": (
+        pod(exited(143), refusing("insufficient_quota"), deleted=6),
+        {"timed_out": True},
+        FAILED,
+        FailureReason.TIMEOUT,
+        f"timeoutSeconds ran out; {TOLD}",
+    ),
+    "calls refused, and it made do": (pod(exited(0), refusing("insufficient_quota")), {}, SUCCEEDED, None, TOLD),
+    "the loop says itself that the budget is spent": (
+        pod(exited(68, "budget spent"), refusing("insufficient_quota")),
+        {},
+        FAILED,
+        FailureReason.BUDGET_EXHAUSTED,
+        "budget spent",
+    ),
+    "the meter's word is odd": (
+        pod(exited(1, "boom"), refusing("insufficient_quota", count="many")),
+        {},
+        FAILED,
+        FailureReason.AGENT_FAILED,
+        "exit code 1: boom",
+    ),
     "provider": (pod(exited(69)), {}, FAILED, FailureReason.PROVIDER_FAILED, ""),
     "rate": (pod(exited(70)), {}, FAILED, FailureReason.RATE_LIMITED, ""),
     "no such command": (

@@ -388,6 +388,7 @@ class Attempt(APIModel):
     reason: str | None = Field(default=None, max_length=128, description="Why it ended so.")
     message: str | None = Field(default=None, max_length=1024, description="What a person needs to know.")
     exit_code: int | None = Field(default=None, description="Exit code of the agent container.")
+    refused_calls: int | None = Field(default=None, ge=0, description="Calls that its meter refused.")
     log_tail: str | None = Field(
         default=None,
         max_length=2048,
@@ -431,6 +432,11 @@ class ExecutionStatus(APIModel):
     )
     output_issue: OutputIssue | None = Field(
         default=None, description="Why the output of the newest attempt is not, or not wholly, kept."
+    )
+    refused_calls: int | None = Field(
+        default=None,
+        ge=0,
+        description="Calls that meters refused, over all attempts; it may have succeeded all the same.",
     )
     message: str | None = Field(default=None, max_length=1024, description="One line on where it stands.")
     admitted_time: Timestamp | None = Field(default=None, description="When the first attempt was admitted.")

@@ -166,6 +166,11 @@ class TrainingJobStatus(APIModel):
     output_issue: OutputIssue | None = Field(
         default=None, description="Why the output of the newest attempt is not, or not wholly, kept."
     )
+    refused_calls: int | None = Field(
+        default=None,
+        ge=0,
+        description="Calls that meters refused, over all attempts; it may have succeeded all the same.",
+    )
     message: str | None = Field(default=None, max_length=1024, description="One line on where it stands.")
     admitted_time: Timestamp | None = Field(default=None, description="When the first attempt was admitted.")
     start_time: Timestamp | None = Field(default=None, description="When the first attempt started.")

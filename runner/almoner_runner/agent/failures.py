@@ -6,10 +6,10 @@ the last line of the agent's log becomes the message in the Execution's status.
 
 from __future__ import annotations
 
-import re
 from typing import Any, Final
 
 from almoner_core.contract import AgentExitCode
+from almoner_core.refusals import is_own_limit
 from almoner_core.text import LOG_TAIL_BYTES_MAX, short, short_bytes
 
 MESSAGE_CHARS_MAX: Final = 900
@@ -18,11 +18,9 @@ UNEXPECTED_EXIT_CODE: Final = 1
 _STATUS_PAYMENT_REQUIRED: Final = 402
 _STATUS_TOO_MANY_REQUESTS: Final = 429
 # How the meter says that there is no room: in OpenAI's shape as the error's code, in Anthropic's before the message.
-INSUFFICIENT: Final = "insufficient_quota"
+NO_ROOM: Final = ("insufficient_quota", "budget_in_use")
 # ... and that a rate has none: not soon, or never for so large a call.
 RATES: Final = ("rate_limit_exceeded", "request_exceeds_rate")
-# ... and whose limit it was. Money is a budget whoever set it; the other limits of the execution are its own.
-_OWN_LIMIT: Final = re.compile(r"\bin execution: of (?!money|nano-dollars)")
 
 
 class AgentFailure(Exception):  # noqa: N818 - it is the end of a run, not a fault of the program
@@ -120,7 +118,7 @@ def _is_refusal(error: Any) -> bool:
 
 def says_no_room(body: object) -> bool:
     """Whether an error body, in either dialect's shape, is the meter's refusal for want of room."""
-    return says_code(body, INSUFFICIENT) is not None
+    return says_code(body, *NO_ROOM) is not None
 
 
 def says_code(body: object, *codes: str) -> str | None:
@@ -136,8 +134,10 @@ def says_code(body: object, *codes: str) -> str | None:
 
 def no_room(said: str) -> AgentFailure:
     """A limit has no room for the next call: the execution's own, or a budget."""
-    code = AgentExitCode.LIMIT_EXCEEDED if _OWN_LIMIT.search(said) else AgentExitCode.BUDGET_EXHAUSTED
-    return AgentFailure(code, said.removeprefix(f"{INSUFFICIENT}: "))
+    code = AgentExitCode.LIMIT_EXCEEDED if is_own_limit(said) else AgentExitCode.BUDGET_EXHAUSTED
+    for name in NO_ROOM:
+        said = said.removeprefix(f"{name}: ")
+    return AgentFailure(code, said)
 
 
 def provider_message(body: object) -> str | None:

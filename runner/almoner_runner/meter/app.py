@@ -30,6 +30,8 @@ from almoner_runner.meter.tools import read_call, tools_of
 logger = logging.getLogger(__name__)
 
 BODY_BYTES_MAX: Final = 8 * 1024 * 1024
+# What is refused there is a call that the agent wanted to make.
+CALL_PATHS: Final = ("/openai/", "/anthropic/", "/p/", "/tools/")
 PROGRESS_BYTES_MAX: Final = 64 * 1024
 # Paths and status classes that are told apart in /metrics: an agent may invent paths without end.
 ROUTES_COUNTED_MAX: Final = 128
@@ -111,6 +113,8 @@ class App:
         try:
             route, response = await self._dispatch(request, path)
         except RefusedError as error:
+            if path.startswith(CALL_PATHS):
+                self.holds.note_refusal(error)
             response = _refusal(dialect, error)
             logger.info("refused %s: %s: %s", path[:128], error.code, error.message)
         except ProviderFailedError as error:

@@ -23,6 +23,7 @@ import aiohttp
 from aiohttp import web
 
 from almoner_core import environment as names
+from almoner_core.refusals import Refused
 from almoner_runner.meter import waits
 from almoner_runner.meter.app import BODY_BYTES_MAX, App
 from almoner_runner.meter.books import LAST_RETRY_SECONDS, PASSING_CODES, Books, BooksClosedError
@@ -138,6 +139,7 @@ class Meter:
         # When the kubelet will kill it, by the loop's clock: known once the pod is told to end.
         self._killed_at: float | None = None
         self._paid_left: Callable[[], float] = lambda: FOREVER
+        self._refusals: Callable[[], Refused | None] = lambda: None
 
     def _seconds(self, key: str, default: int) -> int:
         given = self.config.extra.get(key, default)
@@ -165,6 +167,7 @@ class Meter:
             books.machine.recover()
             self._paid_left = lambda: books.machine.left
             holds = Holds(books)
+            self._refusals = lambda: holds.refusals
             progress = Progress(client)
             keys = Keys(self.config, self.settings.providers_dir, client)
             app = App(self.config, holds, Forwarder(provider_session, holds), progress, keys)
@@ -323,6 +326,7 @@ class Meter:
             rejected=books.rejected,
             error=None if lacking is None else f"the meter did not start: {lacking}",
             unpaid=books.machine.message if books.machine.denied else None,
+            refused=self._refusals(),
         )
         try:
             write_last_word(self.settings.termination_log, word)

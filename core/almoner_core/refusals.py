@@ -1,0 +1,67 @@
+"""What a meter's refusals mean for the run whose calls it refused: what operator and meter agree on.
+
+Pure and light. The meter tells of them in its last word (`refused`: how many, and code and message of the last), and
+the operator makes the reason of a failed run of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from almoner_core.text import short, storable
+
+CODE_CHARS_MAX: Final = 64
+MESSAGE_CHARS_MAX: Final = 512
+COUNT_MAX: Final = 10**9
+BUDGET_CODES: Final = frozenset({"insufficient_quota", "budget_in_use", "allotment_frozen", "machine_time_unpaid"})
+"""Nothing is left of a limit, or of what may be used at once."""
+RATE_CODES: Final = frozenset({"rate_limit_exceeded", "request_exceeds_rate"})
+"""A rate has no room, now or ever."""
+
+
+# Of a run's own limits, money is its budget, and every other one is its limit.
+_OWN_LIMIT: Final = re.compile(r"\bin execution: of (?!money|nano-dollars)")
+
+
+def is_own_limit(message: str) -> bool:
+    """Say whether a refusal is of a limit of the run itself that is no money: tokens, calls."""
+    return _OWN_LIMIT.search(message) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Calls that a meter refused. `last`: no call succeeded after the last one of them."""
+
+    count: int
+    code: str
+    message: str
+    last: bool
+
+    def told(self) -> str:
+        """Say it in a line."""
+        calls = "a call was refused" if self.count == 1 else f"{self.count} calls were refused, the last"
+        return f"{calls}: {self.message}"
+
+
+def read_refused(word: Mapping[str, Any]) -> Refused | None:
+    """Read `refused` of a last word, which comes out of a pod: None where there is none, or it does not fit."""
+    given = word.get("refused")
+    if not isinstance(given, Mapping):
+        return None
+    count, code, message = given.get("count"), given.get("code"), given.get("message")
+    if (
+        type(count) is not int
+        or not 0 < count <= COUNT_MAX
+        or not isinstance(code, str)
+        or not isinstance(message, str)
+    ):
+        return None
+    return Refused(
+        count,
+        short(storable(code), CODE_CHARS_MAX),
+        short(storable(message), MESSAGE_CHARS_MAX),
+        given.get("last") is True,
+    )
