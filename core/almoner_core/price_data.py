@@ -7,8 +7,10 @@ dated prices are read is an argument.
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from decimal import ROUND_CEILING, Decimal
+from functools import lru_cache
 from typing import Any, Final
 
 from almoner_core.api.model_provider import (
@@ -27,6 +29,10 @@ _KINDS: Final = ("input_mtok", "cache_read_mtok", "cache_write_mtok", "output_mt
 _LONG: Final = "cache_write_1h_mtok"
 # Priced things that the meter refuses under a budget, by name, so that they need no place in a card: hosted tools.
 _REFUSED: Final = frozenset({"web_searches_kcount", "storage_searches_kcount"})
+_PLAIN_NAME: Final = re.compile(r"[a-z0-9][a-z0-9./-]*[a-z0-9]$")
+_UNMETERED: Final = re.compile(
+    "audio|realtime|transcribe|whisper|tts|image|search|deep-research|computer-use|moderation"
+)
 _VERSION_CHARS_MAX: Final = 128
 
 
@@ -71,6 +77,30 @@ def context_window(provider: ModelProviderSpec, model: str) -> int | None:
     info = _find(provider, model)
     window: int | None = getattr(info, "context_window", None)
     return window
+
+
+def public_models(provider: ModelProviderSpec) -> tuple[str, ...]:
+    """Give the models of a provider that the public data has a price in text tokens for, its own names for them.
+
+    Left out is what calls are not metered for, whatever its price: sound, pictures, searches.
+    """
+    return _public_models(_PROVIDER_IDS.get(provider.type), provider.base_url)
+
+
+@lru_cache(maxsize=64)
+def _public_models(provider_id: str | None, base_url: str | None) -> tuple[str, ...]:
+    from genai_prices.data_snapshot import get_snapshot  # noqa: PLC0415 - see the module
+
+    for identity, url in ((None, base_url), (provider_id, None)):
+        if identity is None and url is None:
+            continue
+        try:
+            found = get_snapshot().find_provider(None, identity, url)
+        except LookupError:
+            continue
+        names = [info.id for info in found.models if _PLAIN_NAME.match(info.id) and not _UNMETERED.search(info.id)]
+        return tuple(name for name in names if public_card(found.id, name) is not None)
+    return ()
 
 
 def meter_model(

@@ -11,7 +11,8 @@ from typing import Final
 from almoner_core.api.agent import AgentSpec, ModelAPI, ModelChoice
 from almoner_core.api.model_provider import ModelProviderSpec, ProviderType
 from almoner_core.contract import Dialect, MeterModel, MeterProvider
-from almoner_core.price_data import meter_model
+from almoner_core.model_names import undated
+from almoner_core.price_data import meter_model, public_models
 from almoner_operator.cluster_providers import is_cluster_wide
 from almoner_operator.pods import PodError, PodProvider
 from almoner_operator.records import ProviderRecord
@@ -20,7 +21,7 @@ PUBLIC_URLS: Final = {
     ProviderType.OPENAI: "https://api.openai.com/v1",
     ProviderType.ANTHROPIC: "https://api.anthropic.com",
 }
-MODELS_MAX: Final = 64
+MODELS_MAX: Final = 96
 
 
 def dialects_of(spec: ModelProviderSpec) -> tuple[Dialect, ...]:
@@ -42,13 +43,17 @@ def for_agent(agent: AgentSpec, providers: Mapping[str, ProviderRecord]) -> tupl
         _, models = wanted.setdefault(choice.provider_key, (choice, []))
         if choice.name not in models:
             models.append(choice.name)
-    found = tuple(_provider(providers.get(key), choice, models) for key, (choice, models) in wanted.items())
+    # Our own loop calls its model alone; what an image of the user's calls is not known.
+    own_code = agent.runner is not None and agent.runner.image is not None
+    found = tuple(
+        _provider(providers.get(key), choice, models, own_code=own_code) for key, (choice, models) in wanted.items()
+    )
     if len({each.meter.name for each in found}) < len(found):
         raise PodError("model.fallbacks: a ModelProvider and a ClusterModelProvider of one name: rename one of them")
     return found
 
 
-def _provider(record: ProviderRecord | None, choice: ModelChoice, models: list[str]) -> PodProvider:
+def _provider(record: ProviderRecord | None, choice: ModelChoice, models: list[str], *, own_code: bool) -> PodProvider:
     name = choice.provider
     if record is None or record.spec is None:
         raise PodError(f"model.provider: {choice.provider_kind} {name} does not exist or is not valid")
@@ -56,8 +61,12 @@ def _provider(record: ProviderRecord | None, choice: ModelChoice, models: list[s
     base_url = spec.base_url or PUBLIC_URLS.get(spec.type)
     if base_url is None:
         raise PodError(f"model.provider: {choice.provider_kind} {name} has no baseURL")
-    # The agent's own choice first; then whatever the provider lists, so that an agent's code may choose another.
-    listed = [entry.name for entry in spec.models if entry.name not in models]
+    # The agent's own choice first; then whatever the provider lists, so that an agent's code may choose another. Where
+    # it lists nothing, any that has a price: embeddings, and the models that frameworks choose by themselves.
+    listed = [entry.name for entry in spec.models]
+    if own_code:
+        listed += [name for name in public_models(spec) if not spec.models or undated(name) in listed]
+    named = list(dict.fromkeys([*models, *listed]))
     return PodProvider(
         meter=MeterProvider(
             name=name,
@@ -65,7 +74,7 @@ def _provider(record: ProviderRecord | None, choice: ModelChoice, models: list[s
             base_url=base_url,
             dialects=dialects_of(spec),
             allow_fields=tuple(spec.allow_fields),
-            models=tuple(_model(record, spec, model) for model in [*models, *listed][:MODELS_MAX]),
+            models=tuple(_model(record, spec, model) for model in named[:MODELS_MAX]),
         ),
         credentials=spec.credentials,
         from_ledger=is_cluster_wide(spec),

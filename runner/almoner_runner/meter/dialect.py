@@ -7,11 +7,12 @@ refuses by name, because an unknown field may cost money.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from almoner_core.environment import DEFAULT_CONTEXT_WINDOW
 from almoner_core.model_facts import default_output
+from almoner_core.model_names import same_model
 from almoner_core.pricing import (
     MIN_OUTPUT_TOKENS,
     SLOW_TIERS,
@@ -26,6 +27,7 @@ from almoner_runner.meter.refusals import InvalidCallError, RefusedError
 from almoner_runner.meter.told import TOKENS_MAX
 
 CHOICES_MAX: Final = 128
+NAMES_SHOWN: Final = 12
 
 Count = Callable[[], Awaitable[int | None]]
 """Gives a bound on the tokens of input by the provider's own count; None where it gave none."""
@@ -194,16 +196,27 @@ def find_model(provider: Provider, payload: Body, rules: Rules) -> Model:
     if not isinstance(name, str) or not 0 < len(name) <= 128 or not name.isprintable():
         raise InvalidCallError("model: must name a model, in at most 128 printable characters", param="model")
     model = provider.models.get(name)
+    if model is None and provider.type in (OPENAI, ANTHROPIC):
+        known = next((provider.models[other] for other in same_model(name) if other in provider.models), None)
+        model = None if known is None else replace(known, name=name)
     if rules.priced and (model is None or model.price is None):
-        known = ", ".join(sorted(m.name for m in provider.models.values() if m.price is not None)) or "none"
-        raise RefusedError(
-            404,
-            "model_not_found",
-            f"model {name!r} has no known price at provider {provider.name!r}, so no budget can bound it; "
-            f"priced models here: {known}",
-            param="model",
-        )
+        raise _unpriced(name, model, provider)
     return model if model is not None else Model(name)
+
+
+def _unpriced(name: str, model: Model | None, provider: Provider) -> RefusedError:
+    priced = sorted(each.name for each in provider.models.values() if each.price is not None)
+    shown = ", ".join(priced[:NAMES_SHOWN]) + (f" and {len(priced) - NAMES_SHOWN} more" if priced[NAMES_SHOWN:] else "")
+    why = (
+        f"is not listed, or has no known price, at provider {provider.name!r}: list it in spec.models of its "
+        "ModelProvider, and give it a price in spec.prices where the public data has none"
+        if model is None
+        else f"has no known price at provider {provider.name!r}, so no budget can bound it: give it one in spec.prices "
+        "of its ModelProvider"
+    )
+    return RefusedError(
+        404, "model_not_found", f"model {name!r} {why}; priced models here: {shown or 'none'}", param="model"
+    )
 
 
 def set_output_maximum(call: Call, asked: Iterable[int | None], rules: Rules) -> None:
