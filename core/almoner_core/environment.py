@@ -99,6 +99,7 @@ EXTRA_GRACE_SECONDS: Final = "grace_period_seconds"
 EXTRA_LEDGER_WAIT_SECONDS: Final = "ledger_wait_seconds"
 EXTRA_FIRST_NEED: Final = "first_need"  # amounts by dimension: what admission had granted for the first call
 EXTRA_END_SECONDS: Final = "end_seconds"  # what it takes to end a pod whose machine time nobody pays for; absent: free
+EXTRA_CALL_SECONDS: Final = "call_seconds"  # the longest that a call may take: what is left of timeoutSeconds
 EXTRA_PRESTOP_TOKEN: Final = "prestop_token"  # noqa: S105 - a key
 
 # --- bounds -----------------------------------------------------------------------------------------------------------
@@ -107,10 +108,11 @@ OUTPUT_BYTES_MAX: Final = 1_048_576
 STATUS_OUTPUT_CHARS_MAX: Final = 4096
 TERMINATION_MESSAGE_BYTES_MAX: Final = 4096
 LEASE_SECONDS: Final = 60  # past it without an exchange a meter starts no call
-CALL_SECONDS_MAX: Final = 600  # the longest that one call to a provider may take
+CALL_PAST_LEASE_SECONDS: Final = 600  # past its lease a meter ends its calls after so long
+CALL_SECONDS_MAX: Final = 86_400  # the longest that one call to a provider may take, where its run may take longer
 LEASE_MARGIN_SECONDS: Final = 30
-# So long after its last exchange a meter can surely spend no more: its lease, a call begun at the end of it, a margin.
-SILENCE_SECONDS: Final = LEASE_SECONDS + CALL_SECONDS_MAX + LEASE_MARGIN_SECONDS
+# So long after its last exchange a meter can surely spend no more: its lease, the end of its calls, a margin.
+SILENCE_SECONDS: Final = LEASE_SECONDS + CALL_PAST_LEASE_SECONDS + LEASE_MARGIN_SECONDS
 PAID_ALWAYS_SECONDS: Final = 10**9  # told for how long machine time is paid where nothing limits it
 PROGRESS_INTERVAL_SECONDS: Final = 1
 # The output that admission asks for a first call of an agent that says no maximum: to start well, no limit.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from almoner_core import log_lines
-from almoner_core.environment import LEASE_SECONDS, SILENCE_SECONDS
+from almoner_core.environment import CALL_PAST_LEASE_SECONDS, LEASE_SECONDS, SILENCE_SECONDS
 from almoner_ledger import commands
 
 if TYPE_CHECKING:
@@ -84,8 +84,9 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=SILENCE_SECONDS,
         metavar="N",
-        help="an attempt that was not heard of for so long is given up, and what it held is charged off; at least the "
-        f"lease, the longest call and a margin (default: {SILENCE_SECONDS})",
+        help="an attempt that was not heard of for so long is given up, and what it held is charged off; at least "
+        f"the lease, {CALL_PAST_LEASE_SECONDS} s in which its meter ends its calls, and a margin "
+        f"(default: {SILENCE_SECONDS})",
     )
     # For tests of what happens at a window's end: a file with the seconds by which the ledger's clock is ahead.
     parser.add_argument("--clock-ahead-file", type=Path, help=argparse.SUPPRESS)

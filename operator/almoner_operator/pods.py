@@ -495,6 +495,11 @@ def _meter_config(request: PodRequest, settings: RunnerSettings) -> str:
         extra={
             contract.EXTRA_GRACE_SECONDS: _grace(request, settings),
             contract.EXTRA_LEDGER_WAIT_SECONDS: settings.meter_grace_seconds,
+            **(
+                {}
+                if request.remaining_seconds is None
+                else {contract.EXTRA_CALL_SECONDS: max(1, request.remaining_seconds)}
+            ),
             **({} if request.paid is None else {contract.EXTRA_END_SECONDS: request.paid.end_seconds}),
             **({} if request.prestop_token is None else {contract.EXTRA_PRESTOP_TOKEN: request.prestop_token}),
             **request.extra,

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from almoner_core import wire
 from almoner_core.compute import hold_nanos
 from almoner_core.environment import (
-    CALL_SECONDS_MAX,
+    CALL_PAST_LEASE_SECONDS,
     LEASE_MARGIN_SECONDS,
     LEASE_SECONDS,
     PAID_ALWAYS_SECONDS,
@@ -87,7 +87,7 @@ def let_it_expire(books: Books, clock: Clock) -> list[str]:
 
 
 def test_the_ledger_is_patient_for_lease_longest_call_and_margin() -> None:
-    assert SILENCE_SECONDS == LEASE_SECONDS + CALL_SECONDS_MAX + LEASE_MARGIN_SECONDS
+    assert SILENCE_SECONDS == LEASE_SECONDS + CALL_PAST_LEASE_SECONDS + LEASE_MARGIN_SECONDS
     assert LeasePolicy() == LeasePolicy(LEASE_SECONDS, SILENCE_SECONDS)
     with pytest.raises(ValueError, match="longest call"):
         LeasePolicy(60, 59)

@@ -119,7 +119,9 @@ class App:
             logger.info("refused %s: %s: %s", path[:128], error.code, error.message)
         except ProviderFailedError as error:
             body = _ERROR_BODIES[dialect]("provider_failed", error.message, error.status, None)
-            response = web.json_response(body, status=error.status)
+            # What was sent may be billed: an SDK that repeats it would pay again, for the same end.
+            headers = {"x-should-retry": "false"} if error.sent else None
+            response = web.json_response(body, status=error.status, headers=headers)
             logger.warning("%s: %s", path[:128], error.message)
         except web.HTTPRequestEntityTooLarge:
             response = _refusal(dialect, RefusedError(413, "body_too_large", f"at most {BODY_BYTES_MAX} bytes"))

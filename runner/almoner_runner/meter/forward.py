@@ -5,7 +5,8 @@ What is billed where:
   gave up on what lies behind, which may bill all the same: the hold is taken (`estimated`);
 - no connection: nothing was sent;
 - sent, and no whole answer (a broken stream, a timeout, an answer without usage): unknown, so the hold is taken
-  (`estimated`); where a stream said its input before it broke, only the output is taken from the hold;
+  (`estimated`); where a stream said its input before it broke, only the output is taken from the hold, and of that no
+  more than can have come, where all of the output is in the stream (came.py);
 - a client that hangs up: the provider's answer is read to its end in its stead, for a bounded time, and billed as it
   says. Cutting the connection would not stop the bill, only hide it.
 One try a call: retries, fallbacks and circuit breakers belong between `Holds.begin` and this.
@@ -24,20 +25,21 @@ import aiohttp
 from aiohttp import web
 from multidict import MultiMapping
 
-from almoner_core.environment import CALL_SECONDS_MAX
 from almoner_core.pricing import TokenCounts
 from almoner_runner.meter.answers import BOM, Seen
 from almoner_runner.meter.body import Body
+from almoner_runner.meter.came import Came, shows_all
 from almoner_runner.meter.config import ANTHROPIC
 from almoner_runner.meter.dialect import Call
 from almoner_runner.meter.holds import Holds, Try
+from almoner_runner.meter.limit import CallLimit, CallLimits
 from almoner_runner.meter.maxima import LEARNED_MAX, field_told, limit_told, message_of
-from almoner_runner.meter.sse import Splitter
+from almoner_runner.meter.relay import Relay
 
 logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS_MAX: Final = 10.0
-READ_SECONDS_MAX: Final = 300.0
+FREE_SECONDS_MAX: Final = 300.0
 # For an answer whose client has hung up.
 ABANDONED_SECONDS_MAX: Final = 120.0
 ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
@@ -50,9 +52,9 @@ STORED_MARGIN_TOKENS: Final = 64
 MAXIMUM_REFUSED: Final = frozenset({400, 422})
 LINGER_SECONDS: Final = 2.0
 """A stream that said that it is over is closed so long after: some servers leave the connection open."""
-TIMEOUT: Final = aiohttp.ClientTimeout(
-    total=CALL_SECONDS_MAX, sock_connect=CONNECT_SECONDS_MAX, sock_read=READ_SECONDS_MAX
-)
+# How long a call may take, its CallLimit says; a connection whose other end is gone is found out by TCP's keepalive.
+TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS_MAX, sock_read=None)
+FREE_TIMEOUT: Final = aiohttp.ClientTimeout(total=FREE_SECONDS_MAX, sock_connect=CONNECT_SECONDS_MAX)
 
 # What passes from the agent to the provider. Everything else stays here: credentials, cookies, the account to bill.
 REQUEST_HEADERS: Final = ("accept", "user-agent", "anthropic-version", "anthropic-beta", "openai-beta")
@@ -65,16 +67,19 @@ OUTPUT_LIMITED_HEADER: Final = "x-almoner-output-limited"
 """The output maximum that was sent, where it is lower than the client's: a limit has no room for more."""
 OUTPUT_CHOSEN_HEADER: Final = "x-almoner-output-max"
 """The output maximum that was sent, where the client said none."""
+ENDING: Final = "the call was cut off"
 NO_USAGE: Final = "the provider's answer has no usage, or not all of it"
 
 
 class ProviderFailedError(Exception):
     """The provider gave no answer that could be passed on."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, *, sent: bool = True) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
+        self.sent = sent
+        """Whether the call may have reached the provider: then a repetition would cost once more."""
 
 
 class AskAgainError(Exception):
@@ -118,9 +123,10 @@ def response_headers(given: Mapping[str, str], call: Call | None = None) -> dict
 class Forwarder:
     """Sends tries and settles them, whatever happens."""
 
-    def __init__(self, session: aiohttp.ClientSession, holds: Holds) -> None:
+    def __init__(self, session: aiohttp.ClientSession, holds: Holds, limits: CallLimits | None = None) -> None:
         self._session = session
         self._holds = holds
+        self._limits = limits or CallLimits()
         self.learned: dict[str, int] = {}
         """Output maxima that providers said, by provider/model: only of those that they refused a larger one for."""
         self.stored: dict[str, int] = {}
@@ -135,55 +141,66 @@ class Forwarder:
         """
         call = tried.call
         assert call is not None
+        limit = CallLimit(self._limits, lambda: self._holds.books.lease_until)
         try:
-            body = call.body()
-            again = again and call.output_chosen
-            if not again:
-                call.payload.release()
-            async with self._session.post(
-                target.url, data=body, headers=target.headers, timeout=TIMEOUT, allow_redirects=False
-            ) as answer:
-                if answer.status >= 300:
-                    return await self._pass_error(answer, tried, again=again)
-                call.payload.release()
-                first = b""
-                if call.stream:
-                    # Some servers give a stream another content type, and some answer with one object all the same.
-                    if answer.content_type != "text/event-stream":
-                        first = await anext(answer.content.iter_any(), b"")
-                    if not _begins_object(first):
-                        return await self._pass_stream(request, answer, tried, call, first)
-                body = await _read(answer, first)
-                seen = Seen(call.usage_shape)
-                seen.read(_object_of(body))
-                self._settle_seen(tried, seen, None, gone=not _connected(request))
-                return web.Response(status=answer.status, body=body, headers=response_headers(answer.headers, call))
+            async with limit:
+                return await self._try(request, tried, target, limit, again=again and call.output_chosen)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             # Nothing was sent.
             what = f"no connection: {type(error).__name__}"
             self._holds.settle(tried, "error", TokenCounts(), error=what, requests=0)
-            raise ProviderFailedError(502, "the provider cannot be reached") from None
+            raise ProviderFailedError(502, "the provider cannot be reached", sent=False) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             late = isinstance(error, TimeoutError)
-            message = f"the provider's answer did not come whole: {'a timeout' if late else type(error).__name__}"
+            message = f"the provider's answer did not come whole: {limit.why or type(error).__name__}"
             if tried.hold.open:
                 self._settle(tried, "error", message)
             raise ProviderFailedError(504 if late else 502, message) from None
         finally:
             if tried.hold.open:
                 # Cut off from outside (the meter is ending), or a fault of our own: what was sent may be billed.
-                self._settle(tried, "cancelled", "the call was cut off")
+                self._settle(tried, "cancelled", ENDING)
+
+    async def _try(
+        self, request: web.BaseRequest, tried: Try, target: Target, limit: CallLimit, *, again: bool
+    ) -> web.StreamResponse:
+        call = tried.call
+        assert call is not None
+        body = call.body()
+        counting = call.stream and shows_all(call)
+        if not again:
+            call.payload.release()
+        async with self._session.post(
+            target.url, data=body, headers=target.headers, timeout=TIMEOUT, allow_redirects=False
+        ) as answer:
+            if answer.status >= 300:
+                return await self._pass_error(answer, tried, again=again)
+            call.payload.release()
+            first = b""
+            if call.stream:
+                # Some servers give a stream another content type, and some answer with one object all the same.
+                if answer.content_type != "text/event-stream":
+                    first = await anext(answer.content.iter_any(), b"")
+                if not _begins_object(first):
+                    response = web.StreamResponse(status=answer.status, headers=response_headers(answer.headers, call))
+                    relay = Relay(request, response, call, counting=counting)
+                    return await self._pass_stream(answer, tried, relay, first, limit)
+            body = await _read(answer, first)
+            seen = Seen(call.usage_shape)
+            seen.read(_object_of(body))
+            self._settle_seen(tried, seen, None, gone=not _connected(request))
+            return web.Response(status=answer.status, body=body, headers=response_headers(answer.headers, call))
 
     async def free(self, payload: Body, target: Target) -> web.StreamResponse:
         """Pass on a call that costs nothing. Raises ProviderFailedError."""
         try:
             async with self._session.post(
-                target.url, data=payload.content(), headers=target.headers, timeout=TIMEOUT, allow_redirects=False
+                target.url, data=payload.content(), headers=target.headers, timeout=FREE_TIMEOUT, allow_redirects=False
             ) as answer:
                 body = await _read(answer)
                 return web.Response(status=answer.status, body=body, headers=response_headers(answer.headers))
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise ProviderFailedError(502, f"the provider did not answer: {type(error).__name__}") from None
+            raise ProviderFailedError(502, f"the provider did not answer: {type(error).__name__}", sent=False) from None
 
     async def count(self, body: dict[str, Any], target: Target) -> dict[str, Any]:
         """Ask a provider to count, which costs nothing; gives its answer. Raises ProviderFailedError."""
@@ -208,7 +225,7 @@ class Forwarder:
         """Settle a try of whose answer nothing is known."""
         self._holds.settle(tried, outcome, None, error=error)
 
-    def _settle_seen(self, tried: Try, seen: Seen, error: str | None, *, gone: bool) -> None:
+    def _settle_seen(self, tried: Try, seen: Seen, error: str | None, *, gone: bool, came: Came | None = None) -> None:
         """Settle a try by what its answer said; `error` broke it off, and `gone` is a client that hung up."""
         call = tried.call
         assert call is not None
@@ -219,8 +236,9 @@ class Forwarder:
             outcome = "error" if seen.error else "cancelled" if gone else "ok"
             self._remember(call, seen, tokens)
             self._holds.settle(tried, outcome, tokens, error=error)
-        elif (known := seen.input_tokens()) is not None:
-            self._holds.settle_partly(tried, known, error or NO_USAGE)
+        elif (known := seen.input_tokens()) is not None or (came is not None and came.bound is not None):
+            output = None if came is None or came.bound is None else max(came.bound, tokens.output if tokens else 0)
+            self._holds.settle_partly(tried, known, error or NO_USAGE, output)
         else:
             self._holds.settle(tried, "ok", None, error=error or NO_USAGE)
 
@@ -250,11 +268,9 @@ class Forwarder:
         return True
 
     async def _pass_stream(
-        self, request: web.BaseRequest, answer: aiohttp.ClientResponse, tried: Try, call: Call, first: bytes
+        self, answer: aiohttp.ClientResponse, tried: Try, relay: Relay, first: bytes, limit: CallLimit
     ) -> web.StreamResponse:
         """Pass events on as they come, watching for usage; hides the event that only we asked for."""
-        response = web.StreamResponse(status=answer.status, headers=response_headers(answer.headers, call))
-        relay = _Relay(request, response, call)
         error: str | None = None
         try:
             await relay.prepare()
@@ -264,15 +280,19 @@ class Forwarder:
             error = None if relay.seen.complete else "the provider's stream did not end in time"
         except (aiohttp.ClientError, OSError) as failure:
             error = f"the provider's stream broke: {type(failure).__name__}"
+        except asyncio.CancelledError:
+            error = limit.why or ENDING
+            if limit.why is None:
+                raise
         finally:
-            self._settle_seen(tried, relay.seen, error, gone=relay.client_gone)
+            self._settle_seen(tried, relay.seen, error, gone=relay.client_gone, came=relay.came)
         if error is not None:
             relay.cut()
         else:
             await relay.finish()
-        return response
+        return relay.response
 
-    async def _relay(self, answer: aiohttp.ClientResponse, relay: _Relay) -> None:
+    async def _relay(self, answer: aiohttp.ClientResponse, relay: Relay) -> None:
         """Pass a stream on to its end. Raises TimeoutError where that does not come."""
         now = asyncio.get_running_loop().time
         async with asyncio.timeout(None) as limit:
@@ -283,61 +303,6 @@ class Forwarder:
                 elif relay.client_gone and limit.when() is None:
                     limit.reschedule(now() + ABANDONED_SECONDS_MAX)
             await relay.take_rest()
-
-
-class _Relay:
-    """Passes a stream's events to the client, and goes on reading when the client has gone."""
-
-    def __init__(self, request: web.BaseRequest, response: web.StreamResponse, call: Call) -> None:
-        self.seen = Seen(call.usage_shape)
-        self.client_gone = False
-        self._request = request
-        self._response = response
-        self._hide = call.hide_usage
-        self._splitter = Splitter()
-
-    async def prepare(self) -> None:
-        try:
-            await self._response.prepare(self._request)
-        except ConnectionError:
-            self.client_gone = True
-
-    async def take(self, chunk: bytes) -> None:
-        passed = []
-        for event in self._splitter.feed(chunk):
-            only_usage = self.seen.watch(event)
-            if not (only_usage and self._hide):
-                passed.append(event)
-        await self._write(b"".join(passed))
-
-    async def take_rest(self) -> None:
-        rest = self._splitter.rest()
-        if not rest:
-            return
-        only_usage = self.seen.watch(rest)
-        if not (only_usage and self._hide):
-            await self._write(rest)
-
-    async def _write(self, data: bytes) -> None:
-        if not data or self.client_gone:
-            return
-        try:
-            await self._response.write(data)
-        except ConnectionError:
-            self.client_gone = True
-
-    async def finish(self) -> None:
-        if self.client_gone:
-            return
-        try:
-            await self._response.write_eof()
-        except ConnectionError:
-            self.client_gone = True
-
-    def cut(self) -> None:
-        """End the client's stream as the provider's ended: broken, so that nobody takes it for whole."""
-        if (transport := self._request.transport) is not None:
-            transport.abort()
 
 
 def _connected(request: web.BaseRequest) -> bool:

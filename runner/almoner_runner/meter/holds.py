@@ -251,16 +251,25 @@ class Holds:
             record["cost_nanos"] = None
             record["price_version"] = None
 
-    def settle_partly(self, tried: Try, known: TokenCounts, error: str) -> None:
-        """Settle a try whose input is known and whose output is not: only the output is taken from the hold."""
-        call = tried.call
+    def settle_partly(self, tried: Try, known: TokenCounts | None, error: str, output: int | None = None) -> None:
+        """Settle a try whose output is not known: `known` is its input, and `output` the most that can have come.
+
+        What is None is taken from the hold.
+        """
+        call, record = tried.call, tried.record
         assert call is not None
-        tokens = replace(known, output=call.output_bound)
-        tried.record["duration_ms"] = round((time.monotonic() - tried.began) * 1000)
-        tried.record["error"] = error[:ERROR_CHARS_MAX]
-        tried.record["outcome"] = "estimated"
-        tried.record["metadata"]["estimated"] = "output"
-        _price(tried.record, call, tokens, billed=True)
+        bound = call.output_bound if output is None else min(output, call.output_bound)
+        record["duration_ms"] = round((time.monotonic() - tried.began) * 1000)
+        record["error"] = error[:ERROR_CHARS_MAX]
+        record["outcome"] = "estimated"
+        record["metadata"]["estimated"] = "output" if known is not None else "input and output"
+        if known is not None:
+            _price(record, call, replace(known, output=bound), billed=True)
+        else:
+            # Input of the dearest kind, as in the hold.
+            each = -(-bound // call.choices) - call.output_extra
+            record["tokens"] = _tokens(TokenCounts(input=call.input_bound, output=bound))
+            record["cost_nanos"] = call.bound(each).get("usd")
         self._close(tried)
 
     def settle_tool(self, tried: Try) -> None:

@@ -13,6 +13,7 @@ import contextlib
 import gc
 import logging
 import signal
+import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from almoner_runner.meter.ids import uuid7
 from almoner_runner.meter.keys import Keys, KeysMissingError
 from almoner_runner.meter.lastword import LastOutput, compose, last_output
 from almoner_runner.meter.ledger import LedgerClient, LedgerError, LedgerUnreachableError, Secret
+from almoner_runner.meter.limit import CallLimits
 from almoner_runner.meter.machine import FOREVER
 from almoner_runner.meter.progress import Progress
 from almoner_runner.meter.spool import Spool, SpoolError
@@ -145,6 +147,9 @@ class Meter:
         given = self.config.extra.get(key, default)
         return given if isinstance(given, int) and given >= 1 else default
 
+    def _call_limits(self) -> CallLimits:
+        return CallLimits(seconds=self._seconds(names.EXTRA_CALL_SECONDS, names.CALL_SECONDS_MAX))
+
     async def run(self) -> int:
         """Live; gives the exit code."""
         loop = asyncio.get_running_loop()
@@ -170,7 +175,7 @@ class Meter:
             self._refusals = lambda: holds.refusals
             progress = Progress(client)
             keys = Keys(self.config, self.settings.providers_dir, client)
-            app = App(self.config, holds, Forwarder(provider_session, holds), progress, keys)
+            app = App(self.config, holds, Forwarder(provider_session, holds, self._call_limits()), progress, keys)
             token = self.config.extra.get(names.EXTRA_PRESTOP_TOKEN)
             health = Health(app, lambda: self._prestop(holds), token if isinstance(token, str) else None)
             try:
@@ -348,12 +353,27 @@ def _trusting(certificates: str | None) -> ssl.SSLContext | bool:
 
 def _session(tls: ssl.SSLContext | bool = True) -> aiohttp.ClientSession:
     connector = aiohttp.TCPConnector(
-        limit=IN_FLIGHT_MAX, keepalive_timeout=KEEPALIVE_SECONDS, ttl_dns_cache=30, ssl=tls
+        limit=IN_FLIGHT_MAX,
+        keepalive_timeout=KEEPALIVE_SECONDS,
+        ttl_dns_cache=30,
+        ssl=tls,
+        socket_factory=_socket,
     )
     # No cookies, no proxies of the environment: what leaves the pod is what the configuration says.
     return aiohttp.ClientSession(
         connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False, auto_decompress=True
     )
+
+
+def _socket(address: Any) -> socket.socket:
+    """Make a socket that finds out, in two minutes, that its other end is gone: calls may be silent for long."""
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
+        if hasattr(socket, name):
+            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return made
 
 
 @contextlib.asynccontextmanager
