@@ -122,7 +122,12 @@ def _pod_options(option: Callable[..., None]) -> None:
         "30",
         type=int,
     )
-    option("--meter-memory-limit", "ALMONER_METER_MEMORY_LIMIT", "most memory that a meter may use", "256Mi")
+    option(
+        "--meter-memory-limit",
+        "ALMONER_METER_MEMORY_LIMIT",
+        "most memory that a meter may use; by it request bodies are bounded",
+        "640Mi",
+    )
     option(
         "--runner-annotations",
         "ALMONER_RUNNER_ANNOTATIONS",

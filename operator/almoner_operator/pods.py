@@ -60,7 +60,7 @@ class RunnerSettings:
     meter_memory: str = "96Mi"
     meter_cpu_limit: str = ""
     """None where empty. A core ResourceQuota on limits.cpu lets no pod in without one."""
-    meter_memory_limit: str = "256Mi"
+    meter_memory_limit: str = "640Mi"
     annotations: tuple[tuple[str, str], ...] = NO_MESH
     """What runner pods carry besides their own."""
     meter_start_seconds: int = 60

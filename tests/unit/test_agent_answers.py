@@ -388,7 +388,7 @@ PLACES: dict[ModelAPI, list[tuple[Any, ...]]] = {
 }
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(api=st.sampled_from([OPENAI, ANTHROPIC]), data=st.data(), value=JSON_VALUES)
 async def test_no_answer_of_a_model_is_unexpected(api: ModelAPI, data: st.DataObject, value: Any) -> None:
     answer: Any = calls_of(api, json.dumps(ADD) if api is OPENAI else ADD, text="so")

@@ -15,13 +15,14 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from almoner_runner.meter import anthropic, counting, openai
+from almoner_runner.meter import anthropic, counting, intake, openai
 from almoner_runner.meter.body import Body, read_body, read_json
 from almoner_runner.meter.config import ANTHROPIC, OPENAI, Config, Provider
 from almoner_runner.meter.dialect import Call, Rules
 from almoner_runner.meter.forward import AskAgainError, Forwarder, ProviderFailedError, Target, request_headers
 from almoner_runner.meter.free import FreeCalls
 from almoner_runner.meter.holds import RETRY_WORTH_SECONDS, Holds
+from almoner_runner.meter.intake import SENDING, Budget, Claim
 from almoner_runner.meter.keys import Keys
 from almoner_runner.meter.progress import Progress
 from almoner_runner.meter.refusals import BUDGET_IN_USE, InvalidCallError, RefusedError
@@ -30,6 +31,9 @@ from almoner_runner.meter.tools import read_call, tools_of
 logger = logging.getLogger(__name__)
 
 BODY_BYTES_MAX: Final = 8 * 1024 * 1024
+"""Of what is said to the meter itself."""
+# What the providers take, by their documentation.
+PROVIDER_BYTES_MAX: Final = {OPENAI: 50_000_000, ANTHROPIC: 32_000_000}
 # What is refused there is a call that the agent wanted to make.
 CALL_PATHS: Final = ("/openai/", "/anthropic/", "/p/", "/tools/")
 PROGRESS_BYTES_MAX: Final = 64 * 1024
@@ -44,6 +48,7 @@ PASSING_CODES: Final = (
     "spool_full",
     "not_started",
     "rate_limit_exceeded",
+    "meter_busy",
 )
 TOOL_NAME_CHARS_MAX: Final = 64
 KEY_REFUSED_STATUS: Final = 401
@@ -84,6 +89,7 @@ class App:
         self._forwarder = forwarder
         self._progress = progress
         self._free = FreeCalls()
+        self._bodies = Budget(intake.budget_bytes())
         self.keys = keys
         self._tools = tools_of(config)
         self._rules: Rules | None = None
@@ -111,6 +117,7 @@ class App:
         dialect = ANTHROPIC if path.startswith("/anthropic/") or path.endswith("/messages") else OPENAI
         route = path
         try:
+            await intake.go_on(request)
             route, response = await self._dispatch(request, path)
         except RefusedError as error:
             if path.startswith(CALL_PATHS):
@@ -167,11 +174,26 @@ class App:
             )
         if provider is None:
             raise RefusedError(404, "unknown_provider", f"no provider of this agent speaks {dialect} here")
-        payload = read_body(await request.read())
+        claim = Claim(self._bodies)
+        try:
+            content = await intake.read(request, claim, self._bodies, PROVIDER_BYTES_MAX[dialect])
+            payload = read_body(content)
+            payload.when_released = partial(claim.to, SENDING * len(content))
+            del content
+            return route, self._heed(provider, await self._answer(request, dialect, provider, route, payload))
+        finally:
+            claim.to(0)
+
+    async def _answer(
+        self, request: web.BaseRequest, dialect: str, provider: Provider, route: str, payload: Body
+    ) -> web.StreamResponse:
+        """Bound a call and make it, or pass it on where it costs nothing."""
         target = self._target(request, dialect, provider, route)
+        bounder = ROUTES[dialect].get(route)
         if bounder is None:
             with self._free.one(provider.name):
-                return route, self._heed(provider, await self._forwarder.free(payload, target))
+                payload.release()
+                return await self._forwarder.free(payload, target)
         rules = self.rules
         if window := anthropic.window_asked(request.headers.getall("anthropic-beta", ())):
             rules = replace(rules, window_least=window)
@@ -179,11 +201,10 @@ class App:
         call.count = partial(self._count, request, call)
         tried = await self.holds.begin(call)
         try:
-            response = await self._forwarder.forward(request, tried, target, again=True)
+            return await self._forwarder.forward(request, tried, target, again=True)
         except AskAgainError:
             tried = await self.holds.begin(call)
-            response = await self._forwarder.forward(request, tried, target)
-        return route, self._heed(provider, response)
+            return await self._forwarder.forward(request, tried, target)
 
     async def _count(self, request: web.BaseRequest, call: Call) -> int | None:
         """Have the provider count a call's input; None where it does not, or gives no answer in time."""

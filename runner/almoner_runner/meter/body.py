@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from almoner_runner.meter.normalization import normalization_growth
@@ -74,7 +74,7 @@ _reader: Final = _Reader()
 class Body:
     """A request's body. Read `fields`, never write them: `set` does."""
 
-    __slots__ = ("_content", "_end", "_exponents", "_spans", "_text", "_written", "fields")
+    __slots__ = ("_content", "_end", "_exponents", "_spans", "_text", "_written", "fields", "when_released")
 
     def __init__(
         self, text: str, fields: dict[str, Any], spans: dict[str, tuple[int, int]], end: int, exponents: int
@@ -86,6 +86,7 @@ class Body:
         self._exponents = exponents
         self._written: dict[str, str] = {}
         self._content: bytes | None = None
+        self.when_released: Callable[[], None] | None = None
 
     def get(self, name: str) -> Any:
         """Give the value of a field; None where it is absent or null."""
@@ -137,7 +138,9 @@ class Body:
     def release(self) -> None:
         """Keep what is sent, and nothing else: for a call that is under way, which may take minutes."""
         self.content()
-        self.fields, self._text, self._spans = {}, "", {}
+        self.fields, self._text, self._spans, self._written = {}, "", {}, {}
+        if self.when_released is not None:
+            self.when_released()
 
     def is_ascii(self, name: str) -> bool:
         """Say whether a field's value, as the client wrote it, is ASCII without escapes; so is one that is absent."""
