@@ -18,6 +18,8 @@ class OddProvider:
         self.stay = False
         self.bodies: list[bytes] = []
         """What it was asked, oldest first."""
+        self.asked: list[str] = []
+        """The first line of each request."""
         self._first: list[bytes] = []
         self._over = threading.Event()
         provider = self
@@ -29,7 +31,9 @@ class OddProvider:
                     received += self.request.recv(READ_BYTES_MAX)
                 head, _, body = received.partition(b"\r\n\r\n")
                 lines = [line.lower() for line in head.split(b"\r\n")]
-                (length,) = [int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length:")]
+                provider.asked.append(head.split(b"\r\n")[0].decode())
+                lengths = [int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length:")]
+                length = lengths[0] if lengths else 0
                 while len(body) < length:
                     body += self.request.recv(READ_BYTES_MAX)
                 provider.bodies.append(body)

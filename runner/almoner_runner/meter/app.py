@@ -17,6 +17,7 @@ from aiohttp import web
 
 from almoner_runner.meter import anthropic, counting, intake, openai
 from almoner_runner.meter.body import Body, read_body, read_json
+from almoner_runner.meter.completions import completions
 from almoner_runner.meter.config import ANTHROPIC, OPENAI, Config, Provider
 from almoner_runner.meter.dialect import Call, Rules
 from almoner_runner.meter.forward import AskAgainError, Forwarder, ProviderFailedError, Target, request_headers
@@ -57,10 +58,21 @@ Bounder = Callable[[Provider, Body, Rules], Call]
 # What of each dialect is let through, and how it is bounded. Everything else is refused by name: an unknown route may
 # cost money.
 ROUTES: Final[dict[str, dict[str, Bounder]]] = {
-    OPENAI: {"chat/completions": openai.chat, "responses": openai.responses, "embeddings": openai.embeddings},
+    OPENAI: {
+        "chat/completions": openai.chat,
+        "responses": openai.responses,
+        "embeddings": openai.embeddings,
+        "completions": completions,
+    },
     ANTHROPIC: {"messages": anthropic.messages},
 }
-FREE_ROUTES: Final[dict[str, tuple[str, ...]]] = {OPENAI: (), ANTHROPIC: ("messages/count_tokens",)}
+FREE_ROUTES: Final[dict[str, tuple[str, ...]]] = {
+    OPENAI: ("moderations", "responses/input_tokens"),
+    ANTHROPIC: ("messages/count_tokens",),
+}
+# Free at OpenAI; other servers of its dialect may bill them.
+FREE_AT_OPENAI: Final = FREE_ROUTES[OPENAI]
+_STORED: Final = re.compile(r"responses/([A-Za-z0-9_-]{1,128})")
 _ERROR_BODIES: Final = {OPENAI: openai.error_body, ANTHROPIC: anthropic.error_body}
 
 
@@ -166,6 +178,13 @@ class App:
             return "models", self._models(dialect, provider, route)
         if request.headers.get("upgrade", "").lower() == "websocket":
             raise RefusedError(426, "no_websockets", "the meter speaks plain HTTP: send the request by POST")
+        if (
+            request.method == "GET"
+            and dialect == OPENAI
+            and (stored := _STORED.fullmatch(route))
+            and provider is not None
+        ):
+            return "responses/{id}", await self._stored_response(request, provider, stored[1])
         bounder = ROUTES[dialect].get(route)
         if request.method != "POST" or (bounder is None and route not in FREE_ROUTES[dialect]):
             known = ", ".join([*ROUTES[dialect], *FREE_ROUTES[dialect], "models"])
@@ -174,6 +193,10 @@ class App:
             )
         if provider is None:
             raise RefusedError(404, "unknown_provider", f"no provider of this agent speaks {dialect} here")
+        if route in FREE_AT_OPENAI and provider.type != openai.OPENAI_TYPE:
+            raise RefusedError(
+                404, "unknown_route", f"POST {route!r} is let through to OpenAI alone, where it costs nothing"
+            )
         claim = Claim(self._bodies)
         try:
             content = await intake.read(request, claim, self._bodies, PROVIDER_BYTES_MAX[dialect])
@@ -183,6 +206,20 @@ class App:
             return route, self._heed(provider, await self._answer(request, dialect, provider, route, payload))
         finally:
             claim.to(0)
+
+    async def _stored_response(
+        self, request: web.BaseRequest, provider: Provider, response_id: str
+    ) -> web.StreamResponse:
+        """Give a response that the provider keeps: one of this run's alone, since other runs share the key."""
+        if f"{provider.name}/{response_id}" not in self._forwarder.stored:
+            raise RefusedError(
+                404, "unknown_response", f"response {response_id!r} was not made by this run, or long ago"
+            )
+        if request.query_string:
+            raise InvalidCallError("only a whole response is given here: leave the query out")
+        target = self._target(request, OPENAI, provider, f"responses/{response_id}")
+        with self._free.one(provider.name):
+            return self._heed(provider, await self._forwarder.free(None, target))
 
     async def _answer(
         self, request: web.BaseRequest, dialect: str, provider: Provider, route: str, payload: Body

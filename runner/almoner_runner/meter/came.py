@@ -22,7 +22,7 @@ CALL_WEIGHT: Final = 4
 """Models write calls of tools in a markup of their own, which is longer than the JSON that is made of it."""
 # OpenAI's models that do not reason, by its model pages; of the others, and of names unknown, nothing is assumed.
 _SHOWS_ALL: Final = re.compile(
-    r"(?:.*/)?(?:gpt-3\.5-turbo|gpt-4|gpt-4-turbo|gpt-4o|gpt-4o-mini|chatgpt-4o-latest|gpt-4\.1|gpt-4\.1-mini|gpt-4\.1-nano)"
+    r"(?:.*/)?(?:gpt-3\.5-turbo(?:-instruct)?|davinci-002|babbage-002|gpt-4|gpt-4-turbo|gpt-4o|gpt-4o-mini|chatgpt-4o-latest|gpt-4\.1|gpt-4\.1-mini|gpt-4\.1-nano)"
     r"(?:-\d{4}-\d\d-\d\d|-\d{4})?"
 )
 _CHAT_DELTA: Final = frozenset({"role", "content", "refusal", "tool_calls", "function_call"})

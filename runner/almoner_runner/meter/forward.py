@@ -191,11 +191,12 @@ class Forwarder:
             self._settle_seen(tried, seen, None, gone=not _connected(request))
             return web.Response(status=answer.status, body=body, headers=response_headers(answer.headers, call))
 
-    async def free(self, payload: Body, target: Target) -> web.StreamResponse:
-        """Pass on a call that costs nothing. Raises ProviderFailedError."""
+    async def free(self, payload: Body | None, target: Target) -> web.StreamResponse:
+        """Pass on a call that costs nothing; without a payload it only reads. Raises ProviderFailedError."""
+        method, data = ("GET", None) if payload is None else ("POST", payload.content())
         try:
-            async with self._session.post(
-                target.url, data=payload.content(), headers=target.headers, timeout=FREE_TIMEOUT, allow_redirects=False
+            async with self._session.request(
+                method, target.url, data=data, headers=target.headers, timeout=FREE_TIMEOUT, allow_redirects=False
             ) as answer:
                 body = await _read(answer)
                 return web.Response(status=answer.status, body=body, headers=response_headers(answer.headers))

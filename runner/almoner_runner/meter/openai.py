@@ -73,7 +73,7 @@ def chat(provider: Provider, payload: Body, rules: Rules) -> Call:
     if not fields:
         fields = MAXIMA[:1] if provider.type == OPENAI_TYPE else MAXIMA[1:]
     stream = flag(payload, "stream")
-    hide_usage = stream and _ask_for_usage(payload)
+    hide_usage = stream and ask_for_usage(payload)
     call = Call(
         operation="chat",
         resource_type="llm",
@@ -161,7 +161,7 @@ def _finish_check(provider: Provider, payload: Body, faults: Faults, *, batch: b
         payload.set("service_tier", "default")
 
 
-def _ask_for_usage(payload: Body) -> bool:
+def ask_for_usage(payload: Body) -> bool:
     """Have the stream say its usage; True where the client did not ask for that."""
     options = payload.get("stream_options")
     if options is None:
