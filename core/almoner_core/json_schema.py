@@ -23,6 +23,14 @@ _DATA: Final = frozenset({"const", "enum", "default", "examples"})
 _NAMED: Final = frozenset({"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"})
 
 
+# Keywords of earlier drafts that say nothing in this one, and what says it now.
+_OUTDATED: Final = {
+    "dependencies": "dependentRequired or dependentSchemas",
+    "additionalItems": "items, with prefixItems for the first ones",
+    "$recursiveRef": "$dynamicRef",
+}
+
+
 class SchemaError(ValueError):
     """The schema itself is not a JSON Schema that can be used; the message says where."""
 
@@ -43,6 +51,7 @@ class Schema:
             raise SchemaError(f"at {_path(error)}: {error.message[:MESSAGE_CHARS_MAX]}") from error
         except RecursionError as error:
             raise SchemaError("nested too deeply") from error
+        _check_keywords(document)
         _check_patterns(document)
         _check_references(document)
         self._validator = _validator_class()(document, registry=referencing.Registry())
@@ -139,6 +148,14 @@ def _renamed(value: Any, names: dict[str, str], *, named: bool = False) -> Any:
             del renamed[keyword]
             renamed["$ref"] = f"#/$defs/{names[target]}"
     return renamed
+
+
+def _check_keywords(document: dict[str, Any]) -> None:
+    """Refuse what a validator of this draft would pass over in silence."""
+    for place, schema in subschemas(document):
+        for keyword, now in _OUTDATED.items():
+            if keyword in schema:
+                raise SchemaError(f"at {place}.{keyword}: not a keyword of JSON Schema 2020-12: say it by {now}")
 
 
 def _check_patterns(document: dict[str, Any]) -> None:

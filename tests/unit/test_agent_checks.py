@@ -236,3 +236,21 @@ def test_a_check_that_ends_in_time_leaves_no_alarm() -> None:
     until = time.monotonic() + 0.1
     while time.monotonic() < until:
         pass
+
+
+@pytest.mark.parametrize(
+    ("schema", "place"),
+    [
+        ({"dependencies": {"a": ["b"]}}, r"\$\.dependencies.*dependentRequired"),
+        ({"properties": {"x": {"additionalItems": False}}}, r"\$\.properties\.x\.additionalItems.*prefixItems"),
+        ({"$defs": {"n": {"$recursiveRef": "#"}}}, r"\$\.\$defs\.n\.\$recursiveRef"),
+    ],
+)
+def test_a_keyword_that_would_say_nothing_is_refused_by_name(schema: dict[str, Any], place: str) -> None:
+    with pytest.raises(SchemaError, match=place):
+        Schema(schema)
+
+
+def test_a_property_may_have_any_name() -> None:
+    schema = Schema({"properties": {"dependencies": {"type": "array"}}, "examples": [{"additionalItems": 1}]})
+    assert schema.problems({"dependencies": 1})
