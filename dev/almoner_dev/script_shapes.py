@@ -61,7 +61,7 @@ class Script(_Model):
     then: Literal["last", "cycle", "error"] = Field(default="last", description="What comes after the last one.")
 
 
-def _pieces(text: str) -> list[str]:
+def pieces_of(text: str) -> list[str]:
     """A text as a stream cuts it: words with the blank before them."""
     return re.findall(r"\s*\S+|\s+$", text)
 
@@ -141,7 +141,7 @@ def openai_stream(reply: Reply, request: dict[str, Any], number: int) -> list[st
             rest = {"index": index, "function": {"arguments": function["arguments"]}}
             deltas.append(({"tool_calls": [rest]}, None))
     else:
-        deltas += [({"content": piece}, None) for piece in _pieces(reply.text)]
+        deltas += [({"content": piece}, None) for piece in pieces_of(reply.text)]
     deltas.append(({}, "tool_calls" if reply.tool_calls else reply.stop))
     chunks = [{**head, "choices": [{"index": 0, "delta": d, "finish_reason": f}]} for d, f in deltas]
     if with_usage and reply.usage is not None:
@@ -190,7 +190,7 @@ def anthropic_stream(reply: Reply, request: dict[str, Any], number: int) -> list
     events: list[dict[str, Any]] = [{"type": "message_start", "message": start}]
     for index, block in enumerate(_anthropic_blocks(reply)):
         if block["type"] == "text":
-            empty, deltas = {**block, "text": ""}, [{"type": "text_delta", "text": p} for p in _pieces(block["text"])]
+            empty, deltas = {**block, "text": ""}, [{"type": "text_delta", "text": p} for p in pieces_of(block["text"])]
         else:
             empty = {**block, "input": {}}
             deltas = [{"type": "input_json_delta", "partial_json": json.dumps(block["input"])}]

@@ -1,9 +1,9 @@
 """A model provider that answers by script: for what a small local model cannot do, or cannot do exactly.
 
-Role: OpenAI chat completions, embeddings and models, Anthropic messages and count_tokens, plain and
-streamed, with scripted texts, tool calls, token counts, latency and faults. Boundary: understands no
-prompt; a rule may look for a text in the request, no more. Why: tool calls, exact usage, errors at a
-chosen moment and benchmarks need a provider whose every byte is known.
+Role: OpenAI chat completions, responses, embeddings and models, Anthropic messages and count_tokens, plain
+and streamed, with scripted texts, tool calls, token counts, latency and faults. Boundary: understands no
+prompt; a rule may look for a text in the request, and a test may choose replies by a function of its own.
+Why: tool calls, exact usage, errors at a chosen moment and benchmarks need a provider whose every byte is known.
 
     with ScriptedProvider([Reply(text="4", usage=Usage(input_tokens=11, output_tokens=1))]) as provider:
         openai.OpenAI(base_url=provider.base_url + "/v1", api_key="any")
@@ -23,7 +23,7 @@ import re
 import sys
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -32,6 +32,7 @@ from aiohttp import web
 from pydantic import TypeAdapter, ValidationError
 
 from almoner_dev import processes
+from almoner_dev.script_responses import responses_answer, responses_stream
 from almoner_dev.script_shapes import (
     Reply,
     Script,
@@ -50,6 +51,17 @@ BODY_BYTES_MAX = 32 * 1024 * 1024
 START_SECONDS_MAX = 10.0
 EMBEDDING = (0.25, -0.5, 0.75)
 
+Choose = Callable[[str, dict[str, Any]], Reply | None]
+"""(path, body) -> the reply to a request; None: the script's. Called by one thread at a time."""
+
+_NEEDED = {
+    "openai": ("model", "messages"),
+    "responses": ("model", "input"),
+    "anthropic": ("model", "messages", "max_tokens"),
+}
+_ANSWERS = {"openai": openai_answer, "responses": responses_answer, "anthropic": anthropic_answer}
+_STREAMS = {"openai": openai_stream, "responses": responses_stream, "anthropic": anthropic_stream}
+
 
 class _Cut(Exception):  # noqa: N818 - no error, the script's wish
     """Cut the connection now."""
@@ -58,8 +70,10 @@ class _Cut(Exception):  # noqa: N818 - no error, the script's wish
 class _Player:
     """Chooses replies and remembers requests."""
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, chosen: Choose | None = None) -> None:
         self.requests: deque[dict[str, Any]] = deque(maxlen=REQUESTS_KEPT_MAX)
+        self.replies: deque[Reply] = deque(maxlen=REQUESTS_KEPT_MAX)
+        self._chosen = chosen
         self._lock = threading.Lock()
         self.load(script)
 
@@ -75,19 +89,24 @@ class _Player:
             self._rules += [reply for reply in replies if reply.match]
             self._queue.extend(reply for reply in replies if not reply.match)
 
-    def choose(self, body: str) -> Reply:
+    def choose(self, path: str, text: str, body: dict[str, Any]) -> Reply:
         with self._lock:
-            for rule in self._rules:
-                if rule.match and re.search(rule.match, body):
-                    return rule
-            if not self._queue and self._script.then == "cycle":
-                self._queue.extend(reply for reply in self._script.replies if not reply.match)
-            if self._queue:
-                self._last = self._queue.popleft()
-                return self._last
-            if self._script.then == "error" or self._last is None:
-                return Reply(status=500, message="the script has no reply left")
+            reply = (self._chosen(path, body) if self._chosen is not None else None) or self._next(text)
+            self.replies.append(reply)
+            return reply
+
+    def _next(self, body: str) -> Reply:
+        for rule in self._rules:
+            if rule.match and re.search(rule.match, body):
+                return rule
+        if not self._queue and self._script.then == "cycle":
+            self._queue.extend(reply for reply in self._script.replies if not reply.match)
+        if self._queue:
+            self._last = self._queue.popleft()
             return self._last
+        if self._script.then == "error" or self._last is None:
+            return Reply(status=500, message="the script has no reply left")
+        return self._last
 
 
 def _error(reply: Reply, dialect: str) -> web.Response:
@@ -116,6 +135,7 @@ class _Application:
                 web.get("/health", self._health),
                 web.get("/v1/models", self._models),
                 web.post("/v1/chat/completions", self._chat),
+                web.post("/v1/responses", self._responses),
                 web.post("/v1/embeddings", self._embeddings),
                 web.post("/v1/messages", self._messages),
                 web.post("/v1/messages/count_tokens", self._count),
@@ -141,7 +161,7 @@ class _Application:
         headers = {k.lower(): v for k, v in request.headers.items()}
         entry = {"path": request.path, "headers": headers, "text": text, "body": body}
         self._player.requests.append(entry)
-        reply = self._player.choose(text)
+        reply = self._player.choose(request.path, text, body)
         if reply.latency_ms:
             await asyncio.sleep(reply.latency_ms / 1000)
         return body, reply
@@ -151,20 +171,17 @@ class _Application:
             body, reply = await self._read(request)
         except ValueError as error:
             return _bad_request(str(error), dialect)
-        needed = ("model", "messages", "max_tokens") if dialect == "anthropic" else ("model", "messages")
-        if missing := [name for name in needed if name not in body]:
+        if missing := [name for name in _NEEDED[dialect] if name not in body]:
             return _bad_request(f"{missing[0]}: field required", dialect)
         if reply.status >= 400:
             return _error(reply, dialect)
         if body.get("stream"):
-            make = anthropic_stream if dialect == "anthropic" else openai_stream
-            return await self._stream(request, make(reply, body, self._number), reply)
+            return await self._stream(request, _STREAMS[dialect](reply, body, self._number), reply)
         if reply.hang:
             await asyncio.Event().wait()
         if reply.break_after is not None:
             _cut(request)
-        whole = anthropic_answer if dialect == "anthropic" else openai_answer
-        return web.json_response(whole(reply, body, self._number), headers=reply.headers)
+        return web.json_response(_ANSWERS[dialect](reply, body, self._number), headers=reply.headers)
 
     async def _stream(self, request: web.Request, events: list[str], reply: Reply) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", **reply.headers})
@@ -190,6 +207,9 @@ class _Application:
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         return await self._answer(request, "openai")
+
+    async def _responses(self, request: web.Request) -> web.StreamResponse:
+        return await self._answer(request, "responses")
 
     async def _messages(self, request: web.Request) -> web.StreamResponse:
         return await self._answer(request, "anthropic")
@@ -237,12 +257,19 @@ def _cut(request: web.Request) -> None:
 class ScriptedProvider:
     """The provider in a thread of this process, listening when `with` is entered."""
 
-    def __init__(self, script: Script | Sequence[Reply] = (), *, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self,
+        script: Script | Sequence[Reply] = (),
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        choose: Choose | None = None,
+    ) -> None:
         if not isinstance(script, Script):
             script = Script(replies=tuple(script) or (Reply(),))
         self.host = host
         self.port = port
-        self._player = _Player(script)
+        self._player = _Player(script, choose)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._listening = threading.Event()
@@ -258,6 +285,11 @@ class ScriptedProvider:
     def requests(self) -> list[dict[str, Any]]:
         """What was asked so far: path, headers (lower case), body."""
         return list(self._player.requests)
+
+    @property
+    def replies(self) -> list[Reply]:
+        """What it answered, in the order of the requests."""
+        return list(self._player.replies)
 
     def add(self, *replies: Reply) -> None:
         """Give these out after those that are left."""

@@ -327,11 +327,10 @@ def test_a_meter_takes_a_rotated_key_when_the_provider_knows_the_old_one_no_more
 ) -> None:
     taken = Reply(text="hello", usage=Usage(input_tokens=10, output_tokens=5))
 
-    def guard(_: str) -> Reply:
+    def guard(_path: str, _body: object) -> Reply:
         return taken if sent_key(provider) == f"Bearer {ROTATED}" else Reply(status=401)
 
-    with ScriptedProvider() as provider:
-        provider._player.choose = guard  # type: ignore[method-assign, assignment]
+    with ScriptedProvider(choose=guard) as provider:
         meter = meter_for("good", provider.base_url)
         until(meter.healthy, 30, f"the meter's health: {meter.log}")
         desk.rotate("good", ROTATED)

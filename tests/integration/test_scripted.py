@@ -241,3 +241,39 @@ def test_a_script_with_an_unknown_field_is_refused(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 1
     assert "replies.0.txt" in done.stderr
+
+
+@pytest.mark.parametrize("calls", [(), CALLS], ids=["text", "tools"])
+def test_openais_responses_plain_and_streamed_are_the_same(calls: tuple[ToolCall, ...]) -> None:
+    usage = Usage(input_tokens=11, output_tokens=7, cached_input_tokens=3, reasoning_tokens=2)
+    reply = Reply(text="one two three", tool_calls=calls, usage=usage)
+    with (
+        ScriptedProvider([reply]) as provider,
+        openai.OpenAI(base_url=f"{provider.base_url}/v1", api_key="x", max_retries=0) as client,
+    ):
+        plain = client.responses.create(model="m", input="hi")
+        with client.responses.stream(model="m", input="hi") as events:
+            deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+            streamed = events.get_final_response()
+    for answer in (plain, streamed):
+        assert answer.usage is not None
+        assert (answer.usage.input_tokens, answer.usage.output_tokens) == (11, 7)
+        assert answer.usage.input_tokens_details.cached_tokens == 3
+        assert answer.usage.output_tokens_details.reasoning_tokens == 2
+        assert answer.output_text == ("" if calls else "one two three")
+        asked = [json.loads(item.arguments) for item in answer.output if item.type == "function_call"]
+        assert asked == [call.arguments for call in calls]
+    assert deltas == ([] if calls else ["one", " two", " three"])
+
+
+def test_a_function_may_choose_replies_and_leave_others_to_the_script() -> None:
+    def choose(path: str, body: dict[str, object]) -> Reply | None:
+        return Reply(text=f"{path} of {body['model']}") if body["model"] == "chosen" else None
+
+    with (
+        ScriptedProvider([Reply(text="scripted")], choose=choose) as provider,
+        openai.OpenAI(base_url=f"{provider.base_url}/v1", api_key="x", max_retries=0) as client,
+    ):
+        texts = [client.responses.create(model=model, input="hi").output_text for model in ("chosen", "other")]
+        assert texts == ["/v1/responses of chosen", "scripted"]
+        assert [reply.text for reply in provider.replies] == texts

@@ -64,24 +64,15 @@ def nanos(dollars: str | int | None) -> int:
 class Provider(ScriptedProvider):
     """A scripted provider that keeps its own bill: every answer that it gave out with a usage."""
 
-    def __init__(self, script: Script | Sequence[Reply], *, host: str) -> None:
-        super().__init__(script, host=host)
-        self.billed: list[Usage] = []
-        player = self._player
-        choose = player.choose
-
-        def choose_and_bill(body: str) -> Reply:
-            reply = choose(body)
-            if reply.status < 400 and reply.usage is not None:
-                self.billed.append(reply.usage)
-            return reply
-
-        player.choose = choose_and_bill  # type: ignore[method-assign]
+    @property
+    def billed(self) -> list[Usage]:
+        """The usage of every answer that had one."""
+        return [reply.usage for reply in self.replies if reply.status < 400 and reply.usage is not None]
 
     @property
     def bill(self) -> int:
         """Nano-dollars."""
-        return sum(cost_of(usage) for usage in list(self.billed))
+        return sum(cost_of(usage) for usage in self.billed)
 
     def calls(self, text: str = "") -> list[Json]:
         """The calls whose body has the text."""
