@@ -71,6 +71,11 @@ AGENT_DEFAULTS: Final = {
     "no_proxy": LOOPBACK_NAMES,
     "OPENAI_AGENTS_DISABLE_TRACING": "1",
     "CREWAI_DISABLE_TELEMETRY": "true",
+    "HAYSTACK_TELEMETRY_ENABLED": "False",
+    "AGNO_TELEMETRY": "false",
+    # LiteLLM's tables are read from its package, not over the network.
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS": "True",
     "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
 }
 
