@@ -15,7 +15,7 @@ PYTEST_FLAGS ?=
 # Tests wait more than they work: four workers keep two cores busy. Benchmarks run alone, after them.
 JOBS ?= 4
 
-.PHONY: help setup demo demo-down demo-env test test-unit e2e verify generate locks lint types layers bench clean
+.PHONY: help setup demo demo-down demo-env test test-unit test-frameworks e2e verify generate locks lint types layers bench clean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,11 +41,16 @@ demo-down: $(STAMP) ## Stop what `make demo KEEP=1` left running
 test: $(STAMP) ## Run all tests (TESTS=tests/unit for some of them)
 	@case "$(TESTS)" in tests/unit|tests/unit/*) ;; *) $(PY) -m almoner_dev fetch || test -n "$${ALMONER_TEST_SKIP_MISSING:-}" ;; esac
 	@if test -n "$(TESTS)"; then exec $(PY) -m pytest $(TESTS) $(PYTEST_FLAGS); fi; \
-	  $(PY) -m pytest -n $(JOBS) tests/unit tests/integration tests/e2e $(PYTEST_FLAGS); \
+	  $(PY) -m pytest -n $(JOBS) tests/unit tests/integration tests/e2e tests/frameworks/test_quick.py $(PYTEST_FLAGS); \
 	  $(PY) -m pytest tests/performance $(PYTEST_FLAGS)
 
 test-unit: $(STAMP) ## Run the unit tests: seconds, no network
 	@$(PY) -m pytest tests/unit $(PYTEST_FLAGS)
+
+test-frameworks: $(STAMP) ## Run every framework behind the meter, and write the results of docs/frameworks.md (npm)
+	@$(PY) -m almoner_dev.frameworks install || echo "those that could not be installed are left out"
+	@status=0; $(PY) -m pytest -n 2 --verbose tests/frameworks/test_all.py $(PYTEST_FLAGS) || status=$$?; \
+	  $(PY) -m almoner_dev.generate; exit $$status
 
 # A KUBECONFIG of the environment is somebody's own cluster: only one that was said on the command line counts.
 e2e: $(STAMP) ## Run the tests in a cluster: a real node of this machine (root), KUBECONFIG=FILE IMAGE=REF, or KIND=1
@@ -56,7 +61,7 @@ e2e: $(STAMP) ## Run the tests in a cluster: a real node of this machine (root),
 locks: $(STAMP) ## Resolve the packages of the images anew and write locks/ (uv)
 	@$(PY) -m almoner_dev.locks
 
-generate: $(STAMP) ## Regenerate crds/, docs/reference/ and the chart's copies
+generate: $(STAMP) ## Regenerate crds/, docs/reference/, docs/frameworks.md and the chart's copies
 	@$(PY) -m almoner_dev.generate
 
 lint: $(STAMP) ## Lint and check the formatting
@@ -70,7 +75,7 @@ layers: $(STAMP) ## Check who may import whom
 	@$(VENV)/bin/lint-imports
 
 verify: generate lint types layers ## Regenerate, lint, check types and layers, and demand a clean tree
-	@git diff --exit-code -- crds docs/reference charts deploy || { echo "generated files were stale: commit what 'make generate' wrote"; exit 1; }
+	@git diff --exit-code -- crds docs charts deploy || { echo "generated files were stale: commit what 'make generate' wrote"; exit 1; }
 	@test -z "$$(git status --porcelain)" || { git status --short; echo "the tree is not clean"; exit 1; }
 
 bench: $(STAMP) ## Run a benchmark: make bench NAME=admission|history|ledger|meter

@@ -1,10 +1,10 @@
-"""Writes what is generated: the CRDs, the API reference, the Helm chart's copies, and the tools' health checks.
+"""Writes what is generated: CRDs, API reference, the Helm chart's copies, the tools' health checks, docs/frameworks.md.
 
     python -m almoner_dev.generate            writes what is stale, removes what is no longer generated
     python -m almoner_dev.generate --check    writes nothing; exits 1 naming the stale files
 
 Role: the one place that turns `almoner_core.api` into files; `make verify` runs it. Boundary: what is in the files is
-decided by almoner_core.api.crd, almoner_dev.reference, almoner_dev.chart and almoner_dev.health; here is only
+decided by almoner_core.api.crd and almoner_dev's reference, chart, health and frameworks.page; here is only
 reading, comparing and writing.
 """
 
@@ -18,6 +18,9 @@ from typing import Final
 
 from almoner_dev import chart, health, name_references, reference
 from almoner_dev.definitions import CRDS, definitions
+from almoner_dev.frameworks import install as frameworks
+from almoner_dev.frameworks import page, results
+from almoner_dev.frameworks.table import FRAMEWORKS
 
 REFERENCE: Final = Path("docs/reference")
 
@@ -28,6 +31,8 @@ def generated(root: Path) -> dict[Path, str]:
     files.update(chart.files(root))
     files.update(health.files())
     files.update(name_references.files())
+    locks = {each.name: frameworks.lock_path(each, root).read_text(encoding="utf-8") for each in FRAMEWORKS}
+    files[Path(page.PATH)] = page.page(results.read(root), locks)
     files.update({REFERENCE / name: text for name, text in reference.pages().items()})
     return files
 

@@ -67,8 +67,8 @@ class Metered:
 class Team:
     """What one test has: a quota, a provider, runs with their meters."""
 
-    def __init__(self, metered: Metered, provider: ScriptedProvider) -> None:
-        self.metered, self.provider = metered, provider
+    def __init__(self, metered: Metered, provider: ScriptedProvider, **provider_changes: Any) -> None:
+        self.metered, self.provider, self.provider_changes = metered, provider, provider_changes
         self.quota = f"quota-{new_id()[:8]}"
         self.meters: list[Meter] = []
         self.executions: list[str] = []
@@ -107,9 +107,10 @@ class Team:
         metered.service.bind(metered.epoch, item["allotment"], pod)
         folder = metered.folder / pod
         folder.mkdir()
+        changes = self.provider_changes | ({"models": tuple(models)} if models else {})
         config = meter_config(
             metered.service.url,
-            provider_config(self.provider.base_url, **({"models": tuple(models)} if models else {})),
+            provider_config(self.provider.base_url, **changes),
             allotment=item["allotment"],
             execution_uid=item["execution"]["uid"],
             ledger_ca=metered.ledger_ca,

@@ -16,6 +16,8 @@ ALONE = frozenset({"tests/e2e/test_demo.py"})
 """Files of the end-to-end tests that use nothing of the common site."""
 FAULTS = frozenset(f"tests/e2e/test_{name}.py" for name in ("compute", "faults", "last_words", "logs"))
 """Those that take half of their time, on a site of their own: so no worker has all of them."""
+EACH = "tests/frameworks/test_all.py"
+"""Whose tests share nothing but a ledger, which each worker has."""
 LONG = (
     "tests/e2e",
     "tests/integration/test_operator",
@@ -23,6 +25,7 @@ LONG = (
     "tests/integration/test_simulation",
     "tests/integration/test_meter_leases",
     "tests/integration",
+    "tests/frameworks",
 )
 """What begins first, as beginnings of a share's name."""
 
@@ -30,6 +33,8 @@ LONG = (
 def share_of(nodeid: str) -> str:
     """Give the name of the share that a test belongs to."""
     path = nodeid.split("::", 1)[0]
+    if path == EACH:
+        return nodeid
     if PurePosixPath(path).is_relative_to("tests/e2e") and path not in ALONE:
         return "tests/e2e of faults" if path in FAULTS else "tests/e2e"
     return path
