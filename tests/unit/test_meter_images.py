@@ -60,7 +60,8 @@ def test_f3_an_image_costs_claude_so_much_at_most_and_not_its_bytes(messages: An
 @pytest.mark.parametrize(("model", "each"), [("gpt-4.1-mini", 4_096), ("gpt-4o-mini", 50_000), ("gpt-9", 50_000)])
 @pytest.mark.parametrize("url", [DATA_URL, "https://x/y.png"])
 def test_f3_an_image_costs_openai_s_models_so_much_at_most(model: str, each: int, url: str) -> None:
-    part = {"type": "image_url", "image_url": {"url": url, "detail": "high"}}
+    # Strands says the format beside.
+    part = {"type": "image_url", "image_url": {"url": url, "detail": "high", "format": "image/png"}}
     chat = bound(openai.chat, "OpenAI", model, messages=user(part, {"type": "text", "text": "what is it?"}))
     assert each <= chat.input_bound <= each + SMALL
     items = [

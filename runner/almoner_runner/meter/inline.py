@@ -84,7 +84,7 @@ _REFUSAL_PART: Final = _shape("refusal", {"type": _text, "refusal": _text, **_CA
 # --- OpenAI -----------------------------------------------------------------------------------------------------------
 
 # Images are bounded by what one can cost (images.py), wherever they lie. A chat completion's files are counted apart.
-_IMAGE_URL: Final = _either(_text, _shape("url", {"url": _text, "detail": _text}))
+_IMAGE_URL: Final = _either(_text, _shape("url", {"url": _text, "detail": _text, "format": _text}))
 _OPENAI_PART: Final = _kinds(
     {
         **dict.fromkeys(("text", "input_text", "output_text", "summary_text", "reasoning_text"), _TEXT_PART),
