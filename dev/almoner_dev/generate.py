@@ -31,8 +31,8 @@ def generated(root: Path) -> dict[Path, str]:
     files.update(chart.files(root))
     files.update(health.files())
     files.update(name_references.files())
-    locks = {each.name: frameworks.lock_path(each, root).read_text(encoding="utf-8") for each in FRAMEWORKS}
-    files[Path(page.PATH)] = page.page(results.read(root), locks)
+    locks = {each.name: frameworks.lock_path(each).read_text(encoding="utf-8") for each in FRAMEWORKS}
+    files[Path(page.PATH)] = page.page(results.read(), locks)
     files.update({REFERENCE / name: text for name, text in reference.pages().items()})
     return files
 

@@ -112,7 +112,7 @@ def _call_events(item: dict[str, Any], at: dict[str, Any]) -> list[dict[str, Any
     said = item["arguments"]
     return [
         {"type": "response.output_item.added", **at, "item": {**item, "status": "in_progress", "arguments": ""}},
-        {"type": "response.function_call_arguments.delta", **inside, "delta": said},
+        *({"type": "response.function_call_arguments.delta", **inside, "delta": each} for each in pieces_of(said)),
         {"type": "response.function_call_arguments.done", **inside, "name": item["name"], "arguments": said},
         {"type": "response.output_item.done", **at, "item": item},
     ]

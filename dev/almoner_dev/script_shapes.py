@@ -138,8 +138,8 @@ def openai_stream(reply: Reply, request: dict[str, Any], number: int) -> list[st
             function = call["function"]
             first = {"index": index, "id": call["id"], "type": "function"}
             deltas.append(({"tool_calls": [{**first, "function": {"name": function["name"], "arguments": ""}}]}, None))
-            rest = {"index": index, "function": {"arguments": function["arguments"]}}
-            deltas.append(({"tool_calls": [rest]}, None))
+            rest = [{"index": index, "function": {"arguments": piece}} for piece in pieces_of(function["arguments"])]
+            deltas += [({"tool_calls": [each]}, None) for each in rest]
     else:
         deltas += [({"content": piece}, None) for piece in pieces_of(reply.text)]
     deltas.append(({}, "tool_calls" if reply.tool_calls else reply.stop))
@@ -193,7 +193,8 @@ def anthropic_stream(reply: Reply, request: dict[str, Any], number: int) -> list
             empty, deltas = {**block, "text": ""}, [{"type": "text_delta", "text": p} for p in pieces_of(block["text"])]
         else:
             empty = {**block, "input": {}}
-            deltas = [{"type": "input_json_delta", "partial_json": json.dumps(block["input"])}]
+            pieces = pieces_of(json.dumps(block["input"]))
+            deltas = [{"type": "input_json_delta", "partial_json": piece} for piece in pieces]
         events.append({"type": "content_block_start", "index": index, "content_block": empty})
         events += [{"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas]
         events.append({"type": "content_block_stop", "index": index})

@@ -1,4 +1,4 @@
-"""What the scripted provider answers to any framework: it knows the clients' prompts, and nothing of frameworks."""
+"""What the scripted provider answers: it knows the clients' prompts, and the forms in which frameworks take answers."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ READERS: dict[str, Callable[[str], Json]] = {
     "shell": lambda path: {"command": ["cat", path]},
 }
 """Tools of coding agents by which they read a file."""
+FINAL = {"final_answer": "answer", "Answer": "text"}
+"""Tools by which a framework, or a client's own schema, takes the answer, by the end of their names: the field that it goes into."""
 TOGETHER_MS = 150.0
 """How long each of several answers takes, so that the calls are under way at the same time."""
 
@@ -46,37 +48,67 @@ class Mind:
         number = self._number
         usage = Usage(input_tokens=20 + number % 7, output_tokens=5 + number % 11, cached_input_tokens=number % 3)
         latency = TOGETHER_MS if "hello together" in text else 0
-        call = self._call(text, dict(tools_of(body)))
+        call = call_of(text, dict(tools_of(body)))
         if call is not None:
+            call = call.model_copy(update={"id": f"call_{number}"})
             return Reply(tool_calls=(call,), usage=usage, latency_ms=latency)
-        return Reply(text=self._text(text), usage=usage, latency_ms=latency)
+        said = by_fields(text) if "[[ ## completed ## ]]" in text else answer_of(text)
+        return Reply(text=said, usage=usage, latency_ms=latency)
 
-    def _call(self, text: str, tools: dict[str, Json]) -> ToolCall | None:
-        ident = f"call_{self._number}"
-        if "city of Paris" in text:
-            for name, schema in tools.items():
-                if "population" in (schema.get("properties") or {}):
-                    return ToolCall(name=name, arguments=CITY, id=ident)
-        weather = next((name for name in tools if name.endswith("get_weather")), None)
-        if "weather in Paris" in text and TOOL_RESULT not in text and weather is not None:
-            return ToolCall(name=weather, arguments={"city": "Paris"}, id=ident)
-        named = re.search(r"in the file ([\w/.-]+)", text)
-        if named is not None and TOOL_RESULT not in text and PICTURE_BYTES not in text:
-            for name, arguments in READERS.items():
-                if name in tools:
-                    return ToolCall(name=name, arguments=arguments(named[1]), id=ident)
-        if "final_answer" in tools:
-            return ToolCall(name="final_answer", arguments={"answer": self._text(text)}, id=ident)
-        return None
 
-    def _text(self, text: str) -> str:
-        if "weather in Paris" in text:
-            return FORECAST if TOOL_RESULT in text else "There is no tool."
-        if "city of Paris" in text:
-            return json.dumps(CITY)
-        if "in this picture" in text:
-            return SQUARE if PICTURE_BYTES in text else "There is no picture."
-        return GREETING
+def answer_of(text: str) -> str:
+    """The answer to the prompt in a request's text."""
+    if "weather in Paris" in text:
+        return FORECAST if TOOL_RESULT in text else "There is no tool."
+    if "city of Paris" in text:
+        return json.dumps(CITY)
+    if "in this picture" in text:
+        return SQUARE if PICTURE_BYTES in text else "There is no picture."
+    return GREETING
+
+
+def call_of(text: str, tools: dict[str, Json]) -> ToolCall | None:
+    """The call of a tool that has to come next, if any."""
+    if "city of Paris" in text:
+        for name, schema in tools.items():
+            if "population" in (schema.get("properties") or {}):
+                return ToolCall(name=name, arguments=CITY)
+    if TOOL_RESULT not in text and PICTURE_BYTES not in text and (call := _question(text, tools)) is not None:
+        return call
+    for name, schema in tools.items():
+        field = next((field for ending, field in FINAL.items() if name.endswith(ending)), None)
+        if field in (schema.get("properties") or {}):
+            return ToolCall(name=name, arguments={field: answer_of(text)})
+    return None
+
+
+def _question(text: str, tools: dict[str, Json]) -> ToolCall | None:
+    """The call that asks for the weather, for a tool that is not given yet, or for a file."""
+    if "weather in Paris" in text:
+        if weather := next((name for name in tools if name.endswith("get_weather")), None):
+            return ToolCall(name=weather, arguments={"city": "Paris"})
+        if "ToolSearch" in tools and (deferred := re.search(r"mcp__\w+__get_weather", text)):
+            return ToolCall(name="ToolSearch", arguments={"query": f"select:{deferred[0]}"})
+    if named := re.search(r"in the file ([\w/.-]+)", text):
+        for name, arguments in READERS.items():
+            if name in tools:
+                return ToolCall(name=name, arguments=arguments(named[1]))
+    return None
+
+
+def by_fields(text: str) -> str:
+    """The answer as DSPy asks for it: each field of the output below its name."""
+    done = TOOL_RESULT in text
+    values = {
+        "reasoning": "It is so.",
+        "next_thought": "The tool knows.",
+        "next_tool_name": "finish" if done else "get_weather",
+        "next_tool_args": "{}" if done else '{"city": "Paris"}',
+        "city": json.dumps(CITY),
+        "answer": answer_of(text),
+    }
+    asked = [(name, value) for name, value in values.items() if f"[[ ## {name} ## ]]" in text]
+    return "\n\n".join([*(f"[[ ## {name} ## ]]\n{value}" for name, value in asked), "[[ ## completed ## ]]"])
 
 
 def tools_of(body: Json) -> Iterator[tuple[str, Json]]:

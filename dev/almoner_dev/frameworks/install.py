@@ -30,10 +30,10 @@ class FrameworkMissingError(Exception):
     """A framework cannot be installed here; the message says in one line what is missing."""
 
 
-def lock_path(framework: Framework, root: Path = ROOT) -> Path:
-    """Where its lock lies in a checkout."""
+def lock_path(framework: Framework) -> Path:
+    """Where its lock lies."""
     suffix = "txt" if framework.language is Language.PYTHON else "package-lock.json"
-    return root / LOCKS / f"{framework.name}.{suffix}"
+    return ROOT / LOCKS / f"{framework.name}.{suffix}"
 
 
 def installed(framework: Framework, tell: Say = say) -> Path:

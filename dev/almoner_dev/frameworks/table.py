@@ -55,9 +55,9 @@ SCENARIOS: Final = tuple(Scenario)
 class Framework:
     """One framework.
 
-    `lacks`: scenarios that it has no notion of, with the reason. `notes`: what a user has to know or set. `refused`:
-    what it asks for that the meter refuses or that would go past it, and how that is switched off. `spent_calls_max`:
-    calls that it makes at most once the budget is spent.
+    `lacks`: scenarios that it has no notion of with an API, and the reason. `notes`: what a user has to know or set.
+    `refused`: what it asks for that the meter refuses or that would go past it, and how that is switched off.
+    `spent_calls_max`: calls that it makes at most once the budget is spent.
     """
 
     name: str
@@ -67,16 +67,27 @@ class Framework:
     apis: tuple[Api, ...]
     notes: str = ""
     refused: str = ""
-    lacks: Mapping[Scenario, str] = field(default_factory=dict)
+    lacks: Mapping[tuple[Api, Scenario], str] = field(default_factory=dict)
     spent_calls_max: int = 1
+
+    def known(self, api: Api) -> tuple[Scenario, ...]:
+        """What it has a notion of with this API."""
+        return tuple(each for each in SCENARIOS if (api, each) not in self.lacks)
 
 
 _PY, _JS = Language.PYTHON, Language.NODE
 _CHAT, _RESPONSES, _MESSAGES = Api.CHAT, Api.RESPONSES, Api.MESSAGES
 _BOTH = (_CHAT, _MESSAGES)
 _LANGCHAIN_JS = ("@langchain/core", "@langchain/openai", "@langchain/anthropic", "zod")
+_CLAUDE = (
+    "Takes its model from `ANTHROPIC_MODEL`, which is set. Where it thinks, its output maximum is hardly above its "
+    "budget of thoughts, so that the meter cannot lower it: a call needs room for 32,000 tokens of output."
+)
+_CLAUDE_REFUSED = (
+    "Its own traffic beside the model's: `CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC` is set. `WebSearch` is Anthropic's "
+    "tool: disallow it."
+)
 _COSTS = "LiteLLM fetches its table of models unless `LITELLM_LOCAL_MODEL_COST_MAP` is set: it is."
-_NO_STREAM = "it prints an answer whole"
 
 FRAMEWORKS: Final = (
     Framework(
@@ -147,6 +158,7 @@ FRAMEWORKS: Final = (
         _BOTH,
         notes="Give `model_info` for models that it does not know. Its client of Claude needs `anthropic<1`, "
         "and has no structured output.",
+        lacks={(_MESSAGES, Scenario.STRUCTURED): "its client of Claude refuses it"},
     ),
     Framework(
         "smolagents",
@@ -154,7 +166,8 @@ FRAMEWORKS: Final = (
         _PY,
         ("smolagents[openai,litellm]",),
         _BOTH,
-        notes=_COSTS,
+        notes="Sleeps for minutes after a 429: `retry=False` of a model, as in the test, leaves that to the SDK. "
+        + _COSTS,
     ),
     Framework(
         "pydantic-ai",
@@ -170,13 +183,46 @@ FRAMEWORKS: Final = (
         _PY,
         ("instructor", "openai", "anthropic"),
         _BOTH,
-        lacks={Scenario.TOOLS: "it asks for objects alone"},
+        lacks=dict.fromkeys(((api, Scenario.TOOLS) for api in _BOTH), "it asks for objects alone"),
     ),
     Framework("dspy", "DSPy", _PY, ("dspy",), _BOTH, notes=_COSTS),
-    Framework("haystack", "Haystack", _PY, ("haystack-ai", "anthropic-haystack"), _BOTH),
-    Framework("semantic-kernel", "Semantic Kernel", _PY, ("semantic-kernel[anthropic]",), _BOTH),
-    Framework("strands", "Strands Agents", _PY, ("strands-agents[openai,anthropic]",), _BOTH),
-    Framework("agno", "Agno", _PY, ("agno", "openai", "anthropic"), _BOTH),
+    Framework(
+        "haystack",
+        "Haystack",
+        _PY,
+        ("haystack-ai", "anthropic-haystack"),
+        _BOTH,
+        refused="Telemetry goes past the meter: `HAYSTACK_TELEMETRY_ENABLED=False` is set.",
+    ),
+    Framework(
+        "semantic-kernel",
+        "Semantic Kernel",
+        _PY,
+        ("semantic-kernel[anthropic]",),
+        _BOTH,
+        lacks={
+            (_MESSAGES, Scenario.IMAGE): "its connector of Claude leaves images out",
+            (_MESSAGES, Scenario.STRUCTURED): "its connector of Claude has no schema for answers",
+        },
+    ),
+    Framework(
+        "strands",
+        "Strands Agents",
+        _PY,
+        ("strands-agents[openai,anthropic]",),
+        _BOTH,
+        notes="Tries six times, for two minutes, after OpenAI's 429: `Agent(retry_strategy=None)` ends it at once.",
+        spent_calls_max=6,
+    ),
+    Framework(
+        "agno",
+        "Agno",
+        _PY,
+        ("agno", "openai", "anthropic"),
+        _BOTH,
+        notes="Gives an error as the answer's text, so that a run may succeed with it: look at the answer's `status`.",
+        refused="Telemetry goes past the meter: `AGNO_TELEMETRY=false` is set.",
+    ),
     Framework(
         "litellm",
         "LiteLLM",
@@ -194,7 +240,15 @@ FRAMEWORKS: Final = (
         notes='Reads no address from the environment: `Mistral(server_url=os.environ["ALMONER_METER_URL"] + '
         '"/openai")`.',
     ),
-    Framework("claude-agent-sdk", "Claude Agent SDK", _PY, ("claude-agent-sdk",), (_MESSAGES,)),
+    Framework(
+        "claude-agent-sdk",
+        "Claude Agent SDK",
+        _PY,
+        ("claude-agent-sdk",),
+        (_MESSAGES,),
+        notes=_CLAUDE,
+        refused=_CLAUDE_REFUSED,
+    ),
     Framework("openai-js", "OpenAI SDK", _JS, ("openai", "zod"), (_CHAT, _RESPONSES)),
     Framework("anthropic-js", "Anthropic SDK", _JS, ("@anthropic-ai/sdk", "zod"), (_MESSAGES,)),
     Framework(
@@ -217,14 +271,27 @@ FRAMEWORKS: Final = (
         notes="Tries three times after OpenAI's 429: `maxRetries: 0` ends it at once.",
         spent_calls_max=3,
     ),
-    Framework("claude-code", "Claude Code", _JS, ("@anthropic-ai/claude-code",), (_MESSAGES,)),
+    Framework(
+        "claude-code",
+        "Claude Code",
+        _JS,
+        ("@anthropic-ai/claude-code",),
+        (_MESSAGES,),
+        notes=_CLAUDE,
+        refused=_CLAUDE_REFUSED,
+    ),
     Framework(
         "codex",
         "Codex",
         _JS,
         ("@openai/codex",),
         (_RESPONSES,),
-        lacks={Scenario.STREAMED: _NO_STREAM},
+        notes="Reads its address from its configuration alone: `model_providers.almoner` with `base_url` (that of "
+        '`OPENAI_BASE_URL`), `env_key = "OPENAI_API_KEY"` and `wire_api = "responses"`, and `model_provider = '
+        '"almoner"`.',
+        refused='Web search: `web_search = "disabled"`. Analytics and its catalogue of plugins go past the meter: '
+        "`analytics.enabled = false`, `features.plugins = false`.",
+        lacks={(_RESPONSES, Scenario.STREAMED): "`codex exec` prints an answer whole"},
     ),
 )
 

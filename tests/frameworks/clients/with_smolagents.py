@@ -16,7 +16,8 @@ SCHEMA = {
 
 
 def model():
-    return LiteLLMModel(f"anthropic/{MODEL}") if API == "messages" else OpenAIModel(MODEL)
+    name, kind = (f"anthropic/{MODEL}", LiteLLMModel) if API == "messages" else (MODEL, OpenAIModel)
+    return kind(name, retry=False)
 
 
 def ask(prompt):
