@@ -26,7 +26,7 @@ READERS: dict[str, Callable[[str], Json]] = {
 }
 """Tools of coding agents by which they read a file."""
 FINAL = {"final_answer": "answer", "Answer": "text"}
-"""Tools by which a framework, or a client's own schema, takes the answer, by the end of their names: the field that it goes into."""
+"""The field of the answer, by the end of the name of a tool by which a framework or a client's schema takes it."""
 TOGETHER_MS = 150.0
 """How long each of several answers takes, so that the calls are under way at the same time."""
 

@@ -113,7 +113,7 @@ def version(framework: Framework, lock: str) -> str:
     """Give the version of a framework's first package that its lock pins; "?" where it names none."""
     name = framework.packages[0]
     if framework.language is Language.PYTHON:
-        found = re.search(rf"^{re.escape(name.partition('[')[0])}==([^ ;]+)", lock, re.MULTILINE)
+        found = re.search(rf"^{re.escape(name.partition('[')[0])}==([^\s;]+)", lock, re.MULTILINE)
     else:
         found = re.search(rf'"node_modules/{re.escape(name)}": {{\s*"version": "([^"]+)"', lock)
     return found[1] if found else "?"
