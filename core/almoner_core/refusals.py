@@ -1,7 +1,8 @@
 """What a meter's refusals mean for the run whose calls it refused: what operator and meter agree on.
 
-Pure and light. The meter tells of them in its last word (`refused`: how many, and code and message of the last), and
-the operator makes the reason of a failed run of it.
+Pure and light. The meter tells of them in its last word (`refused`: how many, and code and message of the last;
+`provider_refused`: which provider refused the last call, and how), and the operator makes the reason of a failed run of
+it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ BUDGET_CODES: Final = frozenset({"insufficient_quota", "budget_in_use", "allotme
 """Nothing is left of a limit, or of what may be used at once."""
 RATE_CODES: Final = frozenset({"rate_limit_exceeded", "request_exceeds_rate"})
 """A rate has no room, now or ever."""
-
+LIMIT_CODES: Final = BUDGET_CODES | RATE_CODES
+LASTING_STATUSES: Final = frozenset({400, 401, 403, 404})
+"""Answers of a provider that another attempt would get again: it refuses the request, the key or the model."""
+PROVIDER_CHARS_MAX: Final = 63
 
 # Of a run's own limits, money is its budget, and every other one is its limit.
 _OWN_LIMIT: Final = re.compile(r"\bin execution: of (?!money|nano-dollars)")
@@ -33,7 +37,7 @@ def is_own_limit(message: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Calls that a meter refused. `last`: no call succeeded after the last one of them."""
+    """Calls that a meter refused. `last`: no call that began after the last one of them succeeded."""
 
     count: int
     code: str
@@ -44,6 +48,18 @@ class Refused:
         """Say it in a line."""
         calls = "a call was refused" if self.count == 1 else f"{self.count} calls were refused, the last"
         return f"{calls}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderRefused:
+    """The last answer of a provider's: an error by which it refuses the call. No call that began after it succeeded."""
+
+    provider: str
+    status: int
+
+    def told(self) -> str:
+        """Say it in a line."""
+        return f"provider {self.provider} refused the last call (HTTP {self.status})"
 
 
 def read_refused(word: Mapping[str, Any]) -> Refused | None:
@@ -65,3 +81,14 @@ def read_refused(word: Mapping[str, Any]) -> Refused | None:
         short(storable(message), MESSAGE_CHARS_MAX),
         given.get("last") is True,
     )
+
+
+def read_provider_refused(word: Mapping[str, Any]) -> ProviderRefused | None:
+    """Read `provider_refused` of a last word, likewise."""
+    given = word.get("provider_refused")
+    if not isinstance(given, Mapping):
+        return None
+    provider, status = given.get("provider"), given.get("status")
+    if not isinstance(provider, str) or type(status) is not int or status not in LASTING_STATUSES:
+        return None
+    return ProviderRefused(short(storable(provider), PROVIDER_CHARS_MAX), status)

@@ -16,7 +16,15 @@ from typing import Any, Final, NamedTuple
 
 from almoner_core.api.execution import AttemptOutcome, ExecutionReason, FailureReason, Retry
 from almoner_core.contract import AGENT_CONTAINER, METER_CONTAINER, AgentExitCode
-from almoner_core.refusals import BUDGET_CODES, RATE_CODES, Refused, is_own_limit, read_refused
+from almoner_core.refusals import (
+    BUDGET_CODES,
+    RATE_CODES,
+    ProviderRefused,
+    Refused,
+    is_own_limit,
+    read_provider_refused,
+    read_refused,
+)
 from almoner_core.text import short
 from almoner_operator.clocks import LATENCY_SECONDS
 from almoner_operator.scheduling.model import StopCause
@@ -63,8 +71,8 @@ EXIT_CODES: Final[Mapping[int, FailureReason]] = {
     AgentExitCode.PROVIDER_FAILED: FailureReason.PROVIDER_FAILED,
     AgentExitCode.RATE_LIMITED: FailureReason.RATE_LIMITED,
 }
-KILLED_FROM: Final = 128
-"""Exit codes from there on are a signal's, or say that nothing was started."""
+SIGNALS: Final = range(129, 160)
+"""Exit codes of what a signal killed."""
 # Why an agent failed whose calls were refused, by the codes of refusals.
 REFUSALS: Final[Mapping[frozenset[str], FailureReason]] = {
     BUDGET_CODES: FailureReason.BUDGET_EXHAUSTED,
@@ -206,7 +214,8 @@ def classify(
     ended = (_container(pod, AGENT_CONTAINER).get("state") or {}).get("terminated")
     if ended is not None:
         end = _agent_ended(pod, ended, now=now, intent=intent, timed_out=timed_out)
-        return _after_refusals(end, _refused(pod))
+        word = _meter_word(pod)
+        return _after_refusals(end, read_refused(word), read_provider_refused(word))
     started = started_at(pod)
     status = pod.get("status") or {}
     if status.get("phase") == "Failed":
@@ -258,24 +267,39 @@ def _agent_ended(
     return AttemptEnd(AttemptOutcome.FAILED, reason, short(message, MESSAGE_CHARS_MAX), exit_code, started, finished)
 
 
-def _after_refusals(end: AttemptEnd, refused: Refused | None) -> AttemptEnd:
+def _after_refusals(end: AttemptEnd, refused: Refused | None, provider: ProviderRefused | None = None) -> AttemptEnd:
     """What refused calls make of an end: the reason of a failure that nothing else explains, and a word in any case.
 
-    An agent of any framework dies of a refusal by an exit code of its own. It is the refusal's where no call succeeded
-    after it: an agent that went on failed of something else.
+    An agent of any framework dies of a refusal by an exit code of its own. It is the refusal's where no call that
+    began after it succeeded: an agent that went on failed of something else. Want of room comes before what a provider
+    refused, since that may have been asked only for want of room elsewhere.
     """
-    if refused is None:
-        return end
-    reason, message = end.reason, "; ".join(part for part in (end.message, refused.told()) if part)
-    by_itself = end.exit_code is not None and 0 < end.exit_code < KILLED_FROM
-    if reason is FailureReason.AGENT_FAILED and by_itself and refused.last:
-        reason = next((why for codes, why in REFUSALS.items() if refused.code in codes), reason)
+    reason, said = end.reason, refused.told() if refused is not None else ""
+    by_itself = end.exit_code is not None and end.exit_code > 0 and end.exit_code not in SIGNALS
+    if reason is FailureReason.AGENT_FAILED and by_itself:
+        reason = _reason_of_refusals(refused, provider)
+    elif reason is FailureReason.PROVIDER_FAILED and provider is not None:
+        reason = FailureReason.PROVIDER_REFUSED
+    if reason is end.reason:
+        agents_own = reason in (*REFUSALS.values(), FailureReason.LIMIT_EXCEEDED)
+        message = end.message if agents_own else "; ".join(part for part in (end.message, said) if part)
+    elif reason is FailureReason.PROVIDER_REFUSED and provider is not None:
+        message = f"{provider.told()}: {end.message}"
+    else:
+        message = f"{said} ({end.message})"
+    count = refused.count if refused is not None else 0
+    return replace(end, reason=reason, message=short(message, MESSAGE_CHARS_MAX), refused=count)
+
+
+def _reason_of_refusals(refused: Refused | None, provider: ProviderRefused | None) -> FailureReason:
+    """Why an agent failed that ended by itself, by the calls that were refused."""
+    if refused is not None and refused.last:
+        reason = next((why for codes, why in REFUSALS.items() if refused.code in codes), None)
         if reason is FailureReason.BUDGET_EXHAUSTED and is_own_limit(refused.message):
-            reason = FailureReason.LIMIT_EXCEEDED
-        message = message if reason is end.reason else f"{refused.told()} ({end.message})"
-    elif reason in (*REFUSALS.values(), FailureReason.LIMIT_EXCEEDED):
-        message = end.message  # the agent said it itself
-    return replace(end, reason=reason, message=short(message, MESSAGE_CHARS_MAX), refused=refused.count)
+            return FailureReason.LIMIT_EXCEEDED
+        if reason is not None:
+            return reason
+    return FailureReason.AGENT_FAILED if provider is None else FailureReason.PROVIDER_REFUSED
 
 
 def _own_failure(pod: Mapping[str, Any], ended: Mapping[str, Any], exit_code: int) -> tuple[FailureReason, str]:
@@ -458,16 +482,15 @@ def _meter_error(message: Any) -> str:
     return f"{said} ({MESH_HINT})" if NO_LEDGER in said else said
 
 
+def _meter_word(pod: Mapping[str, Any]) -> dict[str, Any]:
+    """The last word of the pod's meter, unchecked; empty where it left none."""
+    ended = (_container(pod, METER_CONTAINER).get("state") or {}).get("terminated") or {}
+    return _last_word(ended.get("message")) or {}
+
+
 def _unpaid(pod: Mapping[str, Any]) -> str:
     """What the meter says if it had the kubelet end the pod because its machine time was not paid for; else nothing."""
-    ended = (_container(pod, METER_CONTAINER).get("state") or {}).get("terminated") or {}
-    return str((_last_word(ended.get("message")) or {}).get("unpaid") or "")
-
-
-def _refused(pod: Mapping[str, Any]) -> Refused | None:
-    """What the meter's last word says of calls that it refused; None where there were none."""
-    ended = (_container(pod, METER_CONTAINER).get("state") or {}).get("terminated") or {}
-    return read_refused(_last_word(ended.get("message")) or {})
+    return str(_meter_word(pod).get("unpaid") or "")
 
 
 def _last_word(message: Any) -> dict[str, Any] | None:

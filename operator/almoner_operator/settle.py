@@ -95,13 +95,7 @@ class Settler:
             run.pod_missing_since = None
             run.backoff_until = outcome.backoff_of(run)
             context.cache.count_run(run)
-            if told.issue is not None:
-                note = f"{told.issue.reason}: {told.issue.message}"
-                context.events.tell(*run.key, reason="OutputNotKept", note=note, warning=True)
-            if end.outcome is AttemptOutcome.FAILED:
-                context.events.tell(
-                    *run.key, reason=end.reason.value if end.reason else "Failed", note=end.message, warning=True
-                )
+            self._tell(run, end, told)
             if run.status.phase in TERMINAL_PHASES:
                 await self.finish(run)
             else:
@@ -115,6 +109,16 @@ class Settler:
             run.settling = False
             self._told.pop(run.key.uid, None)
             context.cache.touch(run, review=True)
+
+    def _tell(self, run: Run, end: AttemptEnd, told: last_words.Told) -> None:
+        """Tell of an attempt's end as events what somebody may want to know of it."""
+        tell = self._context.events.tell
+        if told.issue is not None:
+            tell(*run.key, reason="OutputNotKept", note=f"{told.issue.reason}: {told.issue.message}", warning=True)
+        if end.refused and end.outcome is AttemptOutcome.SUCCEEDED:
+            tell(*run.key, reason="CallsRefused", note=end.message, warning=True)
+        if end.outcome is AttemptOutcome.FAILED:
+            tell(*run.key, reason=end.reason.value if end.reason else "Failed", note=end.message, warning=True)
 
     async def _log_tail(self, run: Run, end: AttemptEnd) -> str | None:
         pods, tails = self._context.cache.pods, self._context.log_tails

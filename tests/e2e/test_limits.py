@@ -52,6 +52,16 @@ def test_f5_a_refused_call_is_why_an_agent_of_any_framework_failed_and_marks_one
     (status,) = world.succeeded("lives")
     assert status["refusedCalls"] == 2
     assert "2 calls were refused, the last: no room for this call" in status["message"]
+    assert "CallsRefused" in {event["reason"] for event in world.events("lives")}
+
+
+def test_what_the_provider_refuses_is_not_tried_again(world: World) -> None:
+    world.model.load([Reply(status=401, message="that key is no more", usage=None)])
+    world.script("crasher", SPENDER + "\nsys.exit(1)\n")
+    run(world, "refused", "crasher", {"calls": 1}, retry={"limit": 2}, limits={"maxCost": "1"})
+    condition = world.failed("refused", "ProviderRefused")
+    assert condition["message"].startswith("provider scripted refused the last call (HTTP 401): exit code 1")
+    assert len(world.status("refused")["attempts"]) == 1
 
 
 def test_a_budget_that_runs_out_midway_is_spent_and_not_overspent(world: World) -> None:

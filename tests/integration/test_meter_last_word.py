@@ -13,11 +13,13 @@ import pytest
 from almoner_core.environment import OutputProblem
 from almoner_core.last_word import read_word
 from almoner_core.refusals import read_refused
+from almoner_dev.scripted import Reply, ScriptedProvider, Usage
 from tests.support.calls import HI, MICRO, openai_client
 from tests.support.ledger_double import LedgerDouble
 from tests.support.meter import DOLLAR, MODEL, Meter
 from tests.support.polling import until
 
+USAGE = Usage(input_tokens=10, output_tokens=5)
 FIRST = {"usd": 100_000 * MICRO}
 
 
@@ -61,7 +63,35 @@ def test_f5_it_says_what_was_refused(start: Callable[..., Meter]) -> None:
         assert meter.stop() == 0
     refused = read_refused(meter.last_word)
     assert refused is not None
-    assert (refused.count, refused.code, refused.last) == (2, "model_not_found", True)
+    # The model was asked for in want of room.
+    assert (refused.count, refused.code, refused.last) == (2, "insufficient_quota", True)
+
+
+def test_it_says_that_the_provider_refused_the_last_call(
+    start: Callable[..., Meter], provider: ScriptedProvider
+) -> None:
+    provider.load([Reply(status=401, message="who are you?"), Reply(status=401), Reply(usage=USAGE)])
+    with LedgerDouble({"usd": DOLLAR}) as ledger:
+        meter = start(ledger)
+        for _ in range(2):
+            with pytest.raises(openai.AuthenticationError):
+                openai_client(meter).chat.completions.create(model=MODEL, messages=HI)
+        assert meter.stop() == 0
+        assert meter.last_word["provider_refused"] == {"provider": "scripted", "status": 401}
+        assert "refused" not in meter.last_word
+
+
+def test_a_provider_that_answers_after_all_refused_nothing(
+    start: Callable[..., Meter], provider: ScriptedProvider
+) -> None:
+    provider.load([Reply(status=404), Reply(usage=USAGE)])
+    with LedgerDouble({"usd": DOLLAR}) as ledger:
+        meter = start(ledger)
+        with pytest.raises(openai.NotFoundError):
+            openai_client(meter).chat.completions.create(model=MODEL, messages=HI)
+        call(meter, 1)
+        assert meter.stop() == 0
+        assert "provider_refused" not in meter.last_word
 
 
 def test_f5_a_call_that_came_through_after_a_refusal_is_told(start: Callable[..., Meter]) -> None:

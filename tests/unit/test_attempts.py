@@ -73,11 +73,13 @@ WAITING: dict[str, Any] = {"state": {"waiting": {"reason": "PodInitializing"}}}
 TARGET = {"type": "DisruptionTarget", "status": "True"}
 
 
-def refusing(code: str, *, last: bool = True, count: Any = 3, **more: Any) -> dict[str, Any]:
-    """A meter that ended, and said that calls were refused."""
+def refusing(code: str | None, *, last: bool = True, count: Any = 3, status: Any = None, **more: Any) -> dict[str, Any]:
+    """A meter that ended, and said that calls were refused: by itself (`code`), by the provider (`status`), or both."""
     refused = {"count": count, "code": code, "message": "no room: $0.00 of $1.00 are left", "last": last, **more}
-    word = json.dumps({"version": 1, "refused": refused})
-    return {"state": {"terminated": {"exitCode": 0, "message": word}}}
+    word: dict[str, Any] = {"version": 1} | ({} if code is None else {"refused": refused})
+    if status is not None:
+        word["provider_refused"] = {"provider": "main", "status": status}
+    return {"state": {"terminated": {"exitCode": 0, "message": json.dumps(word)}}}
 
 
 TOLD = "3 calls were refused, the last: no room: $0.00 of $1.00 are left"
@@ -190,6 +192,69 @@ ENDS: dict[str, tuple[Any, dict[str, Any], AttemptOutcome, FailureReason | None,
         FAILED,
         FailureReason.BUDGET_EXHAUSTED,
         "budget spent",
+    ),
+    "calls refused, and an exit code of a byte's end, which is no signal's": (
+        pod(exited(255), refusing("insufficient_quota")),
+        {},
+        FAILED,
+        FailureReason.BUDGET_EXHAUSTED,
+        f"{TOLD} (exit code 255)",
+    ),
+    "the provider refuses the key": (
+        pod(exited(1, "boom"), refusing(None, status=401)),
+        {},
+        FAILED,
+        FailureReason.PROVIDER_REFUSED,
+        "provider main refused the last call (HTTP 401): exit code 1: boom",
+    ),
+    "the provider refuses the request, and the loop says itself that it failed": (
+        pod(exited(69, "no such model"), refusing(None, status=404)),
+        {},
+        FAILED,
+        FailureReason.PROVIDER_REFUSED,
+        "provider main refused the last call (HTTP 404): no such model",
+    ),
+    "the provider refuses the last call, where there was no room for the others": (
+        pod(exited(1, "boom"), refusing("insufficient_quota", status=404)),
+        {},
+        FAILED,
+        FailureReason.BUDGET_EXHAUSTED,
+        f"{TOLD} (exit code 1: boom)",
+    ),
+    "the provider refuses a call, and the meter fields of others": (
+        pod(exited(1, "boom"), refusing("unsupported_parameter", status=400)),
+        {},
+        FAILED,
+        FailureReason.PROVIDER_REFUSED,
+        "(HTTP 400): exit code 1: boom",
+    ),
+    "the provider refuses a call, and the agent made do": (
+        pod(exited(0), refusing(None, status=400)),
+        {},
+        SUCCEEDED,
+        None,
+        "",
+    ),
+    "the provider refuses a call, and the loop says that the input is at fault": (
+        pod(exited(64, "too long"), refusing(None, status=400)),
+        {},
+        FAILED,
+        FailureReason.INVALID_INPUT,
+        "too long",
+    ),
+    "the provider refuses a call, and out of memory": (
+        pod(exited(137, reason="OOMKilled"), refusing(None, status=400)),
+        {},
+        FAILED,
+        FailureReason.AGENT_FAILED,
+        "out of memory",
+    ),
+    "the provider is busy: that passes": (
+        pod(exited(1, "boom"), refusing(None, status=529)),
+        {},
+        FAILED,
+        FailureReason.AGENT_FAILED,
+        "exit code 1: boom",
     ),
     "the meter's word is odd": (
         pod(exited(1, "boom"), refusing("insufficient_quota", count="many")),
@@ -526,6 +591,8 @@ def test_jitter_differs_between_executions() -> None:
         (FailureReason.AGENT_FAILED, Retry(limit=1, reasons=[RetryReason.EVICTED]), 1, False),
         (FailureReason.NODE_LOST, RETRY, 1, True),
         (FailureReason.PROVIDER_FAILED, RETRY, 1, True),
+        (FailureReason.PROVIDER_REFUSED, RETRY, 1, False),
+        (FailureReason.PROVIDER_REFUSED, Retry(limit=1, reasons=[RetryReason.PROVIDER_REFUSED]), 1, True),
         (FailureReason.RATE_LIMITED, RETRY, 1, True),
         *((reason, Retry(limit=9), 1, False) for reason in sorted(NEVER_RETRIED)),
     ],

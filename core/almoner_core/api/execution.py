@@ -110,7 +110,7 @@ class FailureReason(StrEnum):
     """Why an attempt or an execution failed. The user can name those that are worth a retry in `retry.reasons`."""
 
     AGENT_FAILED = "AgentFailed"
-    """The agent container exited with a code other than 0."""
+    """The agent container exited with a code other than 0, and no refused call explains it."""
     RUNNER_FAILED = "RunnerFailed"
     """The meter or the pod could not start or went wrong."""
     START_TIMEOUT = "StartTimeout"
@@ -127,10 +127,15 @@ class FailureReason(StrEnum):
     """The pod vanished, or its node stopped answering."""
     PROVIDER_FAILED = "ProviderFailed"
     """The model provider failed, over all tries and fallbacks."""
+    PROVIDER_REFUSED = "ProviderRefused"
+    """The model provider refused the agent's calls with HTTP 400, 401, 403 or 404, and none that began after that
+    succeeded: another attempt would end the same way until key, model or request are put right."""
     BUDGET_EXHAUSTED = "BudgetExhausted"
-    """A call, or the pod's machine time, did not fit the budget."""
+    """A call, or the pod's machine time, did not fit the budget. Of any image: the agent exited with a code of its own
+    other than 0, its meter had refused a call for want of room, and no call that began after that succeeded."""
     RATE_LIMITED = "RateLimited"
-    """A rate had no room for a call, however long it waited: a quota's, a ModelProvider's, or the provider's own."""
+    """A rate had no room for a call, however long it waited: a quota's, a ModelProvider's, or the provider's own. Of
+    any image: as for BudgetExhausted."""
     LIMIT_EXCEEDED = "LimitExceeded"
     """A limit of the execution itself (tokens, tool calls, turns) was reached, or an answer's maximum cut it off."""
     TIMEOUT = "Timeout"
@@ -221,6 +226,7 @@ class RetryReason(StrEnum):
     EVICTED = "Evicted"
     NODE_LOST = "NodeLost"
     PROVIDER_FAILED = "ProviderFailed"
+    PROVIDER_REFUSED = "ProviderRefused"
     BUDGET_EXHAUSTED = "BudgetExhausted"
     RATE_LIMITED = "RateLimited"
     LIMIT_EXCEEDED = "LimitExceeded"

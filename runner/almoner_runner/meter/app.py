@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -133,7 +134,7 @@ class App:
             route, response = await self._dispatch(request, path)
         except RefusedError as error:
             if path.startswith(CALL_PATHS):
-                self.holds.note_refusal(error)
+                self.holds.refused_calls.refuse(error, time.monotonic())
             response = _refusal(dialect, error)
             logger.info("refused %s: %s: %s", path[:128], error.code, error.message)
         except ProviderFailedError as error:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -149,12 +150,14 @@ class Forwarder:
             # Nothing was sent.
             what = f"no connection: {type(error).__name__}"
             self._holds.settle(tried, "error", TokenCounts(), error=what, requests=0)
+            self._failed(tried)
             raise ProviderFailedError(502, "the provider cannot be reached", sent=False) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             late = isinstance(error, TimeoutError)
             message = f"the provider's answer did not come whole: {limit.why or type(error).__name__}"
             if tried.hold.open:
                 self._settle(tried, "error", message)
+                self._failed(tried)
             raise ProviderFailedError(504 if late else 502, message) from None
         finally:
             if tried.hold.open:
@@ -222,6 +225,11 @@ class Forwarder:
                 del self.stored[next(iter(self.stored))]
             self.stored[f"{call.provider.name}/{seen.response_id}"] = tokens.total + STORED_MARGIN_TOKENS
 
+    def _failed(self, tried: Try, status: int | None = None) -> None:
+        """Note for the last word that a provider answered with an error, or (`status` None) gave no whole answer."""
+        assert tried.call is not None
+        self._holds.refused_calls.fail(tried.call.provider.name, status, time.monotonic())
+
     def _settle(self, tried: Try, outcome: str, error: str) -> None:
         """Settle a try of whose answer nothing is known."""
         self._holds.settle(tried, outcome, None, error=error)
@@ -232,6 +240,10 @@ class Forwarder:
         assert call is not None
         call.served, call.beyond = seen.tier, seen.beyond(call.price)
         tokens, error = seen.tokens(), seen.error or error
+        if error is not None:
+            self._failed(tried)
+        elif not gone:
+            self._holds.refused_calls.succeed(tried.began)
         # Usage that came before the answer broke may not be the last word: counts of a stream are cumulative.
         if tokens is not None and (seen.complete or error is None):
             outcome = "error" if seen.error else "cancelled" if gone else "ok"
@@ -249,6 +261,7 @@ class Forwarder:
         """Pass an error on as it is: nothing was generated, unless a gateway speaks for a provider it lost sight of."""
         unknown = answer.status in GATEWAY_STATUSES
         self._holds.settle(tried, "error", None if unknown else TokenCounts(), error=f"HTTP {answer.status}")
+        self._failed(tried, answer.status)
         if answer.status < 400:
             raise ProviderFailedError(502, f"the provider redirects (HTTP {answer.status}): correct its base URL")
         body = await _read(answer)

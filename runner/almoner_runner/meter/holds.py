@@ -13,13 +13,13 @@ from typing import Any, Final
 
 from almoner_core.allotment import Hold
 from almoner_core.pricing import LONG_CACHE_ASKED, LONG_CACHE_WRITES, TokenCounts
-from almoner_core.refusals import COUNT_MAX, Refused
 from almoner_runner.meter.books import Books
 from almoner_runner.meter.dialect import Call
 from almoner_runner.meter.ids import uuid7
 from almoner_runner.meter.ledger import LedgerError, LedgerUnreachableError
 from almoner_runner.meter.pacing import too_large
 from almoner_runner.meter.refusals import RefusedError, amount, kind
+from almoner_runner.meter.refused import RefusedCalls
 from almoner_runner.meter.room import (
     DECENT_OUTPUT_TOKENS,
     WAIT_SECONDS,
@@ -57,8 +57,7 @@ class Holds:
         self.in_flight = 0
         self.draining_from: float | None = None  # monotonic: from then no call is started
         self.refused: dict[str, int] = {}
-        self.refusals: Refused | None = None
-        """The calls that were refused, for the last word."""
+        self.refused_calls = RefusedCalls()
         self.room = Room(books, self._gate, self._within_rates)
 
     # --- before the call ----------------------------------------------------------------------------------------------
@@ -71,11 +70,6 @@ class Holds:
             self.refused[error.code] = self.refused.get(error.code, 0) + 1
             raise
         return self._write(hold, call, _estimate(call))
-
-    def note_refusal(self, error: RefusedError) -> None:
-        """Keep that a call was refused, and why, for the last word."""
-        count = 0 if self.refusals is None else self.refusals.count
-        self.refusals = Refused(min(count + 1, COUNT_MAX), error.code, error.message, last=True)
 
     async def begin_tool(self, call: ToolCall) -> Try:
         """Hold one call of a tool, its price included. Raises RefusedError."""
@@ -276,12 +270,11 @@ class Holds:
         """Settle a call of a tool: what it costs was known before."""
         tried.record["outcome"] = "ok"
         tried.record["error"] = None
+        self.refused_calls.succeed(tried.began)
         self._close(tried)
 
     def _close(self, tried: Try) -> None:
         self.in_flight -= 1
-        if self.refusals is not None and tried.record["outcome"] == "ok":
-            self.refusals = replace(self.refusals, last=False)
         self.books.spool.settle(tried.record)
         self.books.settle(tried.hold, _used(tried.record))
         self.books.settled()

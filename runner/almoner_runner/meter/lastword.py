@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from almoner_core.environment import TERMINATION_MESSAGE_BYTES_MAX, OutputProblem
-from almoner_core.refusals import MESSAGE_CHARS_MAX, Refused
+from almoner_core.refusals import MESSAGE_CHARS_MAX, ProviderRefused, Refused
 from almoner_core.text import short
 from almoner_runner.meter.files import OutputError, read_output
 from almoner_runner.meter.ledger import BODY_BYTES_MAX
@@ -81,11 +81,13 @@ def compose(
     error: str | None = None,
     unpaid: str | None = None,
     refused: Refused | None = None,
+    provider_refused: ProviderRefused | None = None,
 ) -> bytes:
     """Give the termination message: whole JSON within what Kubernetes keeps.
 
     `complete`: no call is in flight, so the totals are all there is. `final`: the ledger has it all. `unpaid`: why it
-    had the kubelet end the pod, where it did: its machine time was not paid for. `refused`: calls that were refused.
+    had the kubelet end the pod, where it did: its machine time was not paid for. `refused`, `provider_refused`: calls
+    that were refused, by the meter and by a provider.
     """
     word: dict[str, Any] = {
         "version": VERSION,
@@ -105,6 +107,8 @@ def compose(
     if refused is not None:
         message = short(refused.message, MESSAGE_CHARS_MAX)
         word["refused"] = {"count": refused.count, "code": refused.code, "message": message, "last": refused.last}
+    if provider_refused is not None:
+        word["provider_refused"] = {"provider": provider_refused.provider, "status": provider_refused.status}
     told: dict[str, Any] = {"bytes": output.size, "stored": output.stored}
     if output.problem is not None:
         told["problem"] = output.problem.value

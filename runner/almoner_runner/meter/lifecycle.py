@@ -24,7 +24,6 @@ import aiohttp
 from aiohttp import web
 
 from almoner_core import environment as names
-from almoner_core.refusals import Refused
 from almoner_runner.meter import waits
 from almoner_runner.meter.app import BODY_BYTES_MAX, App
 from almoner_runner.meter.books import LAST_RETRY_SECONDS, PASSING_CODES, Books, BooksClosedError
@@ -40,6 +39,7 @@ from almoner_runner.meter.ledger import LedgerClient, LedgerError, LedgerUnreach
 from almoner_runner.meter.limit import CallLimits
 from almoner_runner.meter.machine import FOREVER
 from almoner_runner.meter.progress import Progress
+from almoner_runner.meter.refused import RefusedCalls
 from almoner_runner.meter.spool import Spool, SpoolError
 
 logger = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ class Meter:
         # When the kubelet will kill it, by the loop's clock: known once the pod is told to end.
         self._killed_at: float | None = None
         self._paid_left: Callable[[], float] = lambda: FOREVER
-        self._refusals: Callable[[], Refused | None] = lambda: None
+        self._refused_calls = RefusedCalls()
 
     def _seconds(self, key: str, default: int) -> int:
         given = self.config.extra.get(key, default)
@@ -172,7 +172,7 @@ class Meter:
             books.machine.recover()
             self._paid_left = lambda: books.machine.left
             holds = Holds(books)
-            self._refusals = lambda: holds.refusals
+            self._refused_calls = holds.refused_calls
             progress = Progress(client)
             keys = Keys(self.config, self.settings.providers_dir, client)
             app = App(self.config, holds, Forwarder(provider_session, holds, self._call_limits()), progress, keys)
@@ -331,7 +331,8 @@ class Meter:
             rejected=books.rejected,
             error=None if lacking is None else f"the meter did not start: {lacking}",
             unpaid=books.machine.message if books.machine.denied else None,
-            refused=self._refusals(),
+            refused=self._refused_calls.by_meter,
+            provider_refused=self._refused_calls.by_provider,
         )
         try:
             write_last_word(self.settings.termination_log, word)
