@@ -30,7 +30,7 @@ Json = dict[str, Any]
 MICRO = 1000
 """Nano-dollars of a token of input by the tests' price card; output costs two."""
 HI: Any = [{"role": "user", "content": "hi"}]
-PODS_MAX = 80
+PODS_MAX = 240
 REFUSALS = (openai.APIStatusError, anthropic.APIStatusError, httpx.HTTPStatusError)
 
 

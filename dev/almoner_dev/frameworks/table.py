@@ -132,7 +132,7 @@ FRAMEWORKS: Final = (
         "LlamaIndex",
         _PY,
         # Its package for Claude does not say so, and fails with a later one.
-        ("llama-index-llms-openai", "llama-index-llms-anthropic", "anthropic<1"),
+        ("llama-index-core", "llama-index-llms-openai", "llama-index-llms-anthropic", "anthropic<1"),
         _BOTH,
         notes="Reads `OPENAI_API_BASE`, which is set. Its package for Claude needs `anthropic<1`.",
         spent_calls_max=3,
