@@ -89,7 +89,7 @@ class MeterProvider(ContractModel):
     key_file: str | None = None
     ledger_key: bool = False
     allow_fields: tuple[str, ...] = Field(default=(), max_length=32)
-    models: tuple[MeterModel, ...] = Field(max_length=96)
+    models: tuple[MeterModel, ...] = Field(max_length=64)
 
 
 class ToolPriceCard(ContractModel):

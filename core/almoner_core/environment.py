@@ -105,6 +105,9 @@ EXTRA_LEDGER_WAIT_SECONDS: Final = "ledger_wait_seconds"
 EXTRA_FIRST_NEED: Final = "first_need"  # amounts by dimension: what admission had granted for the first call
 EXTRA_END_SECONDS: Final = "end_seconds"  # what it takes to end a pod whose machine time nobody pays for; absent: free
 EXTRA_CALL_SECONDS: Final = "call_seconds"  # the longest that a call may take: what is left of timeoutSeconds
+# By provider: `listed`, whether it lists its models; `left_out`, whether there was no room for all that it has prices
+# for; and `prices` of the models beside those that are told in full, as `almoner_core.price_list` writes them.
+EXTRA_PRICE_LISTS: Final = "price_lists"
 EXTRA_PRESTOP_TOKEN: Final = "prestop_token"  # noqa: S105 - a key
 
 # --- bounds -----------------------------------------------------------------------------------------------------------

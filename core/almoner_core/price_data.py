@@ -8,6 +8,7 @@ dated prices are read is an argument.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from datetime import datetime
 from decimal import ROUND_CEILING, Decimal
 from functools import lru_cache
@@ -22,6 +23,7 @@ from almoner_core.api.model_provider import (
 )
 from almoner_core.api.tool_provider import RESOURCE_TYPES, ToolProviderSpec
 from almoner_core.contract import MeterModel, MeterTool, PriceCard, PriceTier, ToolPriceCard
+from almoner_core.model_names import undated
 from almoner_core.money import NANOS_PER_DOLLAR, Money
 
 _PROVIDER_IDS: Final = {ProviderType.OPENAI: "openai", ProviderType.ANTHROPIC: "anthropic"}
@@ -29,7 +31,7 @@ _KINDS: Final = ("input_mtok", "cache_read_mtok", "cache_write_mtok", "output_mt
 _LONG: Final = "cache_write_1h_mtok"
 # Priced things that the meter refuses under a budget, by name, so that they need no place in a card: hosted tools.
 _REFUSED: Final = frozenset({"web_searches_kcount", "storage_searches_kcount"})
-_PLAIN_NAME: Final = re.compile(r"[a-z0-9][a-z0-9./-]*[a-z0-9]$")
+_NAME: Final = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.:/@]{0,126}[A-Za-z0-9])?$")
 _UNMETERED: Final = re.compile(
     "audio|realtime|transcribe|whisper|tts|image|search|deep-research|computer-use|moderation"
 )
@@ -80,11 +82,27 @@ def context_window(provider: ModelProviderSpec, model: str) -> int | None:
 
 
 def public_models(provider: ModelProviderSpec) -> tuple[str, ...]:
-    """Give the models of a provider that the public data has a price in text tokens for, its own names for them.
+    """Give every name of a provider's models that the public data has a price in text tokens for.
 
     Left out is what calls are not metered for, whatever its price: sound, pictures, searches.
     """
     return _public_models(_PROVIDER_IDS.get(provider.type), provider.base_url)
+
+
+def is_same_model(provider: ModelProviderSpec, first: str, second: str) -> bool:
+    """Say whether the public data has one entry for both names of a provider's."""
+    one, other = _find(provider, first), _find(provider, second)
+    return one is not None and other is not None and one.id == other.id
+
+
+def listed_as(provider: ModelProviderSpec, model: str) -> str | None:
+    """Give the name under which a provider lists a model: with or without a date; None where it does not."""
+    names = [entry.name for entry in provider.models]
+    if model in names:
+        return model
+    return next(
+        (name for name in names if undated(name) == undated(model) and is_same_model(provider, model, name)), None
+    )
 
 
 @lru_cache(maxsize=64)
@@ -98,9 +116,18 @@ def _public_models(provider_id: str | None, base_url: str | None) -> tuple[str, 
             found = get_snapshot().find_provider(None, identity, url)
         except LookupError:
             continue
-        names = [info.id for info in found.models if _PLAIN_NAME.match(info.id) and not _UNMETERED.search(info.id)]
-        return tuple(name for name in names if public_card(found.id, name) is not None)
+        names = dict.fromkeys(name for info in found.models for name in (info.id, *_equal_names(info.match)))
+        plain = (name for name in names if _NAME.match(name) and not _UNMETERED.search(name))
+        return tuple(name for name in plain if public_card(found.id, name) is not None)
     return ()
+
+
+def _equal_names(match: Any) -> Iterator[str]:
+    """Give the names that a rule of the data takes for a model: those that it has letter by letter."""
+    if (name := getattr(match, "equals", None)) is not None:
+        yield name
+    for rule in getattr(match, "or_", None) or ():
+        yield from _equal_names(rule)
 
 
 def meter_model(

@@ -28,6 +28,7 @@ from almoner_core.api.runner import Runner
 from almoner_core.api.tool_provider import ToolProviderSpec
 from almoner_core.contract import LABEL_AGENT_READABLE, LABEL_PROVIDER_KEY, METER_USER, Dialect
 from almoner_core.money import Money
+from almoner_core.price_data import listed_as
 from almoner_operator import pod_options
 from almoner_operator.cluster_providers import Asker, is_cluster_wide, not_allowed
 from almoner_operator.pods import reserved_env
@@ -181,7 +182,7 @@ def _model_verdict(path: str, choice: ModelChoice, facts: AgentFacts, type_: Age
         text = f"{path}.provider: {named} is not ready: {provider.message}"
         return AgentVerdict(AgentReason.PROVIDER_NOT_READY, text)
     allowed = [model.name for model in provider.spec.models]
-    if allowed and choice.name not in allowed:
+    if allowed and listed_as(provider.spec, choice.name) is None:
         listed = ", ".join(allowed[:_MODELS_NAMED_MAX]) + (", ..." if len(allowed) > _MODELS_NAMED_MAX else "")
         text = f"{path}.name: {named} does not list {choice.name}; it lists {listed}"
         return AgentVerdict(AgentReason.MODEL_NOT_ALLOWED, text)

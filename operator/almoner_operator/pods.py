@@ -16,8 +16,9 @@ from almoner_core import contract
 from almoner_core.api.agent import AgentSpec, Limits, ModelAPI
 from almoner_core.api.base import API_VERSION, ConfigMapKeyReference, SecretKeyReference
 from almoner_core.api.runner import RESERVED_ENV, RESERVED_ENV_PREFIX, EnvVar, ResourceAmounts, Runner
-from almoner_core.contract import MeterConfig, MeterProvider, MeterTool
+from almoner_core.contract import MeterConfig, MeterModel, MeterProvider, MeterTool
 from almoner_core.identity import allotment_id, pod_name
+from almoner_core.price_list import pack
 from almoner_core.quantity import millicores, whole
 from almoner_operator import pod_options
 from almoner_operator.scheduling.model import Requests
@@ -86,12 +87,15 @@ class PodProvider:
     """A provider that the meter may call (with its price cards, resolved), and where its key lies.
 
     `meter.key_file` or, where the ledger hands the key over (`from_ledger`), `meter.ledger_key` is filled in by
-    `build_pod` where `credentials` is given.
+    `build_pod` where `credentials` is given. `more`: models besides those of `meter`; `listed`: whether the provider
+    lists its models, so that there are none but these.
     """
 
     meter: MeterProvider
     credentials: SecretKeyReference | None = None
     from_ledger: bool = False
+    more: tuple[MeterModel, ...] = ()
+    listed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -506,7 +510,8 @@ def _meter_config(request: PodRequest, settings: RunnerSettings) -> str:
         },
     )
     # Without what is the default: an older runner takes the configuration as long as nothing newer is in it.
-    text = _json(config.model_dump(mode="json", exclude_defaults=True))
+    told = config.model_dump(mode="json", exclude_defaults=True)
+    text = _with_price_lists(told, request.providers)
     size = len(text.encode())
     if size > contract.METER_CONFIG_BYTES_MAX:
         given = len((request.input or "").encode())
@@ -515,6 +520,25 @@ def _meter_config(request: PodRequest, settings: RunnerSettings) -> str:
             f"{contract.METER_CONFIG_BYTES_MAX}: put the input into a ConfigMap (input.configMapKeyRef), or name fewer "
             "models at the provider"
         )
+    return text
+
+
+def _with_price_lists(told: Json, providers: tuple[PodProvider, ...]) -> str:
+    """Give the configuration as JSON, with the prices of more models, as far as there is room for them.
+
+    Those that a provider lists always go along: it would be refused rather than be without.
+    """
+    lists: dict[str, Json] = {}
+    for provider in providers:
+        lists[provider.meter.name] = {"listed": provider.listed}
+        if provider.more:
+            lists[provider.meter.name]["prices"] = pack(provider.more)
+    told["extra"][contract.EXTRA_PRICE_LISTS] = lists
+    text = _json(told)
+    for provider in reversed(providers):
+        if len(text.encode()) > contract.METER_CONFIG_BYTES_MAX and provider.more and not provider.listed:
+            lists[provider.meter.name] = {"listed": False, "left_out": True}
+            text = _json(told)
     return text
 
 

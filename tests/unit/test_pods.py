@@ -228,7 +228,13 @@ def test_the_meter_is_told_all_it_needs() -> None:
     assert (config.agent, config.owner, config.default_model) == ("greeter", "ann", "small")
     assert [each.key_file for each in config.providers] == ["openai/key", None]
     assert config.input == "Say hello"
-    assert config.extra == {"grace_period_seconds": 60, "ledger_wait_seconds": 30, "call_seconds": 90, "x": 1}
+    assert config.extra == {
+        "grace_period_seconds": 60,
+        "ledger_wait_seconds": 30,
+        "call_seconds": 90,
+        "x": 1,
+        "price_lists": {"local": {"listed": False}, "openai": {"listed": False}},
+    }
     assert pod["spec"]["activeDeadlineSeconds"] == 90 + 600
     assert pod["spec"]["terminationGracePeriodSeconds"] == 60
     volumes = {each["name"]: each for each in pod["spec"]["volumes"]}

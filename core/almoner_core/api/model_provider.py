@@ -239,7 +239,8 @@ class ModelProviderSpec(APIModel):
     models: list[ProviderModel] = Field(
         default=[],
         max_length=256,
-        description="Models that may be used; any where empty.",
+        description="Models that may be used, by these names and with or without a date; where empty, any that has a "
+        "price.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
     prices: list[ModelPrice] = Field(

@@ -16,10 +16,13 @@ OPENAI: Final = "OpenAI"
 ANTHROPIC: Final = "Anthropic"
 DIALECTS: Final = (OPENAI, ANTHROPIC)
 PROVIDERS_MAX: Final = 9
-MODELS_MAX: Final = 96
+MODELS_MAX: Final = 64
 ALLOWED_FIELDS_MAX: Final = 32
 TIERS_MAX: Final = 8
 TOOLS_MAX: Final = 64
+
+NOT_TOLD_HERE: Final = frozenset({"listed", "left_out"})
+"""Fields that come from elsewhere than their own object."""
 
 T = TypeVar("T")
 
@@ -72,6 +75,9 @@ class Provider:
     key_file: str | None = None
     ledger_key: bool = False  # the ledger hands it over
     allow_fields: frozenset[str] = frozenset()  # of requests: they pass besides those that are known
+    # By the list of prices, see price_lists.py.
+    listed: bool | None = None  # whether it lists its models, so that there are none but these; None: not told
+    left_out: bool = False  # there was no room for all that it has prices for
 
     def url(self, dialect: str, route: str) -> str:
         """Give the address of a route such as `chat/completions` or `messages`.
@@ -265,7 +271,7 @@ def _typed(value: Any, path: str, kind: type[T]) -> T:
 
 def _object(value: Any, path: str, shape: type[Any]) -> dict[str, Any]:
     given: dict[str, Any] = _typed(value, path, dict)
-    if unknown := sorted(set(given) - set(shape.__slots__)):
+    if unknown := sorted(set(given) - (set(shape.__slots__) - NOT_TOLD_HERE)):
         raise ConfigError(f"{path}: unknown field {unknown[0]!r}")
     return given
 

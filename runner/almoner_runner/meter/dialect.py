@@ -207,13 +207,18 @@ def find_model(provider: Provider, payload: Body, rules: Rules) -> Model:
 def _unpriced(name: str, model: Model | None, provider: Provider) -> RefusedError:
     priced = sorted(each.name for each in provider.models.values() if each.price is not None)
     shown = ", ".join(priced[:NAMES_SHOWN]) + (f" and {len(priced) - NAMES_SHOWN} more" if priced[NAMES_SHOWN:] else "")
-    why = (
-        f"is not listed, or has no known price, at provider {provider.name!r}: list it in spec.models of its "
-        "ModelProvider, and give it a price in spec.prices where the public data has none"
-        if model is None
-        else f"has no known price at provider {provider.name!r}, so no budget can bound it: give it one in spec.prices "
-        "of its ModelProvider"
-    )
+    list_it = f"list it in spec.models of ModelProvider {provider.name!r}"
+    if model is None and provider.listed:
+        why = f"is not listed: to let it be called, {list_it}"
+    elif model is None and provider.left_out:
+        why = f"is not told to this pod, which has no room for all models of provider {provider.name!r}: {list_it}"
+    elif model is None and provider.listed is None:
+        why = f"is not listed, or has no known price, at provider {provider.name!r}: {list_it}, and give it a price"
+    else:
+        why = (
+            f"has no known price at provider {provider.name!r}, so no budget can bound it: give it one in spec.prices "
+            "of its ModelProvider"
+        )
     return RefusedError(
         404, "model_not_found", f"model {name!r} {why}; priced models here: {shown or 'none'}", param="model"
     )

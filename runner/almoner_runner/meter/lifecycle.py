@@ -38,6 +38,7 @@ from almoner_runner.meter.lastword import LastOutput, compose, last_output
 from almoner_runner.meter.ledger import LedgerClient, LedgerError, LedgerUnreachableError, Secret
 from almoner_runner.meter.limit import CallLimits
 from almoner_runner.meter.machine import FOREVER
+from almoner_runner.meter.price_lists import with_price_lists
 from almoner_runner.meter.progress import Progress
 from almoner_runner.meter.refused import RefusedCalls
 from almoner_runner.meter.spool import Spool, SpoolError
@@ -85,7 +86,7 @@ class Settings:
         host, _, port = env.get(names.ENV_METER_ADDRESS, names.METER_ADDRESS).rpartition(":")
         health_port = env.get(names.ENV_HEALTH_PORT, str(names.HEALTH_PORT))
         return cls(
-            config=parse(text),
+            config=with_price_lists(parse(text)),
             address=(host, _port(port, names.ENV_METER_ADDRESS)),
             health_address=(env.get(names.ENV_POD_IP, "127.0.0.1"), _port(health_port, names.ENV_HEALTH_PORT)),
             spool_dir=Path(env.get(names.ENV_SPOOL_DIR, names.SPOOL_DIR)),
