@@ -19,6 +19,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     from almoner_dev.node import ProcessNode
     from almoner_dev.stack import Stack
     from tests.conftest import missing
+    from tests.frameworks.pods import folders
     from tests.support.e2e import Site
 
     plane = ControlPlane()
@@ -28,7 +29,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         missing(error)
     with (
         plane,
-        ProcessNode(plane.kubeconfig) as node,
+        # Where tests of SDKs and frameworks have them, and Node.js.
+        ProcessNode(plane.kubeconfig, expose=folders()) as node,
         Stack(
             plane,
             host_address=node.host_address,

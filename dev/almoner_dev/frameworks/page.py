@@ -19,7 +19,8 @@ them to the meter. `make test-frameworks` runs each of them, as its users would 
 of money and a real ledger. The provider is scripted, speaks the API in question, and keeps its own count. A client
 passes where each request that reached the provider has one record, tokens and cost are the provider's word to the
 nano-dollar, nothing else is called by way of the proxies of its environment, and a spent budget ends it within the
-calls that the table says. `make test` runs {quick} of them.
+calls that the table says. `make test` runs {quick} of them, also as Executions: each ends as `BudgetExhausted` when its
+budget is spent.
 
 ## What every container finds
 | variable | value |

@@ -40,8 +40,10 @@ async function run({ ask, streamed, tools, structured, image, parallel }) {
       line = { result: await known[name]() };
     } catch (error) {
       line = { error: `${error?.name}: ${error?.message}` };
+      if (name === "spent") process.exitCode = 1;
     }
     console.log("\n" + JSON.stringify({ scenario: name, seconds: (Date.now() - began) / 1000, ...line }));
+    if (process.exitCode) return;
   }
 }
 

@@ -56,6 +56,8 @@ def run(ask, *, streamed=None, tools=None, structured=None, image=None, parallel
             _print(name, began, result=known[name]())
         except Exception as error:
             _print(name, began, error=f"{type(error).__name__}: {error}")
+            if name == "spent":
+                raise
 
 
 async def _run_all(known):
@@ -65,6 +67,8 @@ async def _run_all(known):
             _print(name, began, result=await known[name]())
         except Exception as error:
             _print(name, began, error=f"{type(error).__name__}: {error}")
+            if name == "spent":
+                raise
 
 
 async def _gathered(ask):
