@@ -64,6 +64,38 @@ def test_what_the_provider_refuses_is_not_tried_again(world: World) -> None:
     assert len(world.status("refused")["attempts"]) == 1
 
 
+CALLER = """
+url = os.environ["OPENAI_BASE_URL"]
+results = []
+for model, more in json.loads(given()):
+    if model.startswith("text-embedding"):
+        status, said = post(url + "/embeddings", {"model": model, "input": "some text", **more})
+    else:
+        status, said = chat("hi", **{"model": model, **more})
+    results.append([status, "" if status == 200 else said["error"]["message"]])
+answer(results)
+"""
+
+
+def test_f6_f11_under_a_budget_code_calls_what_has_a_price_and_sends_what_its_provider_allows(world: World) -> None:
+    public: dict[str, Any] = {"type": "OpenAI", "apis": [], "models": [], "prices": [], "allowFields": ["guided_json"]}
+    listing = public | {"models": [{"name": "gpt-4.1-mini"}]}
+    model = {"name": "gpt-4.1-mini-2025-04-14", "settings": {"maxOutputTokens": 64}}
+    world.apply(*world.provider_manifests("public", **public), *world.provider_manifests("listing", **listing))
+    agents = [world.script_manifest(name, CALLER, model={"provider": name, **model}) for name in ("public", "listing")]
+    world.more(*agents)
+    limit: dict[str, Any] = {"limits": {"maxCost": "1"}}
+    asked: list[Any] = [("gpt-4.1-mini", {}), ("gpt-4.1-mini-2025-04-14", {"guided_json": {"a": 1}})]
+    run(world, "public", "public", [*asked, ("text-embedding-3-small", {}), ("gpt-5-codex", {}), ("mine", {})], **limit)
+    run(world, "listing", "listing", [*asked, ("gpt-4.1", {}), ("gpt-4.1-mini", {"guided_regex": "a"})], **limit)
+    first, second = (results(status) for status in world.succeeded("public", "listing"))
+    assert [status for status, _ in first] == [200, 200, 200, 200, 404]
+    assert "model 'mine' has no known price at provider 'public'" in first[4][1]
+    assert [status for status, _ in second] == [200, 200, 404, 400]
+    assert "model 'gpt-4.1' is not listed: to let it be called, list it in spec.models" in second[2][1]
+    assert "guided_regex" in second[3][1]
+
+
 def test_a_budget_that_runs_out_midway_is_spent_and_not_overspent(world: World) -> None:
     world.script("spender", SPENDER)
     quota(world, "money", budget={"amount": "0.003"})

@@ -195,7 +195,7 @@ class World(Cluster):
         runner = {"image": "python:3.12-slim", "command": ["python", "-c", (PRELUDE if prelude else "") + script]}
         runner.update(spec.pop("runner", {}))
         model = {"provider": "scripted", "name": MODEL, "settings": {"maxOutputTokens": 64}}
-        return self.manifest("Agent", name, {"type": "Evaluation", "model": model, "runner": runner, **spec})
+        return self.manifest("Agent", name, {"type": "Evaluation", "model": model, "runner": runner} | spec)
 
     def ready(self, *agents: Json) -> None:
         """Apply a provider and agents, and wait until they are ready."""

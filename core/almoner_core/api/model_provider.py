@@ -176,12 +176,18 @@ class ProviderRateLimits(APIModel):
 
 FieldName = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 DEARER_FIELDS: Final = (
-    # What the meter bounds or sets itself, and what serves calls otherwise, at other prices, or with more of them.
-    *("model", "models", "messages", "input", "prompt", "n", "best_of", "stream", "stream_options", "service_tier"),
-    *("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens", "max_gen_len", "n_predict"),
-    *("num_predict", "options", "tools", "functions", "plugins", "provider", "route", "fallbacks", "transforms"),
-    *("web_search_options", "search_parameters", "background", "conversation", "mcp_servers", "container", "thread"),
-    *("audio", "modalities", "prediction", "context_management", "speed", "inference_geo"),
+    # What the meter bounds or sets itself.
+    *("model", "models", "messages", "input", "prompt", "stream", "stream_options", "service_tier", "thread"),
+    # How much is written, and how often.
+    *("n", "best_of", "num_completions", "num_return_sequences", "candidate_count", "num_beams", "use_beam_search"),
+    *("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens", "max_gen_len", "max_length"),
+    *("max_tokens_to_sample", "n_predict", "num_predict", "options", "generation_config", "thinking_budget"),
+    # What serves the call otherwise, at other prices, or with more of them.
+    *("provider", "route", "fallbacks", "transforms", "speed", "inference_geo", "background", "prediction"),
+    *("tools", "functions", "plugins", "mcp_servers", "container", "context_management", "skills"),
+    *("web_search", "web_search_options", "search_parameters", "search_options", "enable_search", "data_sources"),
+    # Input that its bytes do not bound.
+    *("conversation", "audio", "modalities", "image", "images", "video", "videos", "file_ids", "attachments"),
 )
 """Fields of requests that `allowFields` may not name."""
 
@@ -208,7 +214,7 @@ class ModelProviderSpec(APIModel):
             ".apis",
         ),
         Rule(
-            f"!has(self.allowFields) || !self.allowFields.exists(name, name in {list(DEARER_FIELDS)})",
+            f"!has(self.allowFields) || !self.allowFields.exists(name, name.lowerAscii() in {list(DEARER_FIELDS)})",
             "allowFields must not name a field that may raise a call's cost beyond its bound, such as n, max_tokens, "
             "tools, options or provider",
             ".allowFields",

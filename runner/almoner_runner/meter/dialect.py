@@ -250,10 +250,12 @@ def tool_bytes(provider: Provider, payload: Body, *names: str) -> int:
 
     OpenAI's and Anthropic's own models are shown them in a form that is no longer than the JSON, and far fewer tokens.
     So plain text counts once there. What other characters become when they are escaped anew is not known anywhere.
+    Fields that the ModelProvider alone knows count likewise, at any server: its template may write them out.
     """
+    more = payload.schema_bytes(*sorted(provider.allow_fields & payload.fields.keys()))
     if provider.type in (OPENAI, ANTHROPIC) and all(payload.is_ascii(name) for name in names):
-        return 0
-    return payload.schema_bytes(*names)
+        return more
+    return more + payload.schema_bytes(*names)
 
 
 def input_bound(bound: int, *, whole: bool, name: str, provider: Provider, model: Model, rules: Rules) -> int:
