@@ -121,7 +121,13 @@ def version(framework: Framework, lock: str) -> str:
 
 
 def _section(framework: Framework) -> str:
-    absent: dict[Scenario, str] = {scenario: reason for (_, scenario), reason in framework.lacks.items()}
-    lacks = [f"No {scenario}: {reason}." for scenario, reason in absent.items()]
-    told = [text for text in (framework.notes, framework.refused, *lacks) if text]
+    absent: dict[tuple[Scenario, str], list[str]] = {}
+    for (api, scenario), reason in framework.lacks.items():
+        absent.setdefault((scenario, reason), []).append(api)
+    lacks = [
+        f"No {scenario}{'' if len(apis) == len(framework.apis) else f' with {apis[0]}'}: {reason}."
+        for (scenario, reason), apis in absent.items()
+    ]
+    refused = f"Refused, or past the meter: {framework.refused}" if framework.refused else ""
+    told = [text for text in (framework.notes, refused, *lacks) if text]
     return f"- **{_title(framework)}**: {' '.join(told)}" if told else ""

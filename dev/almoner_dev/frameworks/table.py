@@ -84,7 +84,7 @@ _CLAUDE = (
     "budget of thoughts, so that the meter cannot lower it: a call needs room for 32,000 tokens of output."
 )
 _CLAUDE_REFUSED = (
-    "Its own traffic beside the model's: `CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC` is set. `WebSearch` is Anthropic's "
+    "its own traffic beside the model's: `CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC` is set. `WebSearch` is Anthropic's "
     "tool: disallow it."
 )
 _COSTS = "LiteLLM fetches its table of models unless `LITELLM_LOCAL_MODEL_COST_MAP` is set: it is."
@@ -97,7 +97,7 @@ FRAMEWORKS: Final = (
         ("openai",),
         (_CHAT, _RESPONSES),
         notes="Waits for a provider that says `retry-after`, and stops at once where the budget is spent.",
-        refused="Tools that OpenAI runs, conversations, batches and files: give functions of your own instead.",
+        refused="tools that OpenAI runs, conversations, batches and files: give functions of your own instead.",
     ),
     Framework(
         "anthropic",
@@ -106,7 +106,7 @@ FRAMEWORKS: Final = (
         ("anthropic",),
         (_MESSAGES,),
         notes="The tool runner goes on without a thread by itself once the meter has said that there are none.",
-        refused="Tools that Anthropic runs, such as `web_search`: give tools of your own instead.",
+        refused="tools that Anthropic runs, such as `web_search`: give tools of your own instead.",
     ),
     Framework(
         "openai-agents",
@@ -115,7 +115,7 @@ FRAMEWORKS: Final = (
         ("openai-agents",),
         (_RESPONSES, _CHAT),
         notes="Takes its model from `OPENAI_DEFAULT_MODEL`, which is set.",
-        refused="Traces would go to OpenAI, past the meter: `OPENAI_AGENTS_DISABLE_TRACING` is set. Tools that OpenAI "
+        refused="traces, which would go to OpenAI: `OPENAI_AGENTS_DISABLE_TRACING` is set. Tools that OpenAI "
         "runs (`WebSearchTool`, `FileSearchTool`, ...) are refused: leave them out.",
     ),
     Framework(
@@ -124,7 +124,7 @@ FRAMEWORKS: Final = (
         _PY,
         ("langchain", "langchain-openai", "langchain-anthropic"),
         _BOTH,
-        refused="LangSmith's traces go past the meter where you set `LANGSMITH_TRACING`: leave it out.",
+        refused="LangSmith's traces, where you set `LANGSMITH_TRACING`: leave it out.",
     ),
     Framework("langgraph", "LangGraph", _PY, ("langgraph", "langchain-openai", "langchain-anthropic"), _BOTH),
     Framework(
@@ -144,7 +144,7 @@ FRAMEWORKS: Final = (
         ("crewai[anthropic]",),
         _BOTH,
         notes="A crew tries a failed task three times, and OpenAI's calls three times each.",
-        refused="Telemetry goes past the meter: `CREWAI_DISABLE_TELEMETRY` is set. Planning and memory call OpenAI's "
+        refused="telemetry: `CREWAI_DISABLE_TELEMETRY` is set. Planning and memory call OpenAI's "
         "models by default: name models of your provider.",
         spent_calls_max=9,
     ),
@@ -175,7 +175,7 @@ FRAMEWORKS: Final = (
         _PY,
         ("pydantic-ai-slim[openai,anthropic]",),
         (_CHAT, _RESPONSES, _MESSAGES),
-        refused="Tools that the provider runs: leave them out.",
+        refused="tools that the provider runs: leave them out.",
     ),
     Framework(
         "instructor",
@@ -192,7 +192,7 @@ FRAMEWORKS: Final = (
         _PY,
         ("haystack-ai", "anthropic-haystack"),
         _BOTH,
-        refused="Telemetry goes past the meter: `HAYSTACK_TELEMETRY_ENABLED=False` is set.",
+        refused="telemetry: `HAYSTACK_TELEMETRY_ENABLED=False` is set.",
     ),
     Framework(
         "semantic-kernel",
@@ -221,7 +221,7 @@ FRAMEWORKS: Final = (
         ("agno", "openai", "anthropic"),
         _BOTH,
         notes="Gives an error as the answer's text, so that a run may succeed with it: look at the answer's `status`.",
-        refused="Telemetry goes past the meter: `AGNO_TELEMETRY=false` is set.",
+        refused="telemetry: `AGNO_TELEMETRY=false` is set.",
     ),
     Framework(
         "litellm",
@@ -258,7 +258,7 @@ FRAMEWORKS: Final = (
         ("@openai/agents", "zod"),
         (_RESPONSES,),
         notes="Takes its model from `OPENAI_DEFAULT_MODEL`, which is set.",
-        refused="Traces would go to OpenAI, past the meter: `OPENAI_AGENTS_DISABLE_TRACING` is set.",
+        refused="traces, which would go to OpenAI: `OPENAI_AGENTS_DISABLE_TRACING` is set.",
     ),
     Framework("langchain-js", "LangChain.js", _JS, ("langchain", *_LANGCHAIN_JS), _BOTH),
     Framework("langgraph-js", "LangGraph.js", _JS, ("@langchain/langgraph", *_LANGCHAIN_JS), _BOTH),
