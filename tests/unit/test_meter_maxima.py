@@ -175,3 +175,31 @@ def test_no_text_is_too_odd(message: str, asked: int) -> None:
 )
 def test_where_errors_keep_their_text(body: dict[str, Any], text: str) -> None:
     assert message_of(body) == text
+
+
+def thinking_call(maximum: int, budget: int, **more: Any) -> Call:
+    provider = Provider("p", "Anthropic", "http://p", ("Anthropic",), {"claude-x": Model("claude-x", CARD)})
+    thinking = {"type": "enabled", "budget_tokens": budget, **more}
+    body = {"model": "claude-x", "messages": [], "max_tokens": maximum, "thinking": thinking}
+    return anthropic.messages(provider, read_body(json.dumps(body).encode()), STRICT)
+
+
+def test_f2_a_budget_of_thoughts_goes_down_with_the_maximum() -> None:
+    """Claude Code asks for 31,999 of its 32,000 tokens."""
+    call = thinking_call(32_000, 31_999)
+    assert call.output_least == 2_048
+    longest = len(call.body())
+    for output, budget in ((8_000, 6_000), (2_048, 1_536), (32_000, 31_999)):
+        call.lower_output(output)
+        sent = json.loads(call.body())
+        assert (sent["max_tokens"], sent["thinking"]) == (output, {"type": "enabled", "budget_tokens": budget})
+        assert len(call.body()) <= longest
+    modest = thinking_call(32_000, 2_000)
+    modest.lower_output(4_000)
+    assert json.loads(modest.body())["thinking"]["budget_tokens"] == 2_000
+
+
+@pytest.mark.parametrize("call", [thinking_call(100, 4_000), thinking_call(5_000, 4_000, odd=1e15)])
+def test_a_budget_that_cannot_go_down_keeps_the_maximum_up(call: Call) -> None:
+    assert call.output_least > 4_000
+    assert not call.thinking

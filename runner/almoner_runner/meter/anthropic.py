@@ -16,6 +16,7 @@ from almoner_runner.meter import images, inline
 from almoner_runner.meter.body import Body, growth
 from almoner_runner.meter.config import Model, Provider
 from almoner_runner.meter.dialect import (
+    THINKING_LEAST,
     Call,
     Rules,
     find_model,
@@ -65,7 +66,15 @@ def messages(provider: Provider, payload: Body, rules: Rules) -> Call:
     set_output_maximum(call, [number(payload, "max_tokens", least=1)], rules)
     if thinking >= call.output_max:
         call.output_extra = thinking
+    elif thinking >= THINKING_LEAST and _is_plain(payload.get("thinking")):
+        # The budget can go down with the maximum: Claude Code asks for all but one token of its 32,000.
+        call.thinking, call.output_least = thinking, 2 * THINKING_LEAST
     return call
+
+
+def _is_plain(thinking: dict[str, Any]) -> bool:
+    """Say whether an object of thinking is no longer when it is written anew: it goes out after it was bounded."""
+    return all(isinstance(value, str) or name == "budget_tokens" for name, value in thinking.items())
 
 
 def _check(provider: Provider, payload: Body, model: Model, *, long_cache: bool) -> None:

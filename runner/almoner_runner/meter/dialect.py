@@ -28,6 +28,8 @@ from almoner_runner.meter.told import TOKENS_MAX
 
 CHOICES_MAX: Final = 128
 NAMES_SHOWN: Final = 12
+THINKING_LEAST: Final = 1024
+"""The smallest budget of thoughts that Anthropic's API takes; it has to be below the output maximum."""
 
 Count = Callable[[], Awaitable[int | None]]
 """Gives a bound on the tokens of input by the provider's own count; None where it gave none."""
@@ -65,6 +67,7 @@ class Call:
     output_fields: tuple[str, ...] = ()  # where the payload says so
     output_chosen: bool = False  # the meter chose what is sent: the request says none
     output_least: int = MIN_OUTPUT_TOKENS  # below this a lower maximum makes no sense
+    thinking: int = 0  # of it may be thoughts: a budget that the request says, and that is lowered with the maximum
     output_extra: int = 0  # output that the maximum does not bound
     choices: int = 1
     stream: bool = False
@@ -132,6 +135,9 @@ class Call:
         self.output_max = output_max
         for name in self.output_fields:
             self.payload.set(name, output_max)
+        if self.thinking:
+            budget = self.thinking if self.thinking < output_max else max(THINKING_LEAST, output_max * 3 // 4)
+            self.payload.set("thinking", {**self.payload.get("thinking"), "budget_tokens": budget})
 
     def restore_output(self, output_max: int) -> None:
         """Take a lowering back that did not help."""
