@@ -67,6 +67,26 @@ def test_f5_it_says_what_was_refused(start: Callable[..., Meter]) -> None:
     assert (refused.count, refused.code, refused.last) == (2, "insufficient_quota", True)
 
 
+def test_f5_a_call_that_was_under_way_does_not_take_a_refusal_back(
+    start: Callable[..., Meter], provider: ScriptedProvider
+) -> None:
+    """A pool of threads dies of the one call that is refused, and waits for the others first."""
+    provider.load([Reply(text="slow", usage=USAGE, latency_ms=600)])
+    with LedgerDouble({"usd": DOLLAR}) as ledger:
+        meter = start(ledger)
+        under_way = threading.Thread(target=call, args=(meter, 1))
+        under_way.start()
+        until(lambda: provider.requests, 5, "the call at the provider")
+        with pytest.raises(openai.NotFoundError):
+            openai_client(meter).chat.completions.create(model="another", messages=HI)
+        under_way.join(10)
+        assert meter.stop() == 0
+    refused = read_refused(meter.last_word)
+    assert refused is not None
+    assert (refused.count, refused.last) == (1, True)
+    assert meter.last_word["totals"]["requests"] == 1
+
+
 def test_it_says_that_the_provider_refused_the_last_call(
     start: Callable[..., Meter], provider: ScriptedProvider
 ) -> None:
