@@ -98,6 +98,8 @@ PRESTOP_PATH: Final = "/prestop"
 PRESTOP_HEADER: Final = "x-almoner-prestop"
 # The probe of the agent container asks there whether its machine time is paid: failing it ends the container.
 PAID_PATH: Final = "/paid"
+# The meter's answer: the output maximum that was sent, where it is lower than the client's for want of room.
+OUTPUT_LIMITED_HEADER: Final = "x-almoner-output-limited"
 # Keys of MeterConfig.extra.
 EXTRA_GRACE_SECONDS: Final = "grace_period_seconds"
 # How long the meter goes on trying to reach the ledger once the agent has ended, within the grace period.

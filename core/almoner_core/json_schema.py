@@ -21,8 +21,6 @@ MESSAGE_CHARS_MAX: Final = 200
 _DATA: Final = frozenset({"const", "enum", "default", "examples"})
 # Values of these are schemas by names of the user's, which may be anything.
 _NAMED: Final = frozenset({"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"})
-
-
 # Keywords of earlier drafts that say nothing in this one, and what says it now.
 _OUTDATED: Final = {
     "dependencies": "dependentRequired or dependentSchemas",

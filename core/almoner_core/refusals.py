@@ -17,7 +17,10 @@ from almoner_core.text import short, storable
 CODE_CHARS_MAX: Final = 64
 MESSAGE_CHARS_MAX: Final = 512
 COUNT_MAX: Final = 10**9
-BUDGET_CODES: Final = frozenset({"insufficient_quota", "budget_in_use", "allotment_frozen", "machine_time_unpaid"})
+INSUFFICIENT_QUOTA: Final = "insufficient_quota"
+BUDGET_IN_USE: Final = "budget_in_use"
+"""The code of a refusal that passes: calls under way hold room that they may not need."""
+BUDGET_CODES: Final = frozenset({INSUFFICIENT_QUOTA, BUDGET_IN_USE, "allotment_frozen", "machine_time_unpaid"})
 """Nothing is left of a limit, or of what may be used at once."""
 RATE_CODES: Final = frozenset({"rate_limit_exceeded", "request_exceeds_rate"})
 """A rate has no room, now or ever."""

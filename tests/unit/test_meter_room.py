@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from almoner_core.pricing import TokenCounts
+from almoner_core.refusals import BUDGET_IN_USE
 from almoner_dev.simulate.bounding import Account
 from almoner_dev.simulate.clockwork import Clock, Ids, VirtualLoop, installed
 from almoner_dev.simulate.schedule import end_loop
@@ -21,7 +22,7 @@ from almoner_runner.meter.config import Card, Model, Provider, Tier
 from almoner_runner.meter.dialect import Call, Rules
 from almoner_runner.meter.holds import Holds
 from almoner_runner.meter.openai import chat
-from almoner_runner.meter.refusals import BUDGET_IN_USE, RefusedError
+from almoner_runner.meter.refusals import RefusedError
 from almoner_runner.meter.spool import Spool
 
 DOLLAR = 10**9

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from almoner_core.contract import AgentExitCode
-from almoner_core.refusals import is_own_limit
+from almoner_core.refusals import BUDGET_IN_USE, INSUFFICIENT_QUOTA, is_own_limit
 from almoner_core.text import LOG_TAIL_BYTES_MAX, short, short_bytes
 
 MESSAGE_CHARS_MAX: Final = 900
@@ -18,7 +18,7 @@ UNEXPECTED_EXIT_CODE: Final = 1
 _STATUS_PAYMENT_REQUIRED: Final = 402
 _STATUS_TOO_MANY_REQUESTS: Final = 429
 # How the meter says that there is no room: in OpenAI's shape as the error's code, in Anthropic's before the message.
-NO_ROOM: Final = ("insufficient_quota", "budget_in_use")
+NO_ROOM: Final = (INSUFFICIENT_QUOTA, BUDGET_IN_USE)
 # ... and that a rate has none: not soon, or never for so large a call.
 RATES: Final = ("rate_limit_exceeded", "request_exceeds_rate")
 

@@ -18,10 +18,10 @@ from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.settings import ModelSettings
 
 from almoner_core.contract import AgentExitCode
+from almoner_core.environment import OUTPUT_LIMITED_HEADER
 from almoner_runner.agent.failures import UNEXPECTED_EXIT_CODE, AgentFailure, classify, one_line
 from almoner_runner.agent.mending import NoAnswerError, clean, mend_answer, mend_arguments
 
-OUTPUT_LIMITED_HEADER: Final = "x-almoner-output-limited"
 ID_CHARS_MAX: Final = 40
 REASON_CHARS_MAX: Final = 300
 _OK: Final = 200

@@ -6,7 +6,8 @@ is no way round the meter here. Imports are inside the functions: each SDK costs
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from almoner_core.api.agent import ModelAPI, ModelSettings
 from almoner_runner.agent.invocation import Invocation
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from almoner_runner.agent.heard import MendingTransport
 
+ClientT = TypeVar("ClientT")
 # The meter retries against the provider; these are for a meter that just restarts.
 SDK_RETRIES: Final = 2
 ANTHROPIC_OUTPUT_TOKENS: Final = 20_000
@@ -39,12 +41,7 @@ def _openai(invocation: Invocation, transport: MendingTransport) -> Model:
     from pydantic_ai.models.openai import OpenAIChatModel  # noqa: PLC0415
     from pydantic_ai.providers.openai import OpenAIProvider  # noqa: PLC0415
 
-    client = AsyncOpenAI(
-        base_url=invocation.base_url,
-        api_key=invocation.api_key,
-        max_retries=SDK_RETRIES,
-        http_client=DefaultAsyncHttpxClient(transport=transport),
-    )
+    client = _client(AsyncOpenAI, DefaultAsyncHttpxClient(transport=transport), invocation)
     return OpenAIChatModel(invocation.spec.model.name, provider=OpenAIProvider(openai_client=client))
 
 
@@ -53,13 +50,12 @@ def _anthropic(invocation: Invocation, transport: MendingTransport) -> Model:
     from pydantic_ai.models.anthropic import AnthropicModel  # noqa: PLC0415
     from pydantic_ai.providers.anthropic import AnthropicProvider  # noqa: PLC0415
 
-    client = AsyncAnthropic(
-        base_url=invocation.base_url,
-        api_key=invocation.api_key,
-        max_retries=SDK_RETRIES,
-        http_client=DefaultAsyncHttpxClient(transport=transport),
-    )
+    client = _client(AsyncAnthropic, DefaultAsyncHttpxClient(transport=transport), invocation)
     return AnthropicModel(invocation.spec.model.name, provider=AnthropicProvider(anthropic_client=client))
+
+
+def _client(make: Callable[..., ClientT], http: httpx2.AsyncClient, invocation: Invocation) -> ClientT:
+    return make(base_url=invocation.base_url, api_key=invocation.api_key, max_retries=SDK_RETRIES, http_client=http)
 
 
 def build_settings(settings: ModelSettings, api: ModelAPI) -> FrameworkSettings:

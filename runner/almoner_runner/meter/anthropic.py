@@ -10,8 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, Final
 
-from almoner_core.model_facts import image_tokens
-from almoner_core.pricing import TOOLS_OVERHEAD_TOKENS, input_tokens_bound, prices_long_writes
+from almoner_core.pricing import TOOLS_OVERHEAD_TOKENS, prices_long_writes
 from almoner_runner.meter import images, inline
 from almoner_runner.meter.body import Body, growth
 from almoner_runner.meter.config import Model, Provider
@@ -25,7 +24,7 @@ from almoner_runner.meter.dialect import (
     number,
     sequence,
     set_output_maximum,
-    tool_bytes,
+    text_bound,
     words,
 )
 from almoner_runner.meter.fields import Faults, Free, only_clears, standard, unknown
@@ -46,8 +45,9 @@ def messages(provider: Provider, payload: Body, rules: Rules) -> Call:
     """Bound a message."""
     model = find_model(provider, payload, rules)
     long_cache = _asks_for_long_cache(payload)
+    names = unknown(payload.fields, MESSAGE_FIELDS | provider.allow_fields, MESSAGE_FREE)
     if rules.strict:
-        _check(provider, payload, model, long_cache=long_cache)
+        _check(payload, model, names, long_cache=long_cache)
     thinking = _thinking_budget(payload)
     call = Call(
         operation="chat",
@@ -56,7 +56,7 @@ def messages(provider: Provider, payload: Body, rules: Rules) -> Call:
         model=model,
         payload=payload,
         usage_shape="anthropic",
-        input_bound=_input(provider, payload, model, rules),
+        input_bound=_input(provider, payload, model, rules, known=not names),
         output_fields=("max_tokens",),
         long_cache=long_cache,
         # The API wants max_tokens above the thinking budget; with interleaved thinking the budget may be the larger.
@@ -77,10 +77,9 @@ def _is_plain(thinking: dict[str, Any]) -> bool:
     return all(isinstance(value, str) or name == "budget_tokens" for name, value in thinking.items())
 
 
-def _check(provider: Provider, payload: Body, model: Model, *, long_cache: bool) -> None:
+def _check(payload: Body, model: Model, names: list[str], *, long_cache: bool) -> None:
     """Raises InvalidCallError with everything in the request that may raise its cost beyond the bound."""
     faults = Faults()
-    names = unknown(payload.fields, MESSAGE_FIELDS | provider.allow_fields, MESSAGE_FREE)
     if names == ["thread"]:
         raise ThreadsUnsupportedError
     faults.add_unknown(names, "messages")
@@ -96,23 +95,17 @@ def _check(provider: Provider, payload: Body, model: Model, *, long_cache: bool)
     faults.check()
 
 
-def _input(provider: Provider, payload: Body, model: Model, rules: Rules) -> int:
+def _input(provider: Provider, payload: Body, model: Model, rules: Rules, *, known: bool) -> int:
     given, tools = sequence(payload, "messages"), sequence(payload, "tools")
-    seen, each = images.in_messages(given), image_tokens(provider.type, model.name)
-    text = payload.text_bytes() - (seen.size if each is not None else 0)
-    names = ("tools", "output_config", "output_format")
-    schemas = tool_bytes(provider, payload, *names)
-    bound = input_tokens_bound(
-        text, len(given) + 1, tool_bytes=schemas, schema=any(payload.get(name) for name in names)
-    )
-    bound += seen.count * (each or 0)
+    schemas = ("tools", "output_config", "output_format")
+    bound, covered = text_bound(provider, payload, model, images.in_messages(given), len(given) + 1, *schemas)
     bound += TOOLS_OVERHEAD_TOKENS * sum(1 for tool in tools if _is_client_tool(tool))
     whole = (
-        not unknown(payload.fields, MESSAGE_FIELDS | provider.allow_fields, MESSAGE_FREE)
+        known
+        and covered
         and inline.system(payload.get("system") or "")
         and all(map(inline.message, given))
         and all(map(inline.message_tool, tools))
-        and (not seen.count or each is not None)
     )
     bound += sum(map(_calls_growth, given)) if whole else 0
     return input_bound(bound, whole=whole, name="messages", provider=provider, model=model, rules=rules)

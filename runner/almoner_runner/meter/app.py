@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from almoner_core.refusals import BUDGET_IN_USE
 from almoner_runner.meter import anthropic, counting, intake, openai
 from almoner_runner.meter.body import Body, read_body, read_json
 from almoner_runner.meter.completions import completions
@@ -27,7 +28,7 @@ from almoner_runner.meter.holds import RETRY_WORTH_SECONDS, Holds
 from almoner_runner.meter.intake import SENDING, Budget, Claim
 from almoner_runner.meter.keys import Keys
 from almoner_runner.meter.progress import Progress
-from almoner_runner.meter.refusals import BUDGET_IN_USE, InvalidCallError, RefusedError
+from almoner_runner.meter.refusals import InvalidCallError, RefusedError
 from almoner_runner.meter.tools import read_call, tools_of
 
 logger = logging.getLogger(__name__)

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from almoner_core.environment import DEFAULT_CONTEXT_WINDOW
-from almoner_core.pricing import input_tokens_bound
-from almoner_runner.meter import inline
 from almoner_runner.meter.body import Body
 from almoner_runner.meter.config import Provider
 from almoner_runner.meter.dialect import (
@@ -24,7 +21,7 @@ from almoner_runner.meter.dialect import (
     words,
 )
 from almoner_runner.meter.fields import Faults, unknown
-from almoner_runner.meter.openai import OPENAI_TYPE, ask_for_usage
+from almoner_runner.meter.openai import OPENAI_TYPE, ask_for_usage, texts_bound
 from almoner_runner.meter.refusals import InvalidCallError
 
 FIELDS: Final = words(
@@ -43,17 +40,8 @@ def completions(provider: Provider, payload: Body, rules: Rules) -> Call:
         faults = Faults()
         faults.add_unknown(names, "completions")
         faults.check()
-    prompt = payload.get("prompt")
-    prompts = _prompts(prompt)
-    bound = input_tokens_bound(payload.text_bytes(), prompts)
-    if not inline.embedding_input(prompt) or names:
-        if rules.strict and not inline.embedding_input(prompt):
-            raise InvalidCallError(
-                "prompt: under a budget the meter lets through only texts and token ids, one or a list of them",
-                code="unsupported_parameter",
-                param="prompt",
-            )
-        bound = max(bound, (model.context_window or DEFAULT_CONTEXT_WINDOW) * prompts)
+    prompts = _prompts(payload.get("prompt"))
+    bound = texts_bound(payload, "prompt", prompts, model, known=not names, strict=rules.strict)
     answers = max(number(payload, name, least=1, most=CHOICES_MAX) or 1 for name in ("n", "best_of"))
     stream = flag(payload, "stream")
     hide_usage = stream and ask_for_usage(payload)

@@ -79,6 +79,11 @@ class Provider:
     listed: bool | None = None  # whether it lists its models, so that there are none but these; None: not told
     left_out: bool = False  # there was no room for all that it has prices for
 
+    @property
+    def first_party(self) -> bool:
+        """Whether these are OpenAI's or Anthropic's own models: their names, windows and templates are documented."""
+        return self.type in (OPENAI, ANTHROPIC)
+
     def url(self, dialect: str, route: str) -> str:
         """Give the address of a route such as `chat/completions` or `messages`.
 

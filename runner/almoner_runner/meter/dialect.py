@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from almoner_core.environment import DEFAULT_CONTEXT_WINDOW
-from almoner_core.model_facts import default_output
+from almoner_core.model_facts import default_output, image_tokens
 from almoner_core.model_names import same_model
 from almoner_core.pricing import (
     MIN_OUTPUT_TOKENS,
@@ -19,10 +19,12 @@ from almoner_core.pricing import (
     TokenCounts,
     bound_nanos,
     cost_nanos,
+    input_tokens_bound,
     output_tokens_within,
 )
 from almoner_runner.meter.body import Body
-from almoner_runner.meter.config import ANTHROPIC, OPENAI, Card, Model, Provider
+from almoner_runner.meter.config import Card, Model, Provider
+from almoner_runner.meter.images import Images
 from almoner_runner.meter.refusals import InvalidCallError, RefusedError
 from almoner_runner.meter.told import TOKENS_MAX
 
@@ -44,9 +46,8 @@ class Rules:
     priced: bool  # money is limited: only priced models
     default_output: int | None = None  # output maximum where the request says none: the Agent's word
     learned: Mapping[str, int] = field(default_factory=dict)  # ... and the provider's own, by provider/model
-    stored: Mapping[str, int] = field(
-        default_factory=dict
-    )  # tokens of the responses that this meter saw, by provider/id
+    # Tokens of the responses that this meter saw, by provider/id.
+    stored: Mapping[str, int] = field(default_factory=dict)
     window_least: int = 0  # of a model's context window, where the request's headers ask for a larger one
 
 
@@ -202,7 +203,7 @@ def find_model(provider: Provider, payload: Body, rules: Rules) -> Model:
     if not isinstance(name, str) or not 0 < len(name) <= 128 or not name.isprintable():
         raise InvalidCallError("model: must name a model, in at most 128 printable characters", param="model")
     model = provider.models.get(name)
-    if model is None and provider.type in (OPENAI, ANTHROPIC):
+    if model is None and provider.first_party:
         known = next((provider.models[other] for other in same_model(name) if other in provider.models), None)
         model = None if known is None else replace(known, name=name)
     if rules.priced and (model is None or model.price is None):
@@ -259,9 +260,23 @@ def tool_bytes(provider: Provider, payload: Body, *names: str) -> int:
     Fields that the ModelProvider alone knows count likewise, at any server: its template may write them out.
     """
     more = payload.schema_bytes(*sorted(provider.allow_fields & payload.fields.keys()))
-    if provider.type in (OPENAI, ANTHROPIC) and all(payload.is_ascii(name) for name in names):
+    if provider.first_party and all(payload.is_ascii(name) for name in names):
         return more
     return more + payload.schema_bytes(*names)
+
+
+def text_bound(
+    provider: Provider, payload: Body, model: Model, seen: Images, messages: int, *schemas: str
+) -> tuple[int, bool]:
+    """Give the most tokens of a request's text and images, and whether that covers the images.
+
+    schemas: fields that servers may write anew.
+    """
+    each = image_tokens(provider.type, model.name)
+    text = payload.text_bytes() - (seen.size if each is not None else 0)
+    more = tool_bytes(provider, payload, *schemas)
+    bound = input_tokens_bound(text, messages, tool_bytes=more, schema=any(payload.get(name) for name in schemas))
+    return bound + seen.count * (each or 0), not seen.count or each is not None
 
 
 def input_bound(bound: int, *, whole: bool, name: str, provider: Provider, model: Model, rules: Rules) -> int:
@@ -270,10 +285,10 @@ def input_bound(bound: int, *, whole: bool, name: str, provider: Provider, model
     `name` is the field where what its bytes do not bound is. Raises InvalidCallError: the window is not known.
     """
     window = None if model.context_window is None else max(model.context_window, rules.window_least)
-    # Whose own models these are, whose windows are documented and enforced. Elsewhere a stated one may be too small.
-    enforced = provider.type in (OPENAI, ANTHROPIC)
+    # There windows are documented and enforced. Elsewhere a stated one may be too small.
+    enforced = window if provider.first_party else None
     if whole:
-        return min(bound, window) if enforced and window is not None else bound
+        return bound if enforced is None else min(bound, enforced)
     if window is None and rules.strict:
         raise InvalidCallError(
             f"{name}: holds what its bytes do not bound (an image, a file, something stored, or a field that the meter "
@@ -282,6 +297,6 @@ def input_bound(bound: int, *, whole: bool, name: str, provider: Provider, model
             code="unbounded_input",
             param=name,
         )
-    if window is not None and enforced:
-        return window
+    if enforced is not None:
+        return enforced
     return max(bound, window or DEFAULT_CONTEXT_WINDOW, rules.window_least)

@@ -26,6 +26,7 @@ import aiohttp
 from aiohttp import web
 from multidict import MultiMapping
 
+from almoner_core.environment import OUTPUT_LIMITED_HEADER
 from almoner_core.pricing import TokenCounts
 from almoner_runner.meter.answers import BOM, Seen
 from almoner_runner.meter.body import Body
@@ -64,8 +65,6 @@ RESPONSE_HEADERS_DROPPED: Final = frozenset(
     {"connection", "keep-alive", "transfer-encoding", "content-length", "content-encoding", "trailer", "upgrade"}
     | {"set-cookie", "server", "date", "proxy-authenticate", "alt-svc", "strict-transport-security"}
 )
-OUTPUT_LIMITED_HEADER: Final = "x-almoner-output-limited"
-"""The output maximum that was sent, where it is lower than the client's: a limit has no room for more."""
 OUTPUT_CHOSEN_HEADER: Final = "x-almoner-output-max"
 """The output maximum that was sent, where the client said none."""
 ENDING: Final = "the call was cut off"

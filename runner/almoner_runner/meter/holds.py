@@ -97,7 +97,7 @@ class Holds:
                     return hold
                 left = deadline - books.now
                 if refusal and refusal.get("rate_seconds"):
-                    await turn.wait(books, dict(refusal), settlement)
+                    await turn.wait(books, refusal, settlement)
                 elif unreachable:
                     await wait_for_ledger(settlement, left)
                 elif room.may_settle(settlement) and left > 0:
@@ -157,9 +157,10 @@ class Holds:
 
     async def _acquire(self, call: Call) -> Hold:
         await self._gate()
-        if not self._fits_one(call) and await self.room.tightened(call):
-            await self._gate()
         bound = call.bound()
+        if not self._fits_one(call, bound) and await self.room.tightened(call):
+            await self._gate()
+            bound = call.bound()
         if self.books.max_per_request:
             bound = self._within_request_limit(call, bound)
         if self.books.rates.in_force:
@@ -168,9 +169,9 @@ class Holds:
         hold = None if self.room.short else self.books.hold(bound, call.provider.name)
         return hold if hold is not None else await self.room.find(call, bound)
 
-    def _fits_one(self, call: Call) -> bool:
+    def _fits_one(self, call: Call, bound: dict[str, int]) -> bool:
         """Say whether a call is within what one call may use, at its own output maximum."""
-        books, bound = self.books, call.bound()
+        books = self.books
         return all(bound.get(d, 0) <= most for d, most in books.max_per_request.items()) and not (
             books.rates.in_force and books.rates.too_large(call.provider.name, bound)
         )

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from almoner_core.environment import DEFAULT_CONTEXT_WINDOW
-from almoner_core.model_facts import image_tokens
 from almoner_core.pricing import input_tokens_bound
+from almoner_core.refusals import BUDGET_IN_USE
 from almoner_runner.meter import images, inline
 from almoner_runner.meter.body import Body, growth, schema_growth
 from almoner_runner.meter.config import Model, Provider
@@ -25,11 +25,11 @@ from almoner_runner.meter.dialect import (
     number,
     sequence,
     set_output_maximum,
-    tool_bytes,
+    text_bound,
     words,
 )
 from almoner_runner.meter.fields import Faults, Free, labels, only_text, unknown
-from almoner_runner.meter.refusals import BUDGET_IN_USE, InvalidCallError
+from almoner_runner.meter.refusals import InvalidCallError
 
 CHAT_FIELDS: Final = words(
     "model messages max_tokens max_completion_tokens n stream stream_options temperature top_p stop presence_penalty "
@@ -62,9 +62,10 @@ def chat(provider: Provider, payload: Body, rules: Rules) -> Call:
     """Bound a chat completion."""
     model = find_model(provider, payload, rules)
     batch = _asks_for_batch(model, payload)
+    names = unknown(payload.fields, CHAT_FIELDS | provider.allow_fields, CHAT_FREE)
     if rules.strict:
         faults = Faults()
-        faults.add_unknown(unknown(payload.fields, CHAT_FIELDS | provider.allow_fields, CHAT_FREE), "chat/completions")
+        faults.add_unknown(names, "chat/completions")
         _check_tools(sequence(payload, "tools"), faults)
         _finish_check(provider, payload, faults, batch=batch)
     asked = [number(payload, name, least=1) for name in MAXIMA]
@@ -88,37 +89,29 @@ def chat(provider: Provider, payload: Body, rules: Rules) -> Call:
         hide_usage=hide_usage,
         batch=batch,
     )
-    _bound_chat(call, rules)
+    _bound_chat(call, rules, known=not names)
     set_output_maximum(call, asked, rules)
     return call
 
 
-def _bound_chat(call: Call, rules: Rules) -> None:
+def _bound_chat(call: Call, rules: Rules, *, known: bool) -> None:
     provider, payload, model = call.provider, call.payload, call.model
     messages = sequence(payload, "messages")
-    seen, each = images.in_chat(messages), image_tokens(provider.type, model.name)
-    files = images.files_in_chat(messages)
-    text = payload.text_bytes() - (seen.size if each is not None else 0)
-    bound = _text_bound(provider, payload, text, len(messages), "tools", "functions", "response_format")
-    bound += seen.count * (each or 0)
+    seen, files = images.in_chat(messages), images.files_in_chat(messages)
+    schemas = ("tools", "functions", "response_format")
+    bound, covered = text_bound(provider, payload, model, seen, len(messages), *schemas)
     bounded = (
-        not unknown(payload.fields, CHAT_FIELDS | provider.allow_fields, CHAT_FREE)
+        known
+        and covered
         and all(map(inline.chat_message, messages))
         and all(map(inline.chat_tool, sequence(payload, "tools")))
         and all(map(inline.chat_function, sequence(payload, "functions")))
-        and (not seen.count or each is not None)
     )
     bound += sum(map(_calls_growth, messages)) if bounded else 0
     if bounded and files.count:
         call.files, call.beside_files = files.found, bound - files.size
     whole = bounded and not files.count
     call.input_bound = input_bound(bound, whole=whole, name="messages", provider=provider, model=model, rules=rules)
-
-
-def _text_bound(provider: Provider, payload: Body, text: int, messages: int, *schemas: str) -> int:
-    """Bound so many bytes of text, of which the fields `schemas` may be written anew."""
-    more = tool_bytes(provider, payload, *schemas)
-    return input_tokens_bound(text, messages, tool_bytes=more, schema=any(payload.get(name) for name in schemas))
 
 
 def _calls_growth(message: dict[str, Any]) -> int:
@@ -178,11 +171,10 @@ def responses(provider: Provider, payload: Body, rules: Rules) -> Call:
     """Bound a response."""
     model = find_model(provider, payload, rules)
     batch = _asks_for_batch(model, payload)
+    names = unknown(payload.fields, RESPONSES_FIELDS | provider.allow_fields, RESPONSES_FREE)
     if rules.strict:
         faults = Faults()
-        faults.add_unknown(
-            unknown(payload.fields, RESPONSES_FIELDS | provider.allow_fields, RESPONSES_FREE), "responses"
-        )
+        faults.add_unknown(names, "responses")
         _check_tools(sequence(payload, "tools"), faults, at_the_clients=RESPONSE_TOOLS)
         for item in payload.get("input") if isinstance(payload.get("input"), list) else ():
             if isinstance(item, dict) and isinstance(item.get("tools"), list):
@@ -195,7 +187,7 @@ def responses(provider: Provider, payload: Body, rules: Rules) -> Call:
         model=model,
         payload=payload,
         usage_shape="responses",
-        input_bound=_response_input(provider, payload, model, rules),
+        input_bound=_response_input(provider, payload, model, rules, known=not names),
         output_fields=("max_output_tokens",),
         stream=flag(payload, "stream"),
         batch=batch,
@@ -204,19 +196,17 @@ def responses(provider: Provider, payload: Body, rules: Rules) -> Call:
     return call
 
 
-def _response_input(provider: Provider, payload: Body, model: Model, rules: Rules) -> int:
+def _response_input(provider: Provider, payload: Body, model: Model, rules: Rules, *, known: bool) -> int:
     given = payload.get("input")
     items = given if isinstance(given, list) else []
-    seen, each = images.in_items(items), image_tokens(provider.type, model.name)
-    text = payload.text_bytes() - (seen.size if each is not None else 0)
-    bound = _text_bound(provider, payload, text, len(items) + 2, "tools", "text") + seen.count * (each or 0)
+    bound, covered = text_bound(provider, payload, model, images.in_items(items), len(items) + 2, "tools", "text")
     # What the server stored is not in the request; what this meter saw of it bounds it.
     previous = payload.get("previous_response_id")
     stored = rules.stored.get(f"{provider.name}/{previous}")
     whole = (
-        not unknown(payload.fields, RESPONSES_FIELDS | provider.allow_fields, RESPONSES_FREE)
+        known
+        and covered
         and (not previous or stored is not None)
-        and (not seen.count or each is not None)
         and (given is None or isinstance(given, str | list))
         and all(map(inline.response_item, items))
         and isinstance(payload.get("instructions") or "", str)
@@ -235,21 +225,13 @@ def _item_growth(item: dict[str, Any]) -> int:
 def embeddings(provider: Provider, payload: Body, rules: Rules) -> Call:
     """Bound an embedding: input alone. Token ids, too, are at least a byte each, and so is every text's end marker."""
     model = find_model(provider, payload, rules)
+    names = unknown(payload.fields, EMBEDDING_FIELDS | provider.allow_fields, {})
     if rules.strict:
         faults = Faults()
-        faults.add_unknown(unknown(payload.fields, EMBEDDING_FIELDS | provider.allow_fields, {}), "embeddings")
+        faults.add_unknown(names, "embeddings")
         faults.check()
     given = payload.get("input")
     texts = len(given) if isinstance(given, list) else 1
-    bound = input_tokens_bound(payload.text_bytes(), texts)
-    if not inline.embedding_input(given) or unknown(payload.fields, EMBEDDING_FIELDS | provider.allow_fields, {}):
-        if rules.strict:
-            raise InvalidCallError(
-                "input: under a budget the meter lets through only texts and token ids, one or a list of them",
-                code="unsupported_parameter",
-                param="input",
-            )
-        bound = max(bound, (model.context_window or DEFAULT_CONTEXT_WINDOW) * texts)
     return Call(
         operation="embeddings",
         resource_type="embedding",
@@ -257,8 +239,24 @@ def embeddings(provider: Provider, payload: Body, rules: Rules) -> Call:
         model=model,
         payload=payload,
         usage_shape="embeddings",
-        input_bound=bound,
+        input_bound=texts_bound(payload, "input", texts, model, known=not names, strict=rules.strict),
     )
+
+
+def texts_bound(payload: Body, name: str, texts: int, model: Model, *, known: bool, strict: bool) -> int:
+    """Give the most tokens of a request whose field `name` is so many texts, or token ids. Raises InvalidCallError.
+
+    Where it is something else, or not all fields are known, each may fill the context window.
+    """
+    plain = inline.embedding_input(payload.get(name))
+    if strict and not plain:
+        raise InvalidCallError(
+            f"{name}: under a budget the meter lets through only texts and token ids, one or a list of them",
+            code="unsupported_parameter",
+            param=name,
+        )
+    bound = input_tokens_bound(payload.text_bytes(), texts)
+    return bound if plain and known else max(bound, (model.context_window or DEFAULT_CONTEXT_WINDOW) * texts)
 
 
 def error_body(code: str, message: str, status: int, param: str | None) -> dict[str, Any]:

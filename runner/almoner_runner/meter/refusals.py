@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 NANOS_PER_DOLLAR: Final = 10**9
-BUDGET_IN_USE: Final = "budget_in_use"
-"""The code of a refusal that passes: calls under way hold room that they may not need."""
 
 
 def kind(dimension: str) -> str:

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from almoner_core.allotment import Hold
+from almoner_core.refusals import BUDGET_IN_USE, INSUFFICIENT_QUOTA
 from almoner_runner.meter.books import PASSING_CODES, Books
 from almoner_runner.meter.dialect import Call
 from almoner_runner.meter.ledger import LedgerError, LedgerUnreachableError
 from almoner_runner.meter.pacing import Pacing, Turn
-from almoner_runner.meter.refusals import BUDGET_IN_USE, RefusedError, amount, kind
+from almoner_runner.meter.refusals import RefusedError, amount, kind
 
 WAITING_MAX: Final = 256
 WAIT_SECONDS: Final = 60.0
@@ -39,7 +40,7 @@ POOR_OUTPUT_TOKENS: Final = 1024
 IN_USE_RETRY_SECONDS: Final = 2
 
 Bound = dict[str, int]
-Refusal = Mapping[str, Any]
+Refusal = dict[str, Any]
 
 
 @dataclass(slots=True)
@@ -121,7 +122,7 @@ class Room:
             return hold
         left = waiter.deadline - self._books.now
         if refusal is not None and refusal.get("rate_seconds"):
-            await self._wait_for_rate(waiter, dict(refusal), settlement)
+            await self._wait_for_rate(waiter, refusal, settlement)
             return None
         waiter.turn.leave()
         if unreachable:
@@ -210,7 +211,7 @@ class Room:
             return None
         raise insufficient(waiter.bound, refusal, self._books.allotment.free_amounts(), passing=passing)
 
-    async def _wait_for_rate(self, waiter: _Waiter, refusal: dict[str, Any], settlement: asyncio.Event) -> None:
+    async def _wait_for_rate(self, waiter: _Waiter, refusal: Refusal, settlement: asyncio.Event) -> None:
         """Wait until asking a rate again is worth it, or lower the output to what a smaller bucket lets through."""
         books, call = self._books, waiter.call
         if refusal.get("retry_after_ms") is None:
@@ -290,4 +291,4 @@ def insufficient(
     if passing:
         message += "; calls under way hold the rest and may leave some of it: try again"
         return RefusedError(429, BUDGET_IN_USE, message, retry_after=IN_USE_RETRY_SECONDS)
-    return RefusedError(429, "insufficient_quota", message, retry_after=refusal.get("retry_after_seconds"))
+    return RefusedError(429, INSUFFICIENT_QUOTA, message, retry_after=refusal.get("retry_after_seconds"))
